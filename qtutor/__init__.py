@@ -1,0 +1,20 @@
+"""qtutor: the exact maths, live explorers and exercises behind the quantization course.
+
+Rooms, from the ground up (imports only ever point to an earlier line):
+
+    affine       the map between real numbers and integer codes; its error
+    histogram    many numbers as a few bins; the quantization error of a histogram
+    machine      what this computer is, in words
+    vision       makes a torchvision that does not match torch importable
+    samples      the data that the lessons use
+    workflows    PyTorch's own quantization flows behind thin, stable names
+    benchmark    size, accuracy and latency, compared fairly
+    plots        a result in, a plotly figure out
+    explorers    live widgets: move a control, watch the mathematics
+    exercises    questions, checkers, hints, solutions and progress
+    cli          the `qtutor` command
+
+Nothing is re-exported here: `from qtutor.affine import quantize` shows where a name lives.
+"""
+
+__version__ = "0.1.0"
