@@ -24,7 +24,9 @@ EPS = torch.finfo(torch.float32).eps
 """The smallest scale that `choose_qparams` returns, as in PyTorch's observers."""
 
 _BLOCK = 1 << 18  # elements per pass: 1 MiB of float32, so a block stays in cache through every step
-_FLOAT32_INTEGERS = 1 << 24  # up to here float32 holds every integer
+_CODE_DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
+_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NARROW = 1 << 23  # codes up to here, either sign: float32 holds every one of them and every difference of two
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class QParams:
         quant_max: the highest code.
 
     Raises:
-        TypeError: an end of the grid or a zero point is not a whole number.
+        TypeError: an end of the grid or a zero point is not a whole number, or a scale not a real one.
         ValueError: the grid is empty or beyond int32, a scale is not positive and finite or so small
             that its reciprocal overflows float32, or a zero point is off the grid.
 
@@ -59,17 +61,18 @@ class QParams:
 
     def __post_init__(self):
         quant_min, quant_max = _check_grid(self.quant_min, self.quant_max)
-        scale = torch.as_tensor(self.scale).detach().to(torch.float32)
+        # Copies: what a caller later does to their own tensors, as an optimizer does, must not reach in here.
+        scale = _as_tensor(self.scale, "scale").to(torch.float32, copy=True)
         _check_values(scale, (scale > 0) & scale.isfinite(), "scale", "must be positive and finite")
         _check_values(scale, (1 / scale).isfinite(), "scale", "is so small that 1 / scale overflows float32")
 
-        zero_point = torch.as_tensor(self.zero_point).detach()
+        zero_point = _as_tensor(self.zero_point, "zero_point")
         if zero_point.is_floating_point() and not torch.equal(zero_point, zero_point.round()):
             raise TypeError(f"zero_point must be a whole number, got {_brief(zero_point)}: round it first")
         inside = (zero_point >= quant_min) & (zero_point <= quant_max)
         _check_values(zero_point, inside, "zero_point", f"must lie on the grid [{quant_min}, {quant_max}]")
         try:
-            scale, zero_point = torch.broadcast_tensors(scale, zero_point.to(torch.int32))
+            scale, zero_point = torch.broadcast_tensors(scale, zero_point.to(torch.int32, copy=True))
         except RuntimeError:
             raise ValueError(
                 f"scale has shape {tuple(scale.shape)} and zero_point {tuple(zero_point.shape)}, "
@@ -98,12 +101,12 @@ class QParams:
     @property
     def low(self) -> Tensor:
         """The smallest real value that has a code of its own; shape of `scale`."""
-        return (self.quant_min - self.zero_point) * self.scale
+        return self._value(self.quant_min)
 
     @property
     def high(self) -> Tensor:
         """The largest real value that has a code of its own; shape of `scale`."""
-        return (self.quant_max - self.zero_point) * self.scale
+        return self._value(self.quant_max)
 
     @property
     def code_dtype(self) -> torch.dtype:
@@ -114,17 +117,26 @@ class QParams:
                 return dtype
         return torch.int32
 
+    def _value(self, codes: Tensor | int) -> Tensor:
+        """The float32 reals that codes mean. One rounding, in the product: float64 holds the difference exactly."""
+        return ((codes - self.zero_point.to(torch.float64)) * self.scale).to(torch.float32)
+
 
 def grid(bits: int, *, signed: bool = True) -> tuple[int, int]:
     """Return the lowest and the highest code of a `bits`-bit integer.
 
     Raises:
+        TypeError: `bits` is not a whole number.
         ValueError: fewer than 2 or more than 32 bits (31 unsigned: codes are stored as int32).
 
     Example:
         >>> grid(8), grid(4, signed=False)
         ((-128, 127), (0, 15))
     """
+    try:
+        bits = operator.index(bits)
+    except TypeError:
+        raise TypeError(f"bits must be a whole number, got {bits!r}") from None
     most = 32 if signed else 31
     if not 2 <= bits <= most:
         raise ValueError(f"bits must be from 2 to {most}, got {bits}")
@@ -154,9 +166,11 @@ def choose_qparams(
             negative codes, else the middle of the grid.
 
     Returns:
-        QParams of the shape of the range: PyTorch's `MinMaxObserver` chooses the same.
+        QParams of the shape of the range. PyTorch's `MinMaxObserver` chooses the same, but for symmetric
+        ranges on unsigned grids of its caller's own, whose middle it rounds down.
 
     Raises:
+        TypeError: a bound is not a real number or a tensor of them.
         ValueError: a bound is NaN or infinite, `min_val > max_val`, the range is wider than float32
             can hold, or `quant_min >= quant_max`.
 
@@ -168,8 +182,8 @@ def choose_qparams(
         (0.25, 4)
     """
     quant_min, quant_max = _check_grid(quant_min, quant_max)
-    low = torch.as_tensor(min_val).detach().to(torch.float32)
-    high = torch.as_tensor(max_val).detach().to(torch.float32)
+    low = _as_tensor(min_val, "min_val").to(torch.float32)
+    high = _as_tensor(max_val, "max_val").to(torch.float32)
     if low.shape != high.shape:
         raise ValueError(f"min_val has shape {tuple(low.shape)} and max_val {tuple(high.shape)}: give as many of each")
     _check_values(low, low.isfinite(), "min_val", "must be finite")
@@ -187,7 +201,7 @@ def choose_qparams(
         middle = 0 if quant_min < 0 <= quant_max else (quant_min + quant_max + 1) // 2
         zero_point = torch.full_like(scale, middle, dtype=torch.int32)
     else:
-        zero_point = (quant_min - (low / scale).round().to(torch.int32)).clamp(quant_min, quant_max)
+        zero_point = (quant_min - (low / scale).round().to(torch.int64)).clamp(quant_min, quant_max)
     return QParams(scale, zero_point, quant_min, quant_max)
 
 
@@ -215,12 +229,12 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
         [0, 4, 5, 15]
     """
     _check_input(x, qparams, "quantize")
-    if x.isnan().any():
+    steps = _steps(x.detach(), 1 / qparams.scale, _is_wide(qparams))
+    if steps.isnan().any():
         raise ValueError(
-            f"quantize: {int(x.isnan().sum())} of {x.numel()} values are NaN, which has no code: "
+            f"quantize: {int(steps.isnan().sum())} of {x.numel()} values are NaN, which has no code: "
             "replace them first, for example with torch.nan_to_num"
         )
-    steps = _steps(x.detach(), 1 / qparams.scale, _is_wide(qparams))
     return steps.add_(qparams.zero_point).clamp_(qparams.quant_min, qparams.quant_max).to(qparams.code_dtype)
 
 
@@ -246,7 +260,7 @@ def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
         >>> dequantize(torch.tensor([0, 4, 15]), QParams(0.25, 4, 0, 15)).tolist()
         [-1.0, 0.0, 2.75]
     """
-    if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.is_complex():
+    if not isinstance(codes, Tensor) or codes.dtype not in _CODE_DTYPES:
         raise TypeError(f"dequantize needs a tensor of integer codes, got {_kind(codes)}: call quantize first")
     _check_shapes(codes, qparams, "dequantize")
     wide = codes.to(torch.int64)
@@ -256,22 +270,22 @@ def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
         "codes",
         f"must lie on the grid [{qparams.quant_min}, {qparams.quant_max}]",
     )
-    # One rounding, in the product: the difference is a whole number and float64 holds it exactly.
-    return ((wide - qparams.zero_point).to(torch.float64) * qparams.scale).to(torch.float32)
+    return qparams._value(wide)
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """Quantize and dequantize in one step, staying in floating point.
 
-    Equals PyTorch's fake-quantize kernels bit for bit wherever |x / scale| < 2**63. Beyond that those
-    kernels disagree with each other; here such values, infinities included, clip to the ends of the
-    grid, and NaN stays NaN.
+    Equals PyTorch's fake-quantize kernels bit for bit, on grids within 2**23 of zero, wherever
+    |x / scale| < 2**63. Beyond that those kernels disagree with each other; here such values,
+    infinities included, clip to the ends of the grid, and NaN stays NaN. They disagree on float64 too:
+    per tensor the result is rounded to float32, per channel, and here, it is not.
 
     The gradient passes straight through where the rounded code is on the grid and is zero where it
     was clipped.
 
     Args:
-        x: `(*shape)` real values of any floating-point dtype.
+        x: `(*shape)` real values, float16 or bfloat16 to float64.
         qparams: `scale` and `zero_point` broadcast against `x`.
 
     Returns:
@@ -294,20 +308,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, qparams: QParams) -> Tensor:
-        wide = _is_wide(qparams)
-        low = (qparams.quant_min - qparams.zero_point).to(torch.float64 if wide else torch.float32)
-        high = (qparams.quant_max - qparams.zero_point).to(low.dtype)
-        out = torch.empty_like(x)
-        inside = torch.empty_like(x, dtype=torch.bool) if ctx.needs_input_grad[0] else None
-        per_element = (qparams.scale, 1 / qparams.scale, low, high)
-        for block, (scale, reciprocal, low, high) in _blocks(x.shape, per_element):
-            steps = _steps(x[block], reciprocal, wide)
-            # The zero point cancels: clamping between shifted ends equals adding it, clamping and
-            # subtracting it. Adding 0.0 turns -0.0 into the 0.0 that an integer code would give.
-            clamped = steps.clamp(low, high)
-            if inside is not None:
-                torch.eq(steps, clamped, out=inside[block])
-            torch.mul(clamped.add_(0.0), scale, out=out[block])
+        out, inside = _fake_quantize(x, qparams, track=ctx.needs_input_grad[0])
         ctx.save_for_backward(inside)
         return out
 
@@ -315,6 +316,24 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (inside,) = ctx.saved_tensors
         return grad * inside, None
+
+
+def _fake_quantize(x: Tensor, qparams: QParams, track: bool) -> tuple[Tensor, Tensor | None]:
+    """`x` quantized and dequantized and, if tracked, where its rounded code is on the grid."""
+    wide = _is_wide(qparams)
+    zero_point = qparams.zero_point.to(torch.float64 if wide else torch.float32)
+    per_element = (qparams.scale, 1 / qparams.scale, qparams.quant_min - zero_point, qparams.quant_max - zero_point)
+    out = torch.empty_like(x)
+    inside = torch.empty_like(x, dtype=torch.bool) if track else None
+    for block, (scale, reciprocal, low, high) in _blocks(x.shape, per_element):
+        steps = _steps(x[block], reciprocal, wide)
+        # The zero point cancels: clamping between shifted ends equals adding it, clamping and
+        # subtracting it. Adding 0.0 turns -0.0 into the 0.0 that an integer code would give.
+        clamped = steps.clamp(low, high)
+        if inside is not None:
+            torch.eq(steps, clamped, out=inside[block])
+        torch.mul(clamped.add_(0.0), scale, out=out[block])
+    return out, inside
 
 
 @dataclass(frozen=True)
@@ -368,17 +387,18 @@ def measure_error(x: Tensor, qparams: QParams) -> QuantizationError:
     _check_input(x, qparams, "measure_error")
     x = x.detach()
     _check_finite(x, "measure_error")
-    squared = (x.to(torch.float64) - fake_quantize(x, qparams)).square_()
-    steps = _steps(x, 1 / qparams.scale, _is_wide(qparams)).add_(qparams.zero_point)
-    clipped = (steps < qparams.quant_min) | (steps > qparams.quant_max)
-    clipping = float(squared[clipped].sum())
-    return QuantizationError(
-        count=x.numel(),
-        signal=float(x.to(torch.float64).square().sum()),
-        rounding=float(squared[~clipped].sum()),
-        clipping=clipping,
-        clipped=int(clipped.sum()),
-    )
+    approximation, inside = _fake_quantize(x, qparams, track=True)
+    signal = rounding = clipping = 0.0
+    blocks = zip(*(t.flatten().split(_BLOCK) for t in (x, approximation, inside)), strict=True)
+    for values, approximations, kept in blocks:
+        values = values.to(torch.float64)
+        noise = values - approximations
+        lost = noise * ~kept
+        noise -= lost
+        signal, rounding, clipping = (
+            total + float(part.dot(part)) for total, part in ((signal, values), (rounding, noise), (clipping, lost))
+        )
+    return QuantizationError(x.numel(), signal, rounding, clipping, x.numel() - int(inside.count_nonzero()))
 
 
 def sqnr(reference: Tensor, approximation: Tensor) -> float:
@@ -410,7 +430,7 @@ def sqnr(reference: Tensor, approximation: Tensor) -> float:
             f"sqnr compares tensors of one shape, got {tuple(reference.shape)} and {tuple(approximation.shape)}"
         )
     reference = reference.detach().to(torch.float64)
-    noise = reference - approximation.detach()
+    noise = reference - approximation.detach().to(torch.float64)
     return _decibels(float(reference.square().sum()), float(noise.square().sum()))
 
 
@@ -422,15 +442,14 @@ def _decibels(signal: float, noise: float) -> float:
 
 def _steps(x: Tensor, reciprocal: Tensor, wide: bool) -> Tensor:
     """round(x / scale) as a new floating-point tensor: float64 for float64 input or a wide grid, else float32."""
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.to(torch.float32)
+    x = x if x.dtype == torch.float64 else x.to(torch.float32)
     steps = torch.mul(x, reciprocal).round_()
     return steps.to(torch.float64) if wide else steps
 
 
 def _is_wide(qparams: QParams) -> bool:
     """Whether the grid holds codes that float32 cannot tell apart."""
-    return qparams.quant_max - qparams.quant_min >= _FLOAT32_INTEGERS
+    return qparams.quant_min < -_NARROW or qparams.quant_max > _NARROW
 
 
 def _blocks(shape: torch.Size, others: tuple[Tensor, ...]) -> Iterator[tuple[tuple[slice, ...], tuple[Tensor, ...]]]:
@@ -457,6 +476,16 @@ def _blocks(shape: torch.Size, others: tuple[Tensor, ...]) -> Iterator[tuple[tup
         )
 
 
+def _as_tensor(value: object, name: str) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number or a tensor, got {_kind(value)}: {error}") from None
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real, got {_kind(tensor)}")
+    return tensor
+
+
 def _check_grid(quant_min: int, quant_max: int) -> tuple[int, int]:
     try:
         quant_min, quant_max = operator.index(quant_min), operator.index(quant_max)
@@ -471,7 +500,7 @@ def _check_grid(quant_min: int, quant_max: int) -> tuple[int, int]:
 
 
 def _check_input(x: Tensor, qparams: QParams, caller: str) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if not isinstance(x, Tensor) or x.dtype not in _FLOAT_DTYPES:
         raise TypeError(
             f"{caller} needs a floating-point tensor, got {_kind(x)}: convert it, for example with .float()"
         )
@@ -496,7 +525,8 @@ def _check_shapes(x: Tensor, qparams: QParams, caller: str) -> None:
 def _check_finite(x: Tensor, caller: str) -> None:
     if x.numel() == 0:
         raise ValueError(f"{caller}: the tensor of shape {tuple(x.shape)} is empty, there is nothing to measure")
-    if not x.isfinite().all():
+    low, high = x.aminmax()
+    if not (low.isfinite() and high.isfinite()):
         raise ValueError(f"{caller}: {int((~x.isfinite()).sum())} of {x.numel()} values are NaN or infinite")
 
 

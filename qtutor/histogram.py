@@ -14,12 +14,16 @@ Exact zeros stand apart: after a ReLU they are a large share of the values, and 
 their own, so they cost nothing; spread over a bin they would seem to.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError
+
+_BLOCK = 1 << 16  # values per pass of a stream: few enough to stay in cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ class Histogram:
 
     @classmethod
     def of(cls, x: Tensor, bins: int = 1 << 16) -> "Histogram":
-        """Bin a tensor in one pass.
+        """Bin a tensor in one pass, as float32.
 
         Args:
             x: `(*shape)` finite real values, at least one.
@@ -58,19 +62,20 @@ class Histogram:
             raise ValueError(f"Histogram needs at least one bin, got {bins}")
         if x.numel() == 0:
             raise ValueError(f"Histogram needs at least one value, got a tensor of shape {tuple(x.shape)}")
-        x = x.detach().flatten()
-        x = x if x.dtype == torch.float64 else x.to(torch.float32)
+        x = x.detach().flatten().to(torch.float32)
         low, high = (float(v) for v in x.aminmax())
-        if not (torch.isfinite(torch.tensor([low, high])).all()):
-            raise ValueError(f"Histogram needs finite values, got a range from {low} to {high}")
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"Histogram needs finite float32 values, got a range from {low} to {high}")
         zeros = x.numel() - int(x.count_nonzero())
+        counts = torch.zeros(bins, dtype=torch.float64)
         if low == high:
-            counts = torch.zeros(bins, dtype=torch.float64)
             counts[0] = x.numel() - zeros
         else:
-            counts = torch.histc(x, bins, low, high).to(torch.float64)
+            # histc counts in the dtype of its input: float32 stops at 2**24 a bin, and cannot hold every range.
+            for part in x.split(1 << 18):
+                counts += torch.histc(part.to(torch.float64), bins, low, high)
             if zeros:
-                counts -= zeros * torch.histc(torch.zeros(1), bins, low, high)
+                counts -= zeros * torch.histc(counts.new_zeros(1), bins, low, high)
         signal = float(torch.linalg.vector_norm(x, dtype=torch.float64) ** 2)
         return cls(counts, low, high, zeros, signal)
 
@@ -119,3 +124,157 @@ class Histogram:
             outside = float(weights @ (u - inside).diff())
             rounding, clipping = (float(weights @ area.diff()) * scale**2 for area in (rounding, clipping))
         return QuantizationError(self.count, self.signal, max(rounding, 0.0), max(clipping, 0.0), outside)
+
+
+class StreamingHistogram:
+    """Histograms of a stream, one a row, whose ranges grow with it.
+
+    The bins of a row are 2**exponent wide with edges on the multiples of that, so where the range
+    outgrows them whole bins merge: the counts equal those of one pass over all the values, whatever
+    batches they came in. The range of a row spans a quarter to all of `bins` bins, unless it is too
+    narrow for float32.
+
+    Args:
+        rows: how many histograms.
+        bins: a power of two; twice as many are stored, and memory does not grow with the stream.
+
+    Attributes:
+        counts: `(rows, 2 * bins)` int64, zeros included.
+        zeros: `(rows,)` int64, how many values are exactly 0.0.
+        low: `(rows,)` float32, the smallest value so far, exact.
+        high: `(rows,)` float32, the largest value so far, exact.
+        exponent: `(rows,)` int64, log2 of the width of a bin.
+        first: `(rows,)` int64, the left edge of the first bin, in widths of a bin.
+    """
+
+    def __init__(self, rows: int, bins: int):
+        if bins < 4 or bins & (bins - 1):
+            raise ValueError(f"StreamingHistogram needs a power of two of at least 4 bins, got {bins}")
+        self.bins = bins
+        self.counts = torch.zeros(rows, 2 * bins, dtype=torch.int64)
+        self.zeros = torch.zeros(rows, dtype=torch.int64)
+        self.low = torch.full((rows,), torch.inf)
+        self.high = torch.full((rows,), -torch.inf)
+        self.exponent = torch.full((rows,), -60)  # a scale is at least 2**-23: nothing finer matters
+        self.first = torch.zeros(rows, dtype=torch.int64)
+
+    @property
+    def width(self) -> Tensor:
+        """`(rows, 1)` float64, the width of a bin in the unit of the values."""
+        return _power_of_two(self.exponent)[:, None]
+
+    def add(self, values: Tensor, low: Tensor, high: Tensor) -> None:
+        """Count `(rows, n)` finite float32 values, of which `low` and `high` are the `(rows,)` extremes."""
+        if (low < self.low).any() or (high > self.high).any():
+            self._fit(torch.minimum(low, self.low), torch.maximum(high, self.high))
+        columns = max(_BLOCK, self.counts.numel()) // len(values)
+        for block in values.split(columns, dim=1):
+            steps = (block * self._per_width).floor_()
+            index = steps.to(torch.int32).add_(self._offset).flatten()
+            self.counts += torch.bincount(index, minlength=self.counts.numel()).view_as(self.counts)
+            # Several times as fast as count_nonzero.
+            self.zeros += torch.eq(block, 0, out=steps).sum(dim=1).to(torch.int64)
+
+    def select(self, rows: slice) -> "StreamingHistogram":
+        """Return some of the rows."""
+        selected = StreamingHistogram(0, self.bins)
+        for name in ("counts", "zeros", "low", "high", "exponent", "first"):
+            setattr(selected, name, getattr(self, name)[rows])
+        return selected
+
+    def magnitudes(self, bins: int) -> "StreamingHistogram":
+        """Return the histograms of the absolute values, in at most `bins` bins."""
+        folded = StreamingHistogram(len(self.zeros), min(bins, self.bins))
+        folded.exponent, folded.zeros = self.exponent, self.zeros
+        smallest = torch.where(self.low > 0, self.low, (-self.high).clamp(min=0))
+        folded._fit(smallest, torch.maximum(-self.low, self.high))
+        index = self.edges() >> (folded.exponent - self.exponent).clamp(max=63)[:, None]
+        folded._merge(torch.where(index < 0, -1 - index, index), self.counts)
+        return folded
+
+    def quantile(self, q: float) -> Tensor:
+        """Estimate the `q`-quantile of each row, off by at most the width of a bin.
+
+        As in `torch.quantile`, it lies between two of the sorted values; the counts tell the bin of each.
+        """
+        cumulative = self.counts.cumsum(dim=1)
+        rank = q * (cumulative[:, -1:] - 1).to(torch.float64)  # (rows, 1)
+        ranks = torch.cat([rank.floor(), rank.ceil()], dim=1)
+        index = torch.searchsorted(cumulative, ranks.to(torch.int64), right=True)
+        count = self.counts.gather(1, index)
+        within = (ranks + 0.5 - (cumulative.gather(1, index) - count)) / count
+        values = (self.first[:, None] + index + within) * self.width
+        values = values.clamp(self.low[:, None], self.high[:, None])
+        return torch.lerp(values[:, 0], values[:, 1], (rank - ranks[:, :1])[:, 0]).to(torch.float32)
+
+    def squared_error(self) -> Callable[[QParams], Tensor]:
+        """Return what estimates, as `(rows, k)`, the sum of squared errors of each row under `(rows, k)` qparams.
+
+        With c the value of the highest code and t the thresholds between neighbouring codes,
+
+            sum of (x - x_hat)**2 = sum of (x - c)**2 - 2 s * sum over t of E(t),  E(t) = sum of max(t - x, 0)
+
+        so one table of E, the counts summed twice, serves every scale and zero point. As in
+        `Histogram.error`, exact for values spread evenly within each bin, and zeros cost nothing.
+        """
+        counts = self.nonzero()
+        middles = torch.arange(2 * self.bins, dtype=torch.float64) + 0.5
+        # The moments, (rows, 1) each, in widths from the first edge.
+        zeroth, once, twice = (
+            (counts @ power)[:, None] for power in (torch.ones_like(middles), middles, middles.square() + 1 / 12)
+        )
+        counts = torch.nn.functional.pad(counts, (0, 1))  # whatever lies beyond finds an empty bin
+        below = counts.cumsum(dim=1).sub_(counts)
+        table = torch.add(below, counts, alpha=0.5)
+        table = table.cumsum(dim=1).sub_(table)  # E at the left edges, in widths
+        first, width = self.first[:, None], self.width
+
+        def estimate(qparams: QParams) -> Tensor:
+            scale = qparams.scale / width  # (rows, k) in widths
+            codes = torch.arange(qparams.quant_min, qparams.quant_max, dtype=torch.float64) + 0.5
+            thresholds = (codes - qparams.zero_point[..., None]) * scale[..., None] - first[..., None]
+            thresholds = thresholds.flatten(1).clamp_(min=0)  # (rows, k * t)
+            index = thresholds.to(torch.int64).clamp_(max=2 * self.bins)
+            into = thresholds.sub_(index)
+            shortfall = counts.gather(1, index).mul_(into / 2).add_(below.gather(1, index)).mul_(into)
+            shortfall = shortfall.add_(table.gather(1, index)).view(*scale.shape, -1).sum(dim=-1)
+            highest = (qparams.quant_max - qparams.zero_point) * scale - first
+            squared = twice - 2 * highest * once + highest.square() * zeroth - 2 * scale * shortfall
+            return squared.clamp(min=0) * width.square()
+
+        return estimate
+
+    def nonzero(self) -> Tensor:
+        """`(rows, 2 * bins)` float64 counts without the zeros."""
+        home = (-self.first).clamp(0, 2 * self.bins - 1)[:, None]
+        return self.counts.scatter_add(1, home, -self.zeros[:, None]).to(torch.float64)
+
+    def edges(self) -> Tensor:
+        """`(rows, 2 * bins)` int64 left edges in widths of a bin."""
+        return self.first[:, None] + torch.arange(2 * self.bins)
+
+    def _fit(self, low: Tensor, high: Tensor) -> None:
+        """Widen and move the bins to hold a wider range."""
+        largest = torch.maximum(-low, high).to(torch.float64)
+        # Bins narrower than 2**-22 of the largest value would be finer than float32.
+        finest = torch.maximum((high.to(torch.float64) - low) / (self.bins - 2), largest * 2**-22)
+        exponent = torch.maximum(torch.frexp(finest).exponent, self.exponent)
+        # At a multiple of `bins`, so that most growth moves nothing.
+        first = (low / _power_of_two(exponent)).floor().to(torch.int64) & -self.bins
+        if not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first)):
+            index = self.edges() >> (exponent - self.exponent).clamp(max=63)[:, None]
+            self.exponent, self.first = exponent, first
+            self._merge(index, self.counts)
+        self._per_width = (1 / self.width).to(torch.float32)
+        self._offset = (torch.arange(len(low)) * (2 * self.bins) - first)[:, None].to(torch.int32)
+        self.low, self.high = low, high
+
+    def _merge(self, index: Tensor, counts: Tensor) -> None:
+        """Replace the counts by `counts` of the bins `index`, in widths; those beyond an end are empty."""
+        index = (index - self.first[:, None]).clamp(0, 2 * self.bins - 1)
+        self.counts = self.counts.new_zeros(len(index), 2 * self.bins).scatter_add_(1, index, counts)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2.0**exponent as float64, by its bits: `torch.exp2` and `torch.ldexp` may round."""
+    return ((exponent + 1023) << 52).view(torch.float64)

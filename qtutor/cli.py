@@ -1,0 +1,104 @@
+"""The `qtutor` command: open the course, or say what this computer is.
+
+Each subcommand imports what it needs when it runs, so that `qtutor --help` answers at once and
+`qtutor doctor` can say that PyTorch is missing.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import qtutor
+
+START = "lessons/00_start_here.ipynb"
+
+
+def lab(arguments: list[str]) -> int:
+    """Open JupyterLab on the first lesson, with the kernel of this environment."""
+    package = Path(qtutor.__file__).resolve().parent
+    course = next((folder for folder in (package.parent, Path.cwd()) if (folder / START).is_file()), None)
+    if course is None:
+        print(
+            f"There is no {START} beside the package ({package.parent}) or in the current directory ({Path.cwd()}): "
+            "run qtutor lab from the folder that you cloned.",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        from jupyterlab.labapp import LabApp
+    except ImportError as error:
+        return _not_installed(error)
+
+    # Before the user's own kernels: another environment's may be called python3 too.
+    _prepend("JUPYTER_PATH", Path(sys.prefix, "share", "jupyter"))
+    # labconfig/ there switches off the questions about news and updates.
+    _prepend("JUPYTER_CONFIG_PATH", package)
+    # As in an activated environment, for `!python` in a cell and for terminals.
+    _prepend("PATH", Path(sys.executable).parent)
+    # JupyterLab refuses an option that is given twice.
+    ours = {
+        f"--ServerApp.root_dir={course}": ("--ServerApp.root_dir", "--notebook-dir"),
+        f"--LabApp.default_url=/lab/tree/{START}": ("--LabApp.default_url",),
+    }
+    missing = [option for option, names in ours.items() if not any(given.startswith(names) for given in arguments)]
+    LabApp.launch_instance([*missing, *arguments])
+    return 0
+
+
+def doctor() -> int:
+    """Print what this computer is; 1 if something that the course needs is missing."""
+    try:
+        from qtutor.machine import describe
+    except ImportError as error:
+        return _not_installed(error)
+
+    machine = describe()
+    print(machine)
+    return 1 if machine.problems else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="qtutor", description="A JupyterLab course on neural-network quantization.")
+    parser.add_argument("--version", action="version", version=f"qtutor {qtutor.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    commands.add_parser(
+        "lab",
+        help="open the course; JupyterLab gets every other argument",
+        usage="qtutor lab [JupyterLab arguments]",
+        description=lab.__doc__,
+        epilog="Every argument goes to JupyterLab unchanged, for example --no-browser --port 8899.",
+    )
+    commands.add_parser("doctor", help="say what this computer is and what is missing", description=doctor.__doc__)
+
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "lab":
+        return lab(rest)
+    if rest:
+        parser.error(f"{arguments.command} takes no arguments, got {' '.join(rest)}")
+    return doctor()
+
+
+def _prepend(variable: str, folder: Path) -> None:
+    os.environ[variable] = os.pathsep.join(filter(None, (str(folder), os.environ.get(variable))))
+
+
+def _not_installed(error: ImportError) -> int:
+    print(
+        f"{error.name or 'A package'} cannot be imported by {sys.executable} ({error}): "
+        "run the first line of the README, which installs all that the course needs.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""The mechanism of an exercise: check an answer, hint, show the solution.
+
+An exercise ships its solution and plausible wrong answers, each with the hint that fits it. The wrong
+answers serve twice: an answer that behaves like one of them gets its hint, and a test sees each of
+them rejected. Functions are judged on inputs drawn afresh at every check.
+
+Checking never raises and tells four outcomes apart: not attempted, wrong, error, right.
+"""
+
+import dis
+import html
+import inspect
+import linecache
+import math
+import textwrap
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qtutor.exercises import progress
+
+ROUNDS = 25
+"""How many fresh inputs a function is checked on."""
+
+_MARKS = {"right": "✓ Right", "wrong": "✗ Not yet", "error": "! Your code raised an error", "not attempted": "… Open"}
+_COLOURS = {"right": "#00795A", "wrong": "#D55E00", "error": "#D55E00", "not attempted": "#5A6270", "note": "#0072B2"}
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a check, a hint or a solution says; a notebook shows it as a box, a terminal as text.
+
+    Attributes:
+        outcome: "right", "wrong", "error", "not attempted", or "note" for hints and solutions.
+        text: what is said.
+        code: code that belongs to it, or "".
+        footer: the line of progress, or "".
+    """
+
+    outcome: str
+    text: str
+    code: str = ""
+    footer: str = ""
+
+    @property
+    def _headed(self) -> str:
+        return ". ".join(filter(None, (_MARKS.get(self.outcome, ""), self.text)))
+
+    def __repr__(self) -> str:
+        return "\n".join(filter(None, (self._headed, textwrap.indent(self.code, "    "), self.footer)))
+
+    def _repr_html_(self) -> str:
+        code = f"<pre style='margin:6px 0'><code>{html.escape(self.code)}</code></pre>" if self.code else ""
+        footer = f"<div style='opacity:.8'>{html.escape(self.footer)}</div>" if self.footer else ""
+        return (
+            f"<div role='status' style='border-left:4px solid {_COLOURS[self.outcome]};padding:4px 12px;max-width:62em'>"
+            f"{html.escape(self._headed)}{code}{footer}</div>"
+        )
+
+
+@dataclass(eq=False)
+class Exercise:
+    """One exercise of a lesson.
+
+    Attributes:
+        lesson: the lesson it belongs to.
+        name: its name in the lesson's module.
+        answer: the right answer: a value, a function, or for a mission the controls' values.
+        hints: from a nudge to nearly all, shown one a call.
+        mistakes: plausible wrong answers, each with the hint that fits it.
+        because: why the right answer is right, shown with the solution.
+        judge: None for a right answer, else the hint for the wrong one.
+        is_blank: whether an answer is what the notebook leaves there.
+    """
+
+    lesson: "Lesson"
+    name: str
+    answer: Any
+    hints: tuple[str, ...]
+    judge: Callable[[Any], str | None]
+    is_blank: Callable[[Any], bool]
+    mistakes: list[tuple[Any, str]] = field(default_factory=list)
+    because: str = ""
+    _hinted: int = 0
+
+    def check(self, answer: Any) -> Feedback:
+        """Judge an answer; never raises."""
+        try:
+            if self.is_blank(answer):
+                return self._feedback("not attempted", "Replace the ... with your answer, then run the cell again.")
+            hint = self.judge(answer)
+        except (Exception, SystemExit) as error:  # whatever a learner's code may do
+            return self._feedback("error", _describe(error, answer))
+        if hint is not None:
+            return self._feedback("wrong", hint)
+        progress.record(self.lesson.name, self.name)
+        return self._feedback("right", self.because)
+
+    def hint(self) -> Feedback:
+        """Show the next hint; after the last, the last again."""
+        number = min(self._hinted, len(self.hints) - 1)
+        self._hinted += 1
+        return Feedback("note", f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
+
+    def solution(self) -> Feedback:
+        """Show the solution and why it is right."""
+        if callable(self.answer):
+            return Feedback("note", self.because, code=_source(self.answer))
+        return Feedback("note", f"{_show(self.answer)}. {self.because}")
+
+    def mistake(self, hint: str) -> Callable:
+        """Decorate a plausible wrong function with the hint that fits it."""
+
+        def add(function: Callable) -> Callable:
+            self.mistakes.append((function, hint))
+            return function
+
+        return add
+
+    def _feedback(self, outcome: str, text: str) -> Feedback:
+        return Feedback(outcome, text, footer=self.lesson.line())
+
+
+class Lesson:
+    """The exercises of one lesson, in order."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.exercises: dict[str, Exercise] = {}
+
+    def line(self) -> str:
+        """Return the line of progress."""
+        done = progress.solved(self.name) & self.exercises.keys()
+        return f"{len(done)} of {len(self.exercises)} right in this lesson."
+
+    def value(
+        self, name: str, answer: Any, *, hints: list[str], mistakes: dict[Any, str], because: str, tolerance: float = 0.0
+    ) -> Exercise:
+        """Add an exercise whose answer is a number or a word.
+
+        Args:
+            name: its name in the module.
+            answer: the right answer.
+            hints: from a nudge to nearly all.
+            mistakes: plausible wrong answers and the hint for each.
+            because: why the answer is right.
+            tolerance: by how much a number may differ.
+        """
+
+        def judge(given: Any) -> str | None:
+            if _same(given, answer, tolerance):
+                return None
+            for wrong, hint in mistakes.items():
+                if _same(given, wrong, tolerance):
+                    return hint
+            kind = "a number" if isinstance(answer, (int, float)) else "a word in quotes"
+            if isinstance(given, str) != isinstance(answer, str):
+                return f"The answer is {kind}, and {_show(given)} is not."
+            return f"{_show(given)} is not it. {hints[0]}"
+
+        return self._add(Exercise(self, name, answer, tuple(hints), judge, _is_open, list(mistakes.items()), because))
+
+    def function(
+        self, *, inputs: Callable[[torch.Generator], tuple], hints: list[str], because: str = "", tolerance: float = 0.0
+    ) -> Callable[[Callable], Exercise]:
+        """Decorate the solution of an exercise whose answer is a function.
+
+        Args:
+            inputs: draws the arguments of one call.
+            hints: from a nudge to nearly all.
+            because: why the solution is right.
+            tolerance: by how much a result may differ.
+        """
+
+        def add(solution: Callable) -> Exercise:
+            def judge(given: Any) -> str | None:
+                if not callable(given):
+                    return f"The answer is a function, and {_show(given)} is not: pass its name without parentheses."
+                generator = torch.Generator()
+                generator.seed()
+                cases = [inputs(generator) for _ in range(ROUNDS)]
+                results = [given(*_copies(case)) for case in cases]
+                expected = [solution(*_copies(case)) for case in cases]
+                wrong = [i for i in range(ROUNDS) if not _same(results[i], expected[i], tolerance)]
+                if not wrong:
+                    return None
+                if all(result is None for result in results):
+                    return "Your function returns None: is its return statement missing?"
+                for mistake, hint in exercise.mistakes:
+                    if all(_same(r, mistake(*_copies(c)), tolerance) for r, c in zip(results, cases, strict=True)):
+                        return hint
+                first = wrong[0]
+                names = inspect.signature(solution).parameters
+                given_as = ", ".join(f"{n} = {_show(v)}" for n, v in zip(names, cases[first], strict=True))
+                return f"For {given_as} it returns {_show(results[first])}; expected {_show(expected[first])}."
+
+            exercise = Exercise(self, solution.__name__, solution, tuple(hints), judge, _is_blank_function)
+            exercise.because = because
+            return self._add(exercise)
+
+        return add
+
+    def mission(
+        self,
+        name: str,
+        goal: Callable[[Any], str | None],
+        *,
+        answer: dict[str, Any],
+        hints: list[str],
+        mistakes: list[tuple[dict[str, Any], str]],
+        because: str,
+    ) -> Exercise:
+        """Add a mission: bring an explorer into a state that meets a goal.
+
+        Args:
+            name: its name in the module.
+            goal: given the explorer, None where it is met, else what is missing.
+            answer: values for the explorer's controls that meet the goal.
+            hints: from a nudge to nearly all.
+            mistakes: values that do not, and what `goal` says of each.
+            because: what meeting the goal shows.
+        """
+
+        def untouched(explorer: Any) -> bool:
+            return _is_open(explorer) or explorer.state == explorer.first_state
+
+        return self._add(Exercise(self, name, answer, tuple(hints), goal, untouched, mistakes, because))
+
+    def _add(self, exercise: Exercise) -> Exercise:
+        self.exercises[exercise.name] = exercise
+        return exercise
+
+
+def reveal(guess: Any, truth: Any) -> None:
+    """Print a guess beside the truth, without judging; a guess left blank passes."""
+    said = "you made no guess" if guess is ... else f"you guessed {_show(guess)}"
+    print(f"{said[0].upper()}{said[1:]}; the answer is {_show(truth)}.")
+
+
+def _is_open(answer: Any) -> bool:
+    return answer is ...
+
+
+def _is_blank_function(answer: Any) -> bool:
+    """Whether a function's body is nothing but `...`, `pass` or a docstring."""
+    code = getattr(answer, "__code__", None)
+    if code is None:
+        return _is_open(answer)
+    return all(
+        step.opname in ("RESUME", "NOP", "RETURN_VALUE")
+        or (step.opname in ("LOAD_CONST", "RETURN_CONST") and step.argval in (None, ...))
+        for step in dis.get_instructions(code)
+    )
+
+
+def _same(given: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, tuple):
+        return (
+            isinstance(given, (tuple, list))
+            and len(given) == len(expected)
+            and all(_same(g, e, tolerance) for g, e in zip(given, expected, strict=True))
+        )
+    if isinstance(expected, str):
+        return isinstance(given, str) and given.strip().lower() == expected.lower()
+    if isinstance(given, (str, bool)) or given is None or given is ...:
+        return False
+    if isinstance(expected, Tensor) and expected.dim() and not isinstance(given, Tensor):
+        return False
+    try:
+        given, expected = (torch.as_tensor(v).detach().to(torch.float64) for v in (given, expected))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    if given.shape != expected.shape:
+        return given.numel() == expected.numel() == 1 and _same(given.item(), expected.item(), tolerance)
+    return torch.allclose(given, expected, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def _copies(values: tuple) -> tuple:
+    return tuple(v.clone() if isinstance(v, Tensor) else v for v in values)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, bool) or not isinstance(value, (int, float, tuple, list)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        opening, closing = "()" if isinstance(value, tuple) else "[]"
+        return opening + ", ".join(map(_show, value)) + closing
+    return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _describe(error: BaseException, answer: Any) -> str:
+    """Name an error and the learner's own line that raised it."""
+    own = getattr(getattr(answer, "__code__", None), "co_filename", None)
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == own]
+    where = ""
+    if lines:
+        text = linecache.getline(own, lines[-1]).strip()
+        where = f" (line {lines[-1]}: {text})" if text else f" (line {lines[-1]})"
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _source(function: Callable) -> str:
+    lines = textwrap.dedent(inspect.getsource(function)).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("def "))
+    return "\n".join(lines[start:])

@@ -1,0 +1,223 @@
+"""AffineExplorer: bits, symmetry, sign and clip range of the affine map, on any tensor."""
+
+from dataclasses import dataclass, replace
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from qtutor import plots
+from qtutor.affine import (
+    QParams,
+    QuantizationError,
+    choose_qparams,
+    dequantize,
+    grid,
+    measure_error,
+    quantize,
+)
+from qtutor.explorers.explorer import Explorer
+from qtutor.histogram import Histogram
+
+EXACT_UP_TO = 1_000_000
+"""Errors of more values than this are estimated from the histogram."""
+
+_BARS = 128  # of the histogram that is drawn
+_CELLS = 256  # the most cells drawn: finer grids are drawn several codes to a cell
+
+
+@dataclass(frozen=True)
+class AffineState:
+    """What the controls of an AffineExplorer say.
+
+    Attributes:
+        bits: 2 to 16.
+        symmetric: whether zero sits in the middle of the grid.
+        signed: whether codes may be negative.
+        clip: the range to represent, in the unit of the tensor.
+        value: one real value to follow through the map.
+    """
+
+    bits: int
+    symmetric: bool
+    signed: bool
+    clip: tuple[float, float]
+    value: float
+
+    @property
+    def qparams(self) -> QParams:
+        """The scale and zero point that these choices lead to."""
+        quant_min, quant_max = grid(self.bits, signed=self.signed)
+        return choose_qparams(*self.clip, quant_min=quant_min, quant_max=quant_max, symmetric=self.symmetric)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineResult:
+    """What a state does to a tensor.
+
+    Attributes:
+        qparams: scale, zero point and grid.
+        error: rounding and clipping error of the whole tensor.
+        exact: whether `error` was measured on every value, or estimated from bins.
+        shares: `(cells,)` share of all values in each cell of the grid.
+        cell_edges: `(cells + 1,)` edges of the cells on the real axis.
+        code: the code of the followed value.
+        restored: the real value that this code stands for.
+        sentence: the result in words.
+    """
+
+    qparams: QParams
+    error: QuantizationError
+    exact: bool
+    shares: Tensor
+    cell_edges: Tensor
+    code: int
+    restored: float
+    sentence: str
+
+
+class AffineData:
+    """A tensor made ready for many quantizations: binned once, kept only where errors stay exact."""
+
+    def __init__(self, x: Tensor):
+        self.histogram = Histogram.of(x)
+        self.values = x.detach().flatten() if x.numel() <= EXACT_UP_TO else None
+
+    def error(self, qparams: QParams) -> QuantizationError:
+        return self.histogram.error(qparams) if self.values is None else measure_error(self.values, qparams)
+
+    def code_counts(self, qparams: QParams) -> Tensor:
+        """How many values get each code, `(codes,)`; from bin centres where the values are not kept."""
+        codes = qparams.quant_max - qparams.quant_min + 1
+        if self.values is not None:
+            return torch.bincount(quantize(self.values, qparams).int() - qparams.quant_min, minlength=codes).double()
+        index = quantize(self.histogram.centres, qparams).int() - qparams.quant_min
+        counts = torch.bincount(index, weights=self.histogram.counts, minlength=codes)
+        counts[int(qparams.zero_point) - qparams.quant_min] += self.histogram.zeros
+        return counts
+
+
+def explore_affine(data: AffineData, state: AffineState) -> AffineResult:
+    """Compute what `state` does to `data`."""
+    qparams = state.qparams
+    scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+    error = data.error(qparams)
+
+    codes = qparams.quant_max - qparams.quant_min + 1
+    group = max(1, codes // _CELLS)
+    counts = data.code_counts(qparams)
+    shares = counts.reshape(-1, group).sum(1) / counts.sum()
+    first = (qparams.quant_min - zero_point - 0.5) * scale
+    cell_edges = first + torch.arange(codes // group + 1, dtype=torch.float64) * (group * scale)
+
+    code = quantize(torch.tensor(state.value), qparams)
+    restored = float(dequantize(code, qparams))
+    result = AffineResult(qparams, error, data.values is not None, shares, cell_edges, int(code), restored, sentence="")
+    return replace(result, sentence=_sentence(state, result))
+
+
+def _sentence(state: AffineState, result: AffineResult) -> str:
+    error, qparams = result.error, result.qparams
+    if error.total == 0:
+        quality = "Every value lands on the grid, so nothing is lost."
+    else:
+        share = error.clipping / error.total
+        clipped = (
+            f"{100 * error.clipped / error.count:.2g}% of the values clipped" if error.clipped else "nothing clipped"
+        )
+        quality = (
+            f"SQNR {error.sqnr:.1f} dB; rounding makes {100 * (1 - share):.0f}% of the error and clipping "
+            f"{100 * share:.0f}% ({clipped})."
+        )
+    measured = "measured on" if result.exact else "estimated from bins of"
+    return (
+        f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {float(qparams.scale):.4g}, "
+        f"zero point {int(qparams.zero_point)}. {quality} The value {state.value:.4g} gets code {result.code}, "
+        f"which stands for {result.restored:.4g}. Error {measured} {error.count:,} values."
+    )
+
+
+class AffineExplorer(Explorer):
+    """Explore the affine map on a tensor of your own.
+
+    Args:
+        x: any finite floating-point tensor, of any shape and size.
+        bits: where the bit width starts, and likewise the other controls.
+
+    Raises:
+        TypeError: `x` is not a floating-point tensor.
+        ValueError: `x` holds NaN or infinity.
+    """
+
+    def __init__(self, x: Tensor, *, bits: int = 4, symmetric: bool = False, signed: bool = True):
+        self.data = AffineData(x)
+        low, high = min(self.data.histogram.low, 0.0), max(self.data.histogram.high, 0.0)
+        if low == high:
+            low, high = -1.0, 1.0
+        span = high - low
+        self._axis = (low - span / 8, high + span / 8)
+        slider = {"min": self._axis[0], "max": self._axis[1], "step": span / 400, "readout_format": ".3g"}
+        controls = {
+            "bits": ipywidgets.IntSlider(bits, 2, 16, description="Bits"),
+            "clip": ipywidgets.FloatRangeSlider(value=(low, high), description="Clip range", **slider),
+            "value": ipywidgets.FloatSlider(value=low + 0.7 * span, description="Follow x", **slider),
+            "symmetric": ipywidgets.Checkbox(symmetric, description="Symmetric", indent=False),
+            "signed": ipywidgets.Checkbox(signed, description="Signed", indent=False),
+        }
+        fit = ipywidgets.Button(description="Fit to data")
+        fit.on_click(lambda _: self.set(clip=(low, high)))
+        super().__init__(controls, _figure(self.data.histogram, self._axis), buttons=(fit,))
+
+    make_state = AffineState
+
+    def compute(self, state: AffineState) -> AffineResult:
+        return explore_affine(self.data, state)
+
+    def draw(self, result: AffineResult) -> None:
+        staircase, follow, quantized, parts = (self.figure.data[i] for i in (1, 2, 4, 5))
+        edges, left, right = result.cell_edges, *self._axis
+        centres = (edges[:-1] + edges[1:]) / 2
+        staircase.x = torch.cat(
+            [edges.new_tensor([min(left, edges[0])]), edges[1:-1], edges.new_tensor([max(right, edges[-1])])]
+        ).numpy()
+        staircase.y = torch.cat([centres, centres[-1:]]).numpy()
+        value = self.state.value
+        follow.x, follow.y = [value, value, left], [left, result.restored, result.restored]
+        heights = result.shares / edges.diff()
+        quantized.x, quantized.y = edges.numpy(), torch.cat([heights, heights[-1:]]).numpy()
+        signal = result.error.signal or 1.0
+        percent = [100 * part / signal for part in (result.error.rounding, result.error.clipping)]
+        parts.y, parts.text = percent, [f"{p:.2g}%" for p in percent]
+
+
+def _figure(histogram: Histogram, axis: tuple[float, float]) -> go.FigureWidget:
+    """Draw what no control changes, and leave empty traces for what does."""
+    titles = ("x̂ against x", "Values before and after", "Error by cause")
+    figure = make_subplots(1, 3, column_widths=[0.36, 0.42, 0.22], horizontal_spacing=0.085, subplot_titles=titles)
+    counts = histogram.counts.reshape(_BARS, -1).sum(1)
+    edges = torch.linspace(histogram.low, histogram.high, _BARS + 1, dtype=torch.float64)
+    heights = (counts / (counts.sum() + histogram.zeros) / edges.diff()).nan_to_num(posinf=0.0)
+
+    def lines(column: int, name: str, colour: str, x=(), y=(), **more) -> None:
+        figure.add_scatter(x=x, y=y, name=name, line_color=colour, row=1, col=column, **{"mode": "lines", **more})
+
+    lines(1, "no error", plots.GREY, axis, axis, line_dash="dot", line_width=1)
+    lines(1, "quantized", plots.VERMILLION, line_shape="hv")
+    followed = {"mode": "lines+markers", "marker_size": [0, 10, 0], "line_dash": "dash", "line_width": 1}
+    lines(1, "followed value", plots.INK, **followed)
+    before = torch.cat([heights, heights[-1:]]).numpy()
+    lines(2, "before", plots.BLUE, edges.numpy(), before, line_shape="hv", line_width=1, fill="tozeroy")
+    lines(2, "after", plots.VERMILLION, line_shape="hv", line_width=2)
+    bars = {"marker_color": [plots.GREEN, plots.PURPLE], "marker_pattern_shape": ["", "/"], "textposition": "outside"}
+    figure.add_bar(x=[0, 1], name="error", cliponaxis=False, row=1, col=3, **bars)
+    figure.update_layout(template=plots.TEMPLATE, showlegend=False, autosize=True, bargap=0.35, margin_t=48)
+    figure.update_annotations(font_size=15)
+    figure.update_xaxes(range=axis, title="x", row=1, col=1)
+    figure.update_yaxes(range=axis, title="x̂", row=1, col=1)
+    figure.update_xaxes(range=axis, title="value (filled: before, line: after)", row=1, col=2)
+    figure.update_yaxes(rangemode="tozero", title="density", row=1, col=2)
+    figure.update_xaxes(tickvals=[0, 1], ticktext=["rounding", "clipping"], row=1, col=3)
+    figure.update_yaxes(rangemode="tozero", title="% of the signal's power", row=1, col=3)
+    return go.FigureWidget(figure)

@@ -1,0 +1,505 @@
+"""Fold batch norms into the layers before them, find what can run as one operator, count the bytes that saves.
+
+In eval mode a batch norm is one affine map per channel, which the layer before it can absorb:
+
+    y = gamma * (w * x + b - mu) / sqrt(var + eps) + beta = w_fold * x + b_fold
+
+    w_fold = gamma * w / sqrt(var + eps)
+    b_fold = beta + gamma * (b - mu) / sqrt(var + eps)
+
+A model is traced with torch.fx only to find the patterns. What is rewritten is a deep copy of the
+model itself, so classes, hooks, buffers and state of everything else survive.
+
+Source: Jacob et al. 2018, section 3.2; Krishnamoorthi 2018, "Quantizing deep convolutional networks
+for efficient inference: A whitepaper", section 3.
+"""
+
+import copy
+import functools
+import inspect
+import math
+import os
+import sysconfig
+import traceback
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map
+
+_BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_NORM_AFTER = {nn.Linear: nn.BatchNorm1d}
+_NORM_AFTER |= {
+    getattr(nn, f"{kind}{n}d"): norm for kind in ("Conv", "ConvTranspose") for n, norm in _BATCH_NORMS.items()
+}
+_RELU_CALLS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
+_LAYER_ROLES = ("Conv", "ConvTranspose", "Linear")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A pattern that can run as one operator, or the reason why it cannot.
+
+    Attributes:
+        kind: the roles in order, such as "Conv-BN-ReLU"; a ReLU6 counts as ReLU.
+        names: qualified names of the modules in order; a function is named as in "block.relu()".
+        reason: why it is refused, a sentence; empty if it is accepted.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    reason: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the fused model computes the same."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class OperatorTraffic:
+    """The bytes that one operator moves.
+
+    Attributes:
+        name: qualified name, or several joined by " + " where they run as one operator.
+        kind: class of the module, name of the function, or kind of the fusion.
+        read: bytes of the input tensors; one that is given twice counts once.
+        parameters: bytes of weights, biases and statistics.
+        written: bytes of the output tensors.
+    """
+
+    name: str
+    kind: str
+    read: int
+    parameters: int
+    written: int
+
+    @property
+    def total(self) -> int:
+        """All bytes moved."""
+        return self.read + self.parameters + self.written
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The bytes that a model moves for one batch: one row an operator, in the order in which they run."""
+
+    rows: tuple[OperatorTraffic, ...]
+
+    @property
+    def totals(self) -> OperatorTraffic:
+        """The sum of all rows, as a row."""
+        sums = (sum(getattr(row, column) for row in self.rows) for column in ("read", "parameters", "written"))
+        return OperatorTraffic("total", "model", *sums)
+
+    @property
+    def total(self) -> int:
+        """All bytes moved."""
+        return self.totals.total
+
+
+def fold_batch_norm(layer: nn.Module, bn: nn.Module) -> nn.Module:
+    """Return a new layer that computes `bn(layer(x))` in eval mode; neither argument is changed.
+
+    Args:
+        layer: Linear, Conv1d to 3d or ConvTranspose1d to 3d. The output of a linear layer must be
+            `(N, features)`: it maps the last axis and a batch norm normalizes axis 1.
+        bn: BatchNorm of the same dimension, or SyncBatchNorm, in eval mode.
+
+    Returns:
+        A layer like `layer` (class, dtype, device), with a bias, in eval mode. Computed in float64.
+
+    Raises:
+        TypeError: a kind of layer or batch norm, or a pair of them, that cannot be folded.
+        ValueError: the batch norm is in training mode or has no running statistics, the channels
+            differ, or either does more than its class says (hooks, parametrizations, own `forward`).
+
+    Source: Jacob et al. 2018, section 3.2.
+
+    Example:
+        >>> layer, bn = nn.Linear(1, 1), nn.BatchNorm1d(1, eps=0.0).eval()
+        >>> values = (layer.weight, 3.0), (layer.bias, 1.0), (bn.weight, 4.0), (bn.bias, 5.0)
+        >>> for tensor, value in (*values, (bn.running_mean, 7.0), (bn.running_var, 4.0)):
+        ...     _ = tensor.data.fill_(value)
+        >>> folded = fold_batch_norm(layer, bn)  # 4 * 3 / sqrt(4) and 5 + 4 * (1 - 7) / sqrt(4)
+        >>> folded.weight.item(), folded.bias.item()
+        (6.0, -7.0)
+    """
+    if not _base(layer) or not _fits(layer, bn):
+        pairs = ", ".join(f"{norm.__name__} into {base.__name__}" for base, norm in _NORM_AFTER.items())
+        raise TypeError(f"fold_batch_norm folds {pairs}, SyncBatchNorm into any; got {_kind(bn)} and {_kind(layer)}")
+    if reason := _obstacle(layer, "the layer") or _norm_obstacle(layer, bn, "the batch norm"):
+        raise ValueError(f"fold_batch_norm: {reason}")
+    weight, bias, mean, var, gamma, beta = (
+        None if t is None else t.detach().to("cpu", torch.float64)
+        for t in (layer.weight, layer.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    )
+    scale = (1 if gamma is None else gamma) / torch.sqrt(var + bn.eps)  # (channels,)
+    shift = (0 if beta is None else beta) + scale * ((0 if bias is None else bias) - mean)
+    if getattr(layer, "transposed", False):  # the weight is (in, out / groups, *kernel)
+        scale = scale.view(layer.groups, -1).repeat_interleave(layer.in_channels // layer.groups, dim=0)
+    else:  # (out, in / groups, *kernel)
+        scale = scale.view(-1, 1)
+    weight = weight * scale.view(*scale.shape, *[1] * (weight.dim() - 2))
+
+    folded = copy.deepcopy(layer).eval()
+    like = layer.weight if layer.bias is None else layer.bias
+    folded.weight = nn.Parameter(weight.to(layer.weight), layer.weight.requires_grad)
+    folded.bias = nn.Parameter(shift.to(like), like.requires_grad)
+    return folded
+
+
+def find_fusions(model: nn.Module) -> tuple[Fusion, ...]:
+    """List what can run as one operator and what cannot, in the order in which the model runs.
+
+    Looked for is a convolution, transposed convolution or linear layer followed by a batch norm, a
+    ReLU, or both. Arguments of `forward` that have a default are taken at it. A trace knows no
+    shapes: a linear layer before a batch norm is taken to give `(N, features)`.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: `forward` cannot be traced; the message names the line and what to do.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8))
+        >>> for fusion in find_fusions(model.eval()):
+        ...     print(fusion.kind, fusion.names, fusion.reason or "accepted")
+        Conv-BN-ReLU ('0', '1', '2') accepted
+        BN ('3',) 3 follows 2: only a batch norm right after its layer is folded
+    """
+    return tuple(fusion for fusion, _ in _patterns(_trace(model, "find_fusions")))
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Return a copy of the model, for inference, in which every batch norm that `find_fusions` accepts is folded.
+
+    A folded batch norm becomes an `nn.Identity`. A ReLU stays: only a quantized backend has a kernel
+    that it shares with the layer before it, and `traffic` counts it so. Raises as `find_fusions`.
+
+    Example:
+        >>> fuse(nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3)).eval())
+        Sequential(
+          (0): Linear(in_features=2, out_features=3, bias=True)
+          (1): Identity()
+        )
+    """
+    replacements: dict[int, Any] = {}
+    for fusion, _ in _patterns(_trace(model, "fuse")):
+        if fusion.accepted and "-BN" in fusion.kind:
+            layer, bn = map(model.get_submodule, fusion.names[:2])
+            replacements[id(layer)] = fold_batch_norm(layer, bn).train(layer.training)
+            replacements[id(bn)] = nn.Identity().eval()
+    fused = _copy(model, replacements)
+    fused._counts_as_fused = True  # for `traffic`; copies and pickles keep it
+    return fused
+
+
+def traffic(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    fused: bool | None = None,
+    activation_bytes: float | None = None,
+    weight_bytes: float | None = None,
+) -> Traffic:
+    """Count the bytes that each operator reads and writes, from the tensors of a run of a copy.
+
+    What moves no data (views, `Identity`, dropout in eval mode) counts 0 bytes. A module of torch.nn
+    or a function wrapped for torch.fx is one operator, whatever it does inside. Caches are ignored.
+
+    Args:
+        model: any module that torch.fx can trace.
+        example_input: the input, or a tuple of the inputs.
+        fused: count each accepted fusion as one operator, which writes nothing between its parts and
+            has no parameters but those of the folded layer. Default: if the model comes from `fuse`.
+        activation_bytes: bytes to count for a floating-point element that is read or written: 1 stands for
+            INT8, 0.5 for INT4. Default: as the tensors are.
+        weight_bytes: the same for parameters.
+
+    Raises:
+        TypeError: `model` is not a module, or `forward` does not take these inputs.
+        ValueError: `forward` cannot be traced, or a number of bytes is not positive.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())  # float32: 4 bytes an element
+        >>> for row in traffic(model, torch.ones(5, 3)).rows:
+        ...     print(row.kind, row.read, row.parameters, row.written)
+        Linear 60 32 40
+        ReLU 40 0 40
+        >>> traffic(model, torch.ones(5, 3), fused=True).total
+        132
+    """
+    for name, width in (("activation_bytes", activation_bytes), ("weight_bytes", weight_bytes)):
+        if width is not None and not width > 0:
+            raise ValueError(f"traffic: {name} must be positive, got {width}: 1 stands for INT8")
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version, which _Meter needs
+        tracer = _trace(model, "traffic", inputs)
+        meter = _Meter(tracer, activation_bytes, weight_bytes)
+        meter.run(*(tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, i) for i in inputs if _tensors(i)))
+    rows = meter.rows
+    if getattr(model, "_counts_as_fused", False) if fused is None else fused:
+        for fusion, nodes in _patterns(tracer):
+            if fusion.accepted:
+                first, *_, last = (rows.pop(node) for node in nodes)
+                parameters = first.parameters
+                if "-BN" in fusion.kind and tracer.root.get_submodule(fusion.names[0]).bias is None:
+                    parameters += meter.size([tracer.root.get_submodule(fusion.names[1]).running_mean], weight_bytes)
+                name = " + ".join(fusion.names)
+                rows[nodes[0]] = OperatorTraffic(name, fusion.kind, first.read, parameters, last.written)
+    return Traffic(tuple(rows[node] for node in tracer.graph.nodes if node in rows))
+
+
+class _Tracer(fx.Tracer):
+    """Record the `forward` of `root`: for a call with `inputs`, or with what it takes by all means."""
+
+    def __init__(self, root: nn.Module, inputs: tuple | None):
+        super().__init__()
+        self.inputs = inputs
+        self.watched: set[fx.Node] = set()  # what goes into or comes out of a block with hooks
+        self.hooked = {m for m in root.modules() if _has_hooks(m) and not self.is_leaf_module(m, "")}
+        for module in self.hooked:  # a hook expects tensors: it would fail on, or keep, the stand-ins of a trace
+            for hooks in _HOOKS:
+                getattr(module, hooks).clear()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        subclass = isinstance(m, (*_NORM_AFTER, _BatchNorm)) and next(m.children(), None) is None
+        return subclass or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if m in self.hooked:
+            self.watched.update(v.node for v in tree_leaves((args, kwargs, output)) if isinstance(v, fx.Proxy))
+        return output
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple:
+        def stand_in(name: str) -> fx.Proxy:
+            return self.create_proxy("placeholder", name, (), {})
+
+        signature = inspect.signature(self.root.forward)
+        if self.inputs is None:
+            needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+            values = {p.name: (stand_in(p.name),) if p.kind is p.VAR_POSITIONAL else stand_in(p.name) for p in needed}
+            bound = inspect.BoundArguments(signature, values)
+        else:
+            bound = signature.bind(*(stand_in(f"input_{i}") if _tensors(v) else v for i, v in enumerate(self.inputs)))
+        return functools.partial(self.root.forward, *bound.args, **bound.kwargs), []
+
+
+class _Meter(fx.Interpreter):
+    """Run a traced model and keep in `rows` the traffic of each node that gives tensors."""
+
+    def __init__(self, tracer: _Tracer, activation_bytes: float | None, weight_bytes: float | None):
+        super().__init__(tracer.root, graph=tracer.graph)
+        self.extra_traceback = False
+        self.activation_bytes, self.weight_bytes = activation_bytes, weight_bytes
+        self.weights = {_storage(t) for t in (*tracer.root.parameters(), *tracer.root.buffers())}
+        self.rows: dict[fx.Node, OperatorTraffic] = {}
+
+    def size(self, tensors: Any, width: float | None) -> int:
+        size = 0.0
+        for t in tensors:
+            elements = min(t.numel(), t.untyped_storage().nbytes() // t.element_size())  # fewer where it is expanded
+            size += elements * (width if width and t.is_floating_point() else t.element_size())
+        return math.ceil(size)
+
+    def run_node(self, n: fx.Node) -> Any:
+        versions = {t: t._version for t in _tensors(self.fetch_args_kwargs_from_env(n))}
+        output = super().run_node(n)
+        if not n.op.startswith("call_") or not _tensors(output):
+            return output
+        # An operator in place raises the version of an input. A view shares its storage and leaves the version.
+        storages = {_storage(t) for t in versions}
+        results = {t for t, version in versions.items() if t._version != version}
+        results |= {t for t in _tensors(output) if _storage(t) not in storages}
+        kind, read, parameters, written = _function_name(n), 0, 0, self.size(results, self.activation_bytes)
+        if n.op == "call_module":
+            module = self.submodules[n.target]
+            kind = _kind(module)
+            own = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
+            if isinstance(module, nn.Embedding):  # reads the rows that it is asked for
+                own = results
+            parameters = self.size(own, self.weight_bytes) if results else 0
+        if results:
+            parameters += self.size((t for t in versions if _storage(t) in self.weights), self.weight_bytes)
+            read = self.size((t for t in versions if _storage(t) not in self.weights), self.activation_bytes)
+        self.rows[n] = OperatorTraffic(_label(n), kind, read, parameters, written)
+        return output
+
+
+def _patterns(tracer: _Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
+    """Find the fusions of a traced model, each with its nodes, from the layer on."""
+    modules, graph = dict(tracer.root.named_modules()), tracer.graph
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    owners = defaultdict(list)
+    for name, module in modules.items():
+        for parameter in module._parameters.values():
+            owners[parameter].append(name)
+
+    def role(node: fx.Node) -> str:
+        module = modules[node.target] if node.op == "call_module" else None
+        if base := _base(module):
+            return base.__name__.rstrip("123d")
+        if isinstance(module, _BatchNorm):
+            return "BN"
+        if type(module) is nn.Identity and not _has_hooks(module):
+            return "Identity"
+        is_call = node.op in ("call_function", "call_method") and node.target in _RELU_CALLS
+        return "ReLU" if is_call or type(module) in (nn.ReLU, nn.ReLU6) else ""
+
+    def refusal(nodes: list[fx.Node]) -> str:
+        for node, after in pairwise(nodes):
+            if others := [_label(user) for user in node.users if user is not after]:
+                return f"the output of {_label(node)} is also used by {' and '.join(others)}"
+            if node in tracer.watched:
+                return f"a hook on a block sees the output of {_label(node)}"
+        if nodes[-1].op == "call_module" and _has_hooks(modules[nodes[-1].target]):
+            return f"{nodes[-1].target} has a hook, which would see other values or none"
+        layer = modules[nodes[0].target]
+        for name in [node.target for node in nodes if role(node) not in ("ReLU", "Identity")]:
+            if calls[name] > 1:
+                return f"{name} is called {calls[name]} times, and folding would change it for all of them"
+            if name in read:
+                return f"forward itself reads a parameter or buffer of {name}"
+            for parameter in modules[name]._parameters.values():
+                if parameter is not None and len(owners[parameter]) > 1:
+                    return f"{' and '.join(owners[parameter])} share a parameter, and folding would part them"
+            own = modules[name] is layer
+            if reason := _obstacle(layer, name) if own else _norm_obstacle(layer, modules[name], name):
+                return reason
+        return ""
+
+    found: dict[fx.Node, tuple[Fusion, list[fx.Node]]] = {}
+    for node in graph.nodes:
+        if role(node) not in ("BN", "ReLU"):
+            continue
+        nodes = [node.all_input_nodes[0], node]
+        while role(nodes[0]) == "Identity":
+            nodes.insert(0, nodes[0].all_input_nodes[0])
+        source = nodes[0]
+        if role(source) == "BN" and role(node) == "ReLU" and found[source][0].accepted:
+            nodes = found[source][1] + nodes[1:]
+        if role(nodes[0]) in _LAYER_ROLES:
+            parts = [part for part in nodes if role(part) != "Identity"]
+            reason = refusal(nodes)
+            if not reason:
+                found.pop(source, None)
+        elif role(node) == "BN":
+            parts = [node, *(user for user in node.users if role(user) in _LAYER_ROLES)][:2]
+            reason = f"{node.target} follows {_label(source)}: only a batch norm right after its layer is folded"
+            if len(parts) == 2:
+                reason += ", since zeros that pad the input of the next would miss the shift"
+        else:
+            continue
+        found[node] = Fusion("-".join(map(role, parts)), tuple(map(_label, parts)), reason), nodes
+    return list(found.values())
+
+
+def _obstacle(module: nn.Module, name: str) -> str:
+    """Why a layer or batch norm does something else than its class says, or ""."""
+    for attribute in ("weight", "bias"):
+        if attribute not in module._parameters:
+            return (
+                f"the {attribute} of {name} is computed anew at each call, by a parametrization, weight_norm, "
+                "spectral_norm or pruning: make it permanent first"
+            )
+        if type(parameter := module._parameters[attribute]) not in (nn.Parameter, type(None)):
+            return f"the {attribute} of {name} is not a plain parameter but {_kind(parameter)}"
+    if _has_hooks(module):
+        return f"{name} has a hook, which would see other values or none"
+    base = _base(module) or next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
+    for method in ("forward", "_conv_forward"):
+        if method in vars(module) or getattr(type(module), method, None) is not getattr(base, method, None):
+            return f"{name} is {_kind(module)} with a {method} of its own"
+    return ""
+
+
+def _norm_obstacle(layer: nn.Module, bn: nn.Module, name: str) -> str:
+    """Why a batch norm cannot be folded into `layer`, or ""."""
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    if not _fits(layer, bn):
+        return f"{_kind(bn)} after {_kind(layer)}: only {_NORM_AFTER[_base(layer)].__name__} normalizes its channels"
+    if bn.training:
+        return f"{name} is in training mode, where it normalizes by the statistics of each batch: call .eval() first"
+    if bn.running_mean is None or bn.running_var is None:
+        return f"{name} has no running statistics (track_running_stats=False): it normalizes by those of each batch"
+    if channels != bn.num_features:
+        return f"{name} normalizes {bn.num_features} channels and the layer before it gives {channels}"
+    return _obstacle(bn, name)
+
+
+def _trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> _Tracer:
+    """Trace a copy of the model, for a trace may leave constants and stand-ins behind in the modules."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller} needs a torch.nn.Module, got {_kind(model)}")
+    if inputs is not None:
+        inspect.signature(model.forward).bind(*inputs)
+    root = _copy(model)
+    tracer = _Tracer(root, inputs)
+    try:
+        tracer.trace(root)
+    except Exception as error:
+        # The line to blame is the innermost of the user's own code, or else of any package but torch.
+        libraries = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
+        skipped = os.path.join(os.path.dirname(torch.__file__), ""), __file__
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skipped)]
+        frames = [f for f in frames if not f.filename.startswith(libraries)] or frames
+        where = f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+        raise ValueError(
+            f"{caller} cannot trace {_kind(model)}{where}\n{_kind(error)}: {error}\nA trace passes stand-ins without "
+            "values, so Python cannot branch, loop or compute on them. Write the line with tensor operations "
+            "(torch.where), or treat the submodules that have no such line one by one."
+        ) from None
+    return tracer
+
+
+def _copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
+    """Deep-copy a model, with some modules (by id) replaced wherever the model refers to them."""
+    memo = dict(replacements or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses it
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def _base(module: nn.Module | None) -> type[nn.Module] | None:
+    return next((base for base in _NORM_AFTER if isinstance(module, base)), None)
+
+
+def _fits(layer: nn.Module, bn: nn.Module) -> bool:
+    return isinstance(bn, (_NORM_AFTER[_base(layer)], nn.SyncBatchNorm))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def _label(node: fx.Node) -> str:
+    if node.op not in ("call_function", "call_method"):
+        return str(node.target)
+    scope = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return ".".join([*scope[-1:], f"{_function_name(node)}()"])
+
+
+def _function_name(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,117 @@
+"""A real JupyterLab and a real browser, for the browser tests and the redraw benchmark."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
+
+COURSE = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TOKEN = "a-token-for-the-tests"
+
+# Said by JupyterLab itself or by the closed network, not by a lesson.
+NOT_OURS = re.compile(r"favicon|ERR_INTERNET_DISCONNECTED|ERR_NAME_NOT_RESOLVED|ResizeObserver loop", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def jupyterlab(root: Path) -> Iterator[str]:
+    """Serve `root` as the learner's command does; yield the server's address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "qtutor.cli",
+        "lab",
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    ]
+    command += [
+        f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={root}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    log = (root / "server.log").open("w+")
+    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=COURSE)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"JupyterLab did not start:\n{Path(log.name).read_text()}") from None
+                time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+@contextlib.contextmanager
+def chromium(width: int = 1360, height: int = 1000) -> Iterator[Page]:
+    """Open an empty page in headless Chromium."""
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    arguments += ["--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        try:
+            yield browser.new_page(viewport={"width": width, "height": height})
+        finally:
+            browser.close()
+
+
+class Notebook:
+    """A notebook open in JupyterLab."""
+
+    def __init__(self, page: Page, address: str, path: str):
+        self.page = page
+        self.errors: list[str] = []
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.goto(f"{address}/lab/workspaces/test-{time.time_ns()}/tree/{path}?token={TOKEN}")
+        page.locator(".jp-Notebook").wait_for(timeout=60_000)
+        page.wait_for_function(
+            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+        )
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and not NOT_OURS.search(f"{message.text} {message.location.get('url', '')}"):
+            self.errors.append(message.text)
+
+    def run_all(self, timeout: float = 120) -> None:
+        """Run every cell, wait for the last, and save."""
+        for command in ("notebook:run-all-cells", "docmanager:save"):
+            self.page.evaluate(
+                "command => { jupyterapp.commands.execute(command).then(() => { window.done = command; }); }", command
+            )
+            self.page.wait_for_function("command => window.done === command", arg=command, timeout=1000 * timeout)
+
+    @property
+    def failures(self) -> list[str]:
+        """The text of every error output."""
+        outputs = self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+        return outputs.all_inner_texts()
+
+    def explorer(self, index: int = 0) -> Locator:
+        """Bring an explorer of the notebook into view."""
+        explorer = self.page.locator(".qtutor-explorer").nth(index)
+        explorer.scroll_into_view_if_needed()
+        explorer.locator(".main-svg").first.wait_for(timeout=30_000)
+        return explorer

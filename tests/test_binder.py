@@ -1,0 +1,84 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+COURSE = Path(__file__).resolve().parent.parent
+POST_BUILD = COURSE / "binder" / "postBuild"
+PYPROJECT = (COURSE / "pyproject.toml").read_text(encoding="utf-8")
+LINES = [
+    line
+    for line in (COURSE / "binder" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+PINS = {pin.name: pin for pin in (Requirement(line) for line in LINES if not line.startswith("-"))}
+
+
+def declared() -> dict[str, Requirement]:
+    """The runtime dependencies; read without tomllib, which Python 3.10 does not have."""
+    block = re.search(r"^dependencies = \[\n(.*?)^\]", PYPROJECT, re.MULTILINE | re.DOTALL).group(1)
+    return {r.name: r for r in map(Requirement, re.findall(r'^    "([^"]+)"', block, re.MULTILINE))}
+
+
+def test_every_dependency_comes_with_the_course_itself():
+    assert "-e ." in LINES  # pip resolves it against the directory it runs in: the root, on Binder
+
+
+@pytest.mark.parametrize("name", ["torch", "torchvision"])
+def test_pins_are_cpu_builds_that_the_course_accepts(name):
+    (pin,) = PINS[name].specifier
+    assert (pin.operator, pin.version.partition("+")[2]) == ("==", "cpu")
+    assert declared()[name].specifier.contains(pin.version)
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in LINES
+
+
+def test_nothing_else_is_pinned_so_the_two_lists_cannot_disagree():
+    assert set(PINS) == {"torch", "torchvision"}
+    assert declared().keys() >= PINS.keys()
+
+
+def test_no_cuda():
+    assert not re.search(r"cuda|nvidia|whl/cu|\+cu", "\n".join(LINES), re.IGNORECASE)
+
+
+def test_the_python_of_binder_is_one_that_the_course_accepts():
+    name, version = (COURSE / "binder" / "runtime.txt").read_text().strip().split("-")
+    accepted = Requirement("python" + re.search(r'^requires-python = "(.*)"', PYPROJECT, re.MULTILINE).group(1))
+    assert name == "python"
+    assert accepted.specifier.contains(version)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Binder runs Linux")
+def test_post_build_runs_twice_and_silences_the_questions(tmp_path):
+    assert os.access(POST_BUILD, os.X_OK)
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path / "home"),
+        "NB_PYTHON_PREFIX": str(tmp_path / "prefix"),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+    }
+    for _ in range(2):
+        subprocess.run([POST_BUILD], cwd=COURSE, env=environment, check=True, capture_output=True, timeout=120)
+    written = [path.relative_to(tmp_path / "prefix") for path in (tmp_path / "prefix").rglob("*") if path.is_file()]
+    assert written == [Path("etc/jupyter/labconfig/default_setting_overrides.json")]
+
+
+def test_the_settings_exist_in_this_jupyterlab():
+    overrides = json.loads((COURSE / "qtutor/labconfig/default_setting_overrides.json").read_text())
+    schemas = Path(sys.prefix, "share/jupyter/lab/schemas")
+    for plugin, values in overrides.items():
+        schema = json.loads(schemas.joinpath(f"{plugin.replace(':', '/')}.json").read_text())
+        assert values.keys() <= schema["properties"].keys()
+    assert overrides["@jupyterlab/apputils-extension:notification"] == {"checkForUpdates": False, "fetchNews": "false"}
+
+
+def test_the_badge_leads_to_the_first_lesson_of_this_repository():
+    repository = re.search(r'^Repository = "https://github\.com/(.*)"', PYPROJECT, re.MULTILINE).group(1)
+    link = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/lessons/00_start_here.ipynb"
+    readme = (COURSE / "README.md").read_text(encoding="utf-8")
+    assert f"[![Binder](https://mybinder.org/badge_logo.svg)]({link})" in readme

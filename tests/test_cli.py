@@ -1,0 +1,201 @@
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import qtutor
+from qtutor import cli
+
+TOKEN = "a-token-for-the-tests"
+NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def qtutor_command(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "qtutor.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def run_python(script: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def launched(monkeypatch) -> list[list[str]]:
+    """The arguments that JupyterLab would get, with the environment put back afterwards."""
+    from jupyterlab.labapp import LabApp
+
+    calls = []
+    monkeypatch.setattr(LabApp, "launch_instance", calls.append)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return calls
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch) -> Path:
+    """A course beside the package, as in a checkout."""
+    (tmp_path / "lessons").mkdir()
+    (tmp_path / cli.START).write_text(json.dumps(NOTEBOOK))
+    shutil.copytree(Path(qtutor.__file__).parent, tmp_path / "qtutor", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(qtutor, "__file__", str(tmp_path / "qtutor" / "__init__.py"))
+    return tmp_path
+
+
+def test_help_needs_neither_torch_nor_jupyterlab():
+    finished = run_python("""
+import sys
+sys.modules.update(dict.fromkeys(("torch", "psutil", "jupyterlab")))
+from qtutor.cli import main
+main(["--help"])
+""")
+    assert finished.returncode == 0, finished.stderr
+    assert "lab" in finished.stdout
+    assert "doctor" in finished.stdout
+
+
+def test_version_is_the_package_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"qtutor {qtutor.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(["labb"], "invalid choice: 'labb'"), ([], "required: command"), (["doctor", "--loud"], "got --loud")],
+)
+def test_a_wrong_command_is_named(arguments, complaint, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert complaint in capsys.readouterr().err
+
+
+def test_lab_opens_the_first_lesson_of_the_course(launched, course):
+    assert cli.main(["lab"]) == 0
+    assert launched == [[f"--ServerApp.root_dir={course}", f"--LabApp.default_url=/lab/tree/{cli.START}"]]
+
+
+def test_lab_puts_this_environments_programs_first(launched, course):
+    assert cli.main(["lab"]) == 0
+    assert os.environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def test_lab_falls_back_to_the_current_directory(launched, course, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("site-packages") / "qtutor" / "__init__.py"
+    monkeypatch.setattr(qtutor, "__file__", str(elsewhere))
+    monkeypatch.chdir(course)
+    assert cli.main(["lab"]) == 0
+    assert launched[0][0] == f"--ServerApp.root_dir={course}"
+
+
+def test_lab_without_lessons_says_where_it_looked(launched, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(qtutor, "__file__", str(tmp_path / "site-packages" / "qtutor" / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["lab"]) == 1
+    assert not launched
+    complaint = capsys.readouterr().err
+    assert str(tmp_path / "site-packages") in complaint
+    assert f"current directory ({tmp_path})" in complaint
+
+
+def test_lab_passes_arguments_on_unchanged_and_in_order(launched, course):
+    given = ["--no-browser", "--port", "8899", "--allow-root", "--ServerApp.ip=127.0.0.1", "lessons", "--debug", "-y"]
+    assert cli.main(["lab", *given]) == 0
+    assert launched[0][-len(given) :] == given
+
+
+@pytest.mark.parametrize("given", [["--ServerApp.root_dir=/x"], ["--ServerApp.root_dir", "/x"], ["--notebook-dir=/x"]])
+def test_a_root_of_the_users_own_replaces_ours(given, launched, course):
+    assert cli.main(["lab", *given]) == 0
+    assert launched == [[f"--LabApp.default_url=/lab/tree/{cli.START}", *given]]
+
+
+@pytest.mark.parametrize(("command", "package"), [("doctor", "torch"), ("lab", "jupyterlab")])
+def test_a_missing_package_is_named(command, package, course):
+    finished = run_python(f"""
+import sys
+sys.modules[{package!r}] = None
+import qtutor
+from qtutor.cli import main
+qtutor.__file__ = {str(course / "qtutor" / "__init__.py")!r}
+sys.exit(main([{command!r}]))
+""")
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(package)
+    assert f"cannot be imported by {sys.executable}" in finished.stderr
+    assert "README" in finished.stderr
+
+
+def test_doctor_prints_the_machine(capsys):
+    from qtutor.machine import describe
+
+    machine = describe()
+    assert cli.main(["doctor"]) == bool(machine.problems)
+    assert f"PyTorch {machine.torch}" in capsys.readouterr().out
+
+
+def test_doctor_fails_without_a_quantized_engine(monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["none"])
+    assert cli.main(["doctor"]) == 1
+    assert "no quantized engine" in capsys.readouterr().out
+
+
+def fetch(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=20) as response:
+        return response.read().decode()
+
+
+def test_a_real_lab_is_quiet_uses_this_environment_and_keeps_its_token(course, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    shadow = home / "jupyter" / "kernels" / "python3"
+    shadow.mkdir(parents=True)
+    shadow.joinpath("kernel.json").write_text(json.dumps({"argv": ["other"], "display_name": "Other", "language": "c"}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(course),
+        "HOME": str(home),
+        "JUPYTER_DATA_DIR": str(home / "jupyter"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_PREFER_ENV_PATH": "0",
+        "JUPYTER_TOKEN": TOKEN,
+    }
+    command = [sys.executable, "-m", "qtutor.cli", "lab", "--no-browser", "--port", str(port), "--allow-root"]
+    log = home / "log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(command, env=environment, cwd=home, stdout=stream, stderr=stream)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while f"{address}/lab/tree/{cli.START}?token=" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            fetch(f"{address}/api/kernelspecs")
+        assert "JupyterLab" in fetch(f"{address}/lab/tree/{cli.START}?token={TOKEN}")
+
+        kernels = json.loads(fetch(f"{address}/api/kernelspecs?token={TOKEN}"))
+        assert kernels["default"] == "python3"
+        assert kernels["kernelspecs"]["python3"]["spec"]["language"] == "python"
+
+        plugin = "@jupyterlab/apputils-extension:notification"
+        settings = json.loads(fetch(f"{address}/lab/api/settings/{plugin}?token={TOKEN}"))
+        defaults = {name: entry["default"] for name, entry in settings["schema"]["properties"].items()}
+        assert (defaults["fetchNews"], defaults["checkForUpdates"]) == ("false", False)
+        assert settings["raw"] == "{}"
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert not list((home / "config").rglob("*settings*"))

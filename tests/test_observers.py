@@ -1,0 +1,333 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.ao.quantization import observer as oracle
+
+from qtutor.affine import QParams, choose_qparams, measure_error, quantize
+from qtutor.histogram import Histogram, StreamingHistogram
+from qtutor.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PercentileObserver,
+    observing,
+)
+
+OBSERVERS = [
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PercentileObserver,
+    HistogramObserver,
+    lambda **kwargs: HistogramObserver(criterion="entropy", **kwargs),
+]
+every_observer = pytest.mark.parametrize("make", OBSERVERS, ids=["minmax", "average", "percentile", "mse", "entropy"])
+
+values = st.floats(-(2.0**80), 2.0**80, width=32, allow_subnormal=False)
+streams = st.lists(st.lists(values, min_size=12, max_size=12), min_size=1, max_size=5).map(
+    lambda batches: [torch.tensor(batch).reshape(2, 3, 2) for batch in batches]
+)
+
+
+def seen(observer, *batches):
+    for batch in batches:
+        assert observer.observe(batch) is batch
+    return observer
+
+
+def samples(name, n=100_000, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(n, generator=generator)
+    uniform = torch.rand(n, generator=generator)
+    if name == "outliers":
+        return torch.where(uniform < 1e-4, 50 * normal, normal)
+    return {
+        "normal": normal,
+        "laplace": -(2 * uniform - 1).sign() * (1 - (2 * uniform - 1).abs()).log(),
+        "relu": normal.relu(),
+        "student": normal / torch.randn(n, 3, generator=generator).square().mean(dim=1).sqrt(),
+        "shifted": normal + 5,
+        "gelu": nn.functional.gelu(2 * normal),
+    }[name]
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+@pytest.mark.parametrize("symmetric", [False, True])
+@settings(deadline=None, max_examples=40)
+@given(stream=streams, unsigned=st.booleans())
+def test_min_max_qparams_equal_pytorchs(average, axis, symmetric, stream, unsigned):
+    name = ("MovingAverage" if average else "") + ("PerChannel" if axis is not None else "") + "MinMaxObserver"
+    scheme = f"per_{'tensor' if axis is None else 'channel'}_{'symmetric' if symmetric else 'affine'}"
+    theirs = getattr(oracle, name)(
+        dtype=torch.quint8 if unsigned else torch.qint8,
+        qscheme=getattr(torch, scheme),
+        **({} if axis is None else {"ch_axis": axis}),
+    )
+    grid = {"quant_min": 0, "quant_max": 255} if unsigned else {}
+    ours = (MovingAverageMinMaxObserver if average else MinMaxObserver)(axis=axis, symmetric=symmetric, **grid)
+    for batch in stream:
+        theirs(batch)
+    qparams = seen(ours, *stream).qparams()
+    scale, zero_point = theirs.calculate_qparams()
+    assert torch.equal(qparams.scale.flatten(), scale)
+    assert torch.equal(qparams.zero_point.flatten().to(torch.int64), zero_point.to(torch.int64))
+
+
+@settings(deadline=None)
+@given(stream=streams, bins=st.sampled_from([16, 1024]))
+def test_the_counts_do_not_depend_on_the_batches(stream, bins):
+    def counted(batches):
+        stream = StreamingHistogram(2, bins)
+        for rows in batches:
+            stream.add(rows, rows.amin(dim=1), rows.amax(dim=1))
+        return stream
+
+    batches = [batch.reshape(2, -1) for batch in stream]
+    once, streamed = counted([torch.cat(batches, dim=1)]), counted(batches)
+    assert int(once.counts.sum()) == 12 * len(stream)
+    for name in ("counts", "zeros", "low", "high", "exponent", "first"):
+        assert torch.equal(getattr(once, name), getattr(streamed, name)), name
+
+
+@settings(deadline=None)
+@given(stream=streams, percentile=st.floats(1, 100), symmetric=st.booleans())
+def test_percentiles_are_within_a_bin_of_torch_quantile(stream, percentile, symmetric):
+    observer = seen(PercentileObserver(percentile=percentile, symmetric=symmetric), *stream)
+    x = torch.cat(stream).flatten().to(torch.float64)
+    low, high = observer.range()
+    tail = (1 - percentile / 100) / 2
+    if symmetric:
+        expected = torch.quantile(x.abs(), 1 - 2 * tail)
+        expected = (-expected, expected)
+    else:
+        expected = (torch.quantile(x, tail), torch.quantile(x, 1 - tail))
+    span = max(float(x.max() - x.min()), float(x.abs().max()) * 2**-20)  # float32 tells no more apart
+    assert abs(low - expected[0]) <= span / 4096
+    assert abs(high - expected[1]) <= span / 4096
+
+
+def test_percentile_clips_only_the_upper_tail_after_relu():
+    low, high = seen(PercentileObserver(percentile=99), samples("relu")).range()
+    assert quantize(torch.zeros(1), seen(PercentileObserver(), samples("relu")).qparams()).item() == -128
+    assert low == pytest.approx(0, abs=1e-2)
+    assert high == pytest.approx(2.576, abs=0.05)  # the normal distribution's 99.5 percentile
+
+
+@settings(deadline=None)
+@given(
+    low=st.floats(-2, 0),
+    high=st.floats(0.1, 2),
+    zeros=st.integers(0, 50),
+    symmetric=st.booleans(),
+    bits=st.integers(2, 8),
+)
+def test_the_streamed_error_equals_the_histograms_closed_form(low, high, zeros, symmetric, bits):
+    x = torch.cat([torch.linspace(-1, 1 - 2**-14, 1 << 15), torch.zeros(zeros)])
+    stream = StreamingHistogram(1, 16)
+    stream.add(x[None], x.amin()[None], x.amax()[None])
+    counts = stream.nonzero()[0]
+    first, width = float(stream.first), float(stream.width)
+    histogram = Histogram(counts, first * width, (first + len(counts)) * width, zeros, 0.0)
+    grid = {"quant_min": -(2 ** (bits - 1)), "quant_max": 2 ** (bits - 1) - 1, "symmetric": symmetric}
+    estimate = stream.squared_error()(choose_qparams(torch.tensor([[low]]), torch.tensor([[high]]), **grid))
+    assert float(estimate) == pytest.approx(histogram.error(choose_qparams(low, high, **grid)).total, rel=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("name", ["normal", "laplace", "relu", "student", "outliers", "shifted", "gelu"])
+def test_squared_error_is_at_most_that_of_pytorchs_range(name, symmetric):
+    batches = samples(name).split(20_000)
+    theirs = oracle.HistogramObserver(
+        dtype=torch.qint8, qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
+    )
+    for batch in batches:
+        theirs(batch)
+    scale, zero_point = theirs.calculate_qparams()
+    ours = measure_error(samples(name), seen(HistogramObserver(symmetric=symmetric), *batches).qparams())
+    assert ours.total <= measure_error(samples(name), QParams(scale[0], zero_point[0], -128, 127)).total * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", ["normal", "student", "relu"])
+def test_no_range_on_a_fine_grid_beats_the_one_found_by_squared_error(name, bits):
+    x = samples(name, 20_000)
+    grid = {"quant_min": -(2 ** (bits - 1)), "quant_max": 2 ** (bits - 1) - 1, "symmetric": True}
+    found = measure_error(x, seen(HistogramObserver(**grid), x).qparams()).total
+    ranges = x.abs().max() * torch.linspace(0.01, 1, 200)
+    best = min(measure_error(x, choose_qparams(-r, r, **grid)).total for r in ranges)
+    assert found <= best * 1.005
+
+
+@pytest.mark.parametrize("criterion", ["mse", "entropy"])
+def test_an_outlier_wrecks_min_max_and_not_the_histogram(criterion):
+    grid, clean = {"quant_min": -8, "quant_max": 7}, samples("normal")
+    x = torch.cat([clean, torch.tensor([20.0])])
+    wrecked = measure_error(clean, seen(MinMaxObserver(**grid), x).qparams()).sqnr
+    assert measure_error(clean, seen(HistogramObserver(criterion=criterion, **grid), x).qparams()).sqnr > wrecked + 6
+
+
+def test_entropy_ignores_the_zeros_of_a_relu_where_naive_entropy_clips_too_much():
+    x = (samples("normal") - 2).relu()
+    naive = x.clamp(min=1e-9)  # what a histogram that does not tell zeros apart would see
+    _, high = seen(HistogramObserver(criterion="entropy", symmetric=True), x).range()
+    _, naive_high = seen(HistogramObserver(criterion="entropy", symmetric=True), naive).range()
+    _, alone = seen(HistogramObserver(criterion="entropy", symmetric=True), x[x > 0]).range()
+    assert naive_high < high / 2
+    assert high == alone
+
+
+@every_observer
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_per_channel_equals_one_observer_a_channel(make, axis):
+    x = (
+        torch.randn(3, 4, 50, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1.0, 9.0, 0.01])[:, None, None]
+    )
+    x = x[..., :5] if axis == -1 else x
+    qparams = seen(make(axis=axis), x, 2 * x).qparams()
+    assert qparams.scale.shape == tuple(n if i == axis % 3 else 1 for i, n in enumerate(x.shape))
+    for channel, (scale, zero_point) in enumerate(
+        zip(qparams.scale.flatten(), qparams.zero_point.flatten(), strict=True)
+    ):
+        alone = seen(make(), x.select(axis, channel), 2 * x.select(axis, channel)).qparams()
+        assert alone == QParams(scale, zero_point, -128, 127)
+
+
+@every_observer
+def test_per_group_equals_per_channel_of_the_groups(make):
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    qparams = seen(make(group_size=4, symmetric=True, quant_min=-8, quant_max=7), weight).qparams()
+    groups = seen(make(axis=0, symmetric=True, quant_min=-8, quant_max=7), weight.view(12, 4)).qparams()
+    assert qparams.scale.shape == (6, 2, 1)
+    assert torch.equal(qparams.scale.flatten(), groups.scale.flatten())
+    assert torch.equal(qparams.zero_point.flatten(), groups.zero_point.flatten())
+    quantize(weight.view(6, 2, 4), qparams)
+
+
+@pytest.mark.parametrize("make", [PercentileObserver, HistogramObserver])
+def test_many_channels_are_searched_in_parts_and_stay_in_order(make):
+    x = torch.randn(300, 400, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 301)[:, None]
+    scale = seen(make(axis=0), x).qparams().scale[:, 0]
+    ratio = scale / seen(MinMaxObserver(axis=0), x).qparams().scale[:, 0]
+    assert ((ratio > 0.5) & (ratio <= 1.01)).all()
+
+
+@every_observer
+@pytest.mark.parametrize("value", [0.0, 5.0, -5.0, 1e-30, 3e30])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_constant_costs_at_most_half_a_step(make, value, symmetric):
+    x = torch.full((3, 7), value)
+    qparams = seen(make(symmetric=symmetric), x).qparams()
+    assert measure_error(x, qparams).total <= 21 * (float(qparams.scale) * 0.51) ** 2
+
+
+@every_observer
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_floating_point_dtype_is_observed_as_float32(make, dtype):
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert seen(make(), x).qparams() == seen(make(), x.to(torch.float32)).qparams()
+
+
+@every_observer
+@pytest.mark.parametrize(
+    ("kwargs", "bad", "error", "message"),
+    [
+        ({}, torch.empty(0, 3), ValueError, r"\(0, 3\) is empty"),
+        ({}, torch.tensor([1.0, torch.nan]), ValueError, "1 of the 2 values of a tensor of shape .2,. are NaN"),
+        ({}, torch.tensor([torch.inf, 1.0]), ValueError, "infinite"),
+        ({}, torch.tensor([1e300], dtype=torch.float64), ValueError, "beyond float32"),
+        ({}, torch.arange(3), TypeError, r"floating-point tensor, got a tensor of torch.int64 and shape \(3,\)"),
+        ({}, [1.0], TypeError, "got list"),
+        ({"axis": 0}, torch.ones(3, 4), ValueError, r"qparams of shape \(2, 1\).*\(3, 4\) needs \(3, 1\)"),
+        ({"axis": 0}, torch.ones(2, 4, 1), ValueError, r"needs \(2, 1, 1\)"),
+        ({"axis": 1}, torch.ones(4), ValueError, r"axis=1 is not an axis of a tensor of shape \(4,\)"),
+        ({"group_size": 2}, torch.ones(2, 3), ValueError, r"a multiple of it, got \(2, 3\)"),
+        ({"group_size": 2}, torch.ones(2, 4, 1), ValueError, r"\(out, in\)"),
+    ],
+)
+def test_bad_batches_are_refused_and_leave_no_trace(make, kwargs, bad, error, message):
+    good = torch.tensor([[-1.0, 2.0, 0.0, 0.5], [3.0, 0.25, -0.5, 1.0]])
+    observer = seen(make(**kwargs), good)
+    with pytest.raises(error, match=message) as caught:
+        observer.observe(bad)
+    assert type(observer).__name__ in str(caught.value)
+    assert observer.qparams() == seen(make(**kwargs), good).qparams()
+    assert seen(observer, good).qparams() == seen(make(**kwargs), good, good).qparams()
+
+
+@every_observer
+def test_qparams_before_observe_are_refused(make):
+    with pytest.raises(RuntimeError, match="Observer has observed nothing"):
+        make().qparams()
+
+
+@pytest.mark.parametrize(
+    ("make", "kwargs", "error", "message"),
+    [
+        (MinMaxObserver, {"axis": 0, "group_size": 4}, ValueError, "not both"),
+        (MinMaxObserver, {"axis": 0.5}, TypeError, "axis must be a whole number"),
+        (MinMaxObserver, {"group_size": 0}, ValueError, "group_size must be at least 1"),
+        (MinMaxObserver, {"quant_min": 3, "quant_max": 3}, ValueError, "quant_min must be below"),
+        (PercentileObserver, {"percentile": 0}, ValueError, r"PercentileObserver: percentile must be in \(0, 100\]"),
+        (PercentileObserver, {"percentile": 100.1}, ValueError, "got 100.1"),
+        (PercentileObserver, {"percentile": float("nan")}, ValueError, "got nan"),
+        (HistogramObserver, {"criterion": "kl"}, ValueError, "'mse' or 'entropy', got 'kl'"),
+        (MovingAverageMinMaxObserver, {"averaging_constant": 0}, ValueError, r"in \(0, 1\], got 0"),
+        (MovingAverageMinMaxObserver, {"averaging_constant": 1.5}, ValueError, "got 1.5"),
+    ],
+)
+def test_bad_settings_are_refused(make, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        make(**kwargs)
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 2)))
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_observing_sees_outputs_or_inputs_and_changes_nothing(model):
+    x = torch.randn(7, 3)
+    expected, hidden = model(x), model[:2](x)
+    with observing(model, {"1": MinMaxObserver(), "2.0": MinMaxObserver()}) as outputs:
+        assert torch.equal(model(x), expected)
+    with observing(model, {"0": MinMaxObserver(), "2.0": MinMaxObserver()}, inputs=True) as inputs:
+        model(x)
+    assert outputs["1"].qparams() == inputs["2.0"].qparams() == seen(MinMaxObserver(), hidden).qparams()
+    assert inputs["0"].qparams() == seen(MinMaxObserver(), x).qparams()
+    assert outputs["2.0"].qparams() == seen(MinMaxObserver(), expected).qparams()
+    assert hooks(model) == 0
+
+
+def test_observing_removes_its_hooks_after_an_error(model):
+    with pytest.raises(ValueError, match=r"observing layer '0': MinMaxObserver.*NaN"):  # noqa: SIM117
+        with observing(model, {"0": MinMaxObserver()}):
+            model(torch.full((1, 3), torch.nan))
+    assert hooks(model) == 0
+
+
+def test_observing_an_unknown_layer_names_near_ones(model):
+    with (
+        pytest.raises(ValueError, match=r"no layer '2\.1'; near it are .*'2\.0'"),
+        observing(model, {"0": MinMaxObserver(), "2.1": MinMaxObserver()}),
+    ):
+        pass
+    assert hooks(model) == 0
+
+
+def test_observing_a_layer_that_returns_a_tuple_says_so():
+    model = nn.LSTM(3, 4)
+    with (
+        pytest.raises(TypeError, match=r"output of layer '' \(LSTM\) is a tuple, not a tensor"),
+        observing(model, {"": MinMaxObserver()}),
+    ):
+        model(torch.randn(2, 1, 3))
+    with observing(model, {"": MinMaxObserver()}, inputs=True) as observers:
+        model(torch.ones(2, 1, 3))
+    assert observers[""].range() == (1, 1)
