@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError
 
-_BLOCK = 1 << 16  # values per pass of a stream: few enough to stay in cache
+_BLOCK = (1 << 15) - 1  # values per pass of a stream: in cache, and too few for torch to wait for other threads
 
 
 @dataclass(frozen=True, eq=False)

@@ -279,7 +279,7 @@ class HistogramObserver(_StreamObserver):
 
     def _choose(self) -> tuple[Tensor, Tensor]:
         stream, codes = self._stream, self.quant_max - self.quant_min + 1
-        if codes > (1 << 16 if self.criterion == "mse" else stream.bins):
+        if codes > (1 << 16 if self.criterion == "mse" else min(stream.bins, 2048)):
             return stream.low, stream.high
         search = self._least_error if self.criterion == "mse" else self._least_divergence
         size = max(1, _WORK // (_CANDIDATES * (codes if self.criterion == "mse" else min(stream.bins, 2048))))
@@ -307,7 +307,7 @@ class HistogramObserver(_StreamObserver):
         """The `(rows, 1)` ends of the range of least divergence."""
         folded = stream.magnitudes(2048)
         largest = (folded.high[:, None] / folded.width).floor() + 1
-        used = int((largest[:, 0] - folded.first).max())
+        used = max(int((largest[:, 0] - folded.first).max()), self.quant_max - self.quant_min + 1)
         counts, edges = folded.nonzero()[:, :used], folded.edges()[:, :used]  # (rows, bins)
         fewest = torch.full_like(largest, self.quant_max - self.quant_min + 1).minimum(largest)
         clip = (fewest * (largest / fewest) ** torch.linspace(0, 1, _CANDIDATES, dtype=torch.float64)).round()

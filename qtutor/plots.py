@@ -4,7 +4,15 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; every series
 dash, marker or position. Backgrounds are opaque, so a figure reads alike in light and dark themes.
 """
 
+import math
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from qtutor.affine import QParams, QuantizationError, dequantize, fake_quantize
 
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#00795A", "#9A4F7E", "#5A6270"
 """Okabe-Ito hues, the lighter ones darkened until text in them has contrast 4.5 on white."""
@@ -36,3 +44,127 @@ TEMPLATE = go.layout.Template(
         "hoverlabel": {"font": {"size": 13}},
     }
 )
+
+
+def figure(title: str, x: str, y: str, **layout) -> go.Figure:
+    """Return an empty figure in the course's look: what it shows, and what its axes are in which unit."""
+    return go.Figure(layout={"template": TEMPLATE, "title": title, "xaxis_title": x, "yaxis_title": y, **layout})
+
+
+def images(pictures: Tensor, titles: Sequence[str], columns: int = 10) -> go.Figure:
+    """Draw small pictures in rows.
+
+    Args:
+        pictures: `(N, 1 or 3, height, width)` in [0, 1].
+        titles: N short titles.
+    """
+    rows = -(-len(pictures) // columns)
+    drawn = make_subplots(rows, columns, subplot_titles=titles, horizontal_spacing=0.01, vertical_spacing=0.16 / rows)
+    pixels = (pictures.expand(-1, 3, -1, -1).permute(0, 2, 3, 1) * 255).to(torch.uint8).numpy()  # (N, H, W, 3)
+    for i, picture in enumerate(pixels):
+        drawn.add_trace(go.Image(z=picture, hoverinfo="skip"), row=i // columns + 1, col=i % columns + 1)
+    drawn.update_xaxes(visible=False)
+    drawn.update_yaxes(visible=False)
+    margin = {"l": 8, "r": 8, "t": 32, "b": 8}
+    drawn.update_layout(template=TEMPLATE, height=130 * rows + 20, margin=margin)
+    return drawn
+
+
+def number_line(values: Tensor, qparams: QParams) -> go.Figure:
+    """Draw where real values land: the values above, the grid with its codes below, a line from each to its code.
+
+    Args:
+        values: `(n,)` a few real values.
+        qparams: per tensor, with few codes.
+    """
+    codes = torch.arange(qparams.quant_min, qparams.quant_max + 1)
+    grid = dequantize(codes, qparams)
+    landed = fake_quantize(values, qparams)
+    drawn = figure("Each value moves to the nearest step; beyond the ends it is clipped", "real value", "", height=300)
+    for value, end in zip(values.tolist(), landed.tolist(), strict=True):
+        drawn.add_scatter(x=[value, end], y=[1, 0], mode="lines", line={"color": GREY, "dash": "dot"}, hoverinfo="skip")
+    marker = {"color": BLUE, "size": 11}
+    drawn.add_scatter(x=values.numpy(), y=torch.ones(len(values)).numpy(), mode="markers", marker=marker, name="x")
+    marker = {"color": VERMILLION, "size": 13, "symbol": "line-ns-open", "line": {"width": 3}}
+    text = [str(code) for code in codes.tolist()]
+    place = {"mode": "markers+text", "text": text, "textposition": "bottom center"}
+    drawn.add_scatter(x=grid.numpy(), y=torch.zeros(len(codes)).numpy(), marker=marker, name="code", **place)
+    rows = {"tickvals": [1, 0], "ticktext": ["values x", "codes q"], "range": [-0.45, 1.3], "showgrid": False}
+    return drawn.update_layout(showlegend=False, yaxis=rows)
+
+
+def clip_sweep(clips: Tensor, errors: Sequence[QuantizationError], title: str) -> go.Figure:
+    """Draw rounding, clipping and total error against the clip range.
+
+    Args:
+        clips: `(n,)` the clip ranges tried, in standard deviations.
+        errors: what each costs.
+    """
+    drawn = figure(title, "clip range, in standard deviations", "error, % of the signal's power")
+    parts = {
+        "rounding": (GREEN, "dash", [e.rounding for e in errors]),
+        "clipping": (PURPLE, "dot", [e.clipping for e in errors]),
+        "total": (INK, "solid", [e.total for e in errors]),
+    }
+    for name, (colour, dash, part) in parts.items():
+        percent = [100 * p / e.signal for p, e in zip(part, errors, strict=True)]
+        drawn.add_scatter(x=clips.numpy(), y=percent, name=name, line={"color": colour, "dash": dash, "width": 2.5})
+    best = min(range(len(errors)), key=lambda i: errors[i].total)
+    low = 100 * errors[best].total / errors[best].signal
+    drawn.add_scatter(
+        x=[float(clips[best])],
+        y=[low],
+        mode="markers",
+        name="best",
+        marker={"color": INK, "size": 11, "symbol": "diamond"},
+    )
+    return drawn.update_yaxes(rangemode="tozero", range=[0, 6 * low])
+
+
+def bits_rule(bits: Sequence[int], measured: dict[str, Sequence[float]]) -> go.Figure:
+    """Draw SQNR against bit width beside the rule of 6.02 dB per bit.
+
+    Args:
+        bits: the bit widths.
+        measured: SQNR in dB at each width, by the name of the data; the rule starts at the first.
+    """
+    drawn = figure("SQNR climbs by 6 dB for each bit", "bits", "SQNR, dB")
+    first = next(iter(measured.values()))[0]
+    rule = [first + 20 * math.log10(2) * (b - bits[0]) for b in bits]
+    drawn.add_scatter(x=list(bits), y=rule, mode="lines", name="6.02 dB per bit", line={"color": GREY, "dash": "dash"})
+    for name, symbol in zip(measured, ("circle", "square", "diamond", "cross"), strict=False):
+        drawn.add_scatter(
+            x=list(bits), y=measured[name], mode="markers", name=name, marker={"size": 9, "symbol": symbol}
+        )
+    return drawn
+
+
+def ratios(values: dict[str, float], title: str) -> go.Figure:
+    """Draw how many times better one thing is than another, on a log axis around 1.
+
+    Args:
+        values: the ratio of each quantity; above 1 is better, below 1 is worse.
+        title: what the picture shows.
+    """
+    names = list(values)[::-1]
+    drawn = figure(title, "times better (log scale)", "", height=120 + 50 * len(values))
+    for name in names:
+        better = values[name] >= 1
+        drawn.add_scatter(
+            x=[1, values[name]],
+            y=[name, name],
+            mode="lines+markers+text",
+            text=["", f"  {values[name]:.2g}x " + ("better" if better else "worse")],
+            textposition="middle right",
+            line={"color": BLUE if better else VERMILLION, "width": 4},
+            marker={"size": [0, 14], "symbol": "circle" if better else "x"},
+            cliponaxis=False,
+        )
+    most = max(max(values.values()), 1) * 3
+    least = min(min(values.values()), 1) / 1.3
+    ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32) if least <= t <= most]
+    drawn.add_vline(x=1, line={"color": INK, "width": 1})
+    drawn.update_xaxes(
+        type="log", range=[math.log10(least), math.log10(most)], tickvals=ticks, ticktext=[f"{t:g}" for t in ticks]
+    )
+    return drawn.update_layout(showlegend=False, margin_l=170)

@@ -233,6 +233,13 @@ class RowReader(nn.Module):
         return self.classifier(states[:, -1])
 
 
+@contextmanager
+def _fixed_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):  # the CPU's only, so seed no other, as torch.manual_seed does
+        torch.default_generator.manual_seed(0)
+        yield
+
+
 def train(
     model: nn.Module, data: Split, *, epochs: int, max_lr: float = 8e-3, batch_size: int = 64, name: str = "the model"
 ) -> nn.Module:
@@ -247,8 +254,8 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=max_lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=steps)
     model.train()
-    with torch.random.fork_rng(devices=[]), tqdm(total=steps, desc=f"Training {name}", unit="batch") as bar:
-        torch.manual_seed(0)
+    bar = tqdm(total=steps, desc=f"Training {name}", unit="batch")
+    with _fixed_random_numbers(), torch.enable_grad(), bar:
         for _ in range(epochs):
             for index in torch.randperm(len(data), generator=order).split(batch_size):
                 images, labels = data[index]
@@ -263,7 +270,11 @@ def train(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make a trained model; changing any of it, or the printed layers, makes the kept copy obsolete."""
+    """How to make a trained model.
+
+    Other layers, epochs or learning rate make the kept copy obsolete by themselves; after any other
+    change (of the data, the first weights, the training) raise `version`.
+    """
 
     model: Callable[[], nn.Module]
     data: Callable[[], Images]
@@ -273,8 +284,7 @@ class Recipe:
 
     def untrained(self) -> nn.Module:
         """Build the model with the weights that training starts from."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with _fixed_random_numbers():
             return self.model()
 
 
@@ -331,8 +341,8 @@ def _trained(name: str) -> tuple[nn.Module, str]:
         nonlocal outcome
         outcome = "built"
         buffer = io.BytesIO()
-        trained = train(recipe.untrained(), recipe.data().train, epochs=recipe.epochs, max_lr=recipe.max_lr, name=name)
-        torch.save(trained.state_dict(), buffer)
+        train(built := recipe.untrained(), recipe.data().train, epochs=recipe.epochs, max_lr=recipe.max_lr, name=name)
+        torch.save(built.state_dict(), buffer)
         return buffer.getvalue()
 
     key = hashlib.sha256(f"{recipe.version} {recipe.epochs} {recipe.max_lr} {model}".encode()).hexdigest()[:8]

@@ -269,6 +269,11 @@ def test_training_repeats_itself_and_leaves_the_callers_random_numbers_alone(tin
     assert not any(module.training for module in models[0].modules())
 
 
+def test_a_model_can_be_asked_for_where_gradients_are_off(tiny):
+    with torch.no_grad():
+        assert not torch.equal(weights(samples.trained("tiny")), weights(tiny.untrained()))
+
+
 def test_a_model_is_trained_once_and_each_call_gives_a_copy(tiny, no_training, undisturbed):
     first = samples.trained("tiny")
     no_training()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qtutor.affine import choose_qparams, grid, sqnr
+from qtutor.affine import choose_qparams, grid
 from qtutor.exercises.exercise import Lesson
 
 if TYPE_CHECKING:
@@ -141,8 +141,13 @@ def _codes(generator: torch.Generator) -> tuple:
     return codes, 0.5, int(torch.randint(64, 192, (), generator=generator))
 
 
+def _wraps_around(codes, scale, zero_point):
+    return (codes - zero_point) * scale
+
+
 @lesson.function(
     inputs=_codes,
+    given=_wraps_around,
     hints=[
         "Print codes - zero_point for a code below the zero point. Which type is it?",
         "uint8 has no negative numbers: 3 - 5 wraps around to 254. Widen the codes before you subtract.",
@@ -215,7 +220,11 @@ def _clip_goal(explorer: "AffineExplorer") -> str | None:
     if gain >= 3:
         return None
     share = explorer.result.error.clipping / explorer.result.error.total
-    side = "Clipping makes most of the error now: widen the range." if share > 0.5 else "Rounding still makes most of the error: narrow the range."
+    side = (
+        "Clipping makes most of the error now: widen the range."
+        if share > 0.5
+        else "Rounding still makes most of the error: narrow the range."
+    )
     return f"{gain:+.1f} dB against min-max; the mission is +3 dB. {side}"
 
 
@@ -223,7 +232,10 @@ beat_min_max = lesson.mission(
     "beat_min_max",
     _clip_goal,
     answer={"bits": 4, "clip": (-2.6, 2.6)},
-    hints=["Draw both ends of the clip range in, a little at a time, and watch the two bars.", "Try about -2.6 to 2.6."],
+    hints=[
+        "Draw both ends of the clip range in, a little at a time, and watch the two bars.",
+        "Try about -2.6 to 2.6.",
+    ],
     mistakes=[
         ({"bits": 4, "clip": (-0.8, 0.8)}, "Clipping makes most of the error now: widen the range."),
         ({"bits": 4, "clip": (-4.0, 4.0)}, "Rounding still makes most of the error: narrow the range."),
@@ -246,7 +258,10 @@ reach_40_db = lesson.mission(
     "reach_40_db",
     _bits_goal,
     answer={"bits": 8, "clip": (-4.0, 4.0)},
-    hints=["At 8 bits, is the best range narrower or wider than at 4?", "Use 8 bits and clip almost nothing: about -4 to 4."],
+    hints=[
+        "At 8 bits, is the best range narrower or wider than at 4?",
+        "Use 8 bits and clip almost nothing: about -4 to 4.",
+    ],
     mistakes=[
         ({"bits": 8, "clip": (-2.6, 2.6)}, "the mission is 40 dB"),
         ({"bits": 7}, "the mission is 40 dB"),

@@ -56,10 +56,8 @@ class Feedback:
     def _repr_html_(self) -> str:
         code = f"<pre style='margin:6px 0'><code>{html.escape(self.code)}</code></pre>" if self.code else ""
         footer = f"<div style='opacity:.8'>{html.escape(self.footer)}</div>" if self.footer else ""
-        return (
-            f"<div role='status' style='border-left:4px solid {_COLOURS[self.outcome]};padding:4px 12px;max-width:62em'>"
-            f"{html.escape(self._headed)}{code}{footer}</div>"
-        )
+        style = f"border-left:4px solid {_COLOURS[self.outcome]};padding:4px 12px;max-width:62em"
+        return f"<div role='status' style='{style}'>{html.escape(self._headed)}{code}{footer}</div>"
 
 
 @dataclass(eq=False)
@@ -73,6 +71,7 @@ class Exercise:
         hints: from a nudge to nearly all, shown one a call.
         mistakes: plausible wrong answers, each with the hint that fits it.
         because: why the right answer is right, shown with the solution.
+        invitation: what to do first, said while the exercise is open.
         judge: None for a right answer, else the hint for the wrong one.
         is_blank: whether an answer is what the notebook leaves there.
     """
@@ -85,13 +84,14 @@ class Exercise:
     is_blank: Callable[[Any], bool]
     mistakes: list[tuple[Any, str]] = field(default_factory=list)
     because: str = ""
+    invitation: str = "Replace the ... with your answer, then run the cell again."
     _hinted: int = 0
 
     def check(self, answer: Any) -> Feedback:
         """Judge an answer; never raises."""
         try:
             if self.is_blank(answer):
-                return self._feedback("not attempted", "Replace the ... with your answer, then run the cell again.")
+                return self._feedback("not attempted", self.invitation)
             hint = self.judge(answer)
         except (Exception, SystemExit) as error:  # whatever a learner's code may do
             return self._feedback("error", _describe(error, answer))
@@ -138,7 +138,14 @@ class Lesson:
         return f"{len(done)} of {len(self.exercises)} right in this lesson."
 
     def value(
-        self, name: str, answer: Any, *, hints: list[str], mistakes: dict[Any, str], because: str, tolerance: float = 0.0
+        self,
+        name: str,
+        answer: Any,
+        *,
+        hints: list[str],
+        mistakes: dict[Any, str],
+        because: str,
+        tolerance: float = 0.0,
     ) -> Exercise:
         """Add an exercise whose answer is a number or a word.
 
@@ -165,7 +172,13 @@ class Lesson:
         return self._add(Exercise(self, name, answer, tuple(hints), judge, _is_open, list(mistakes.items()), because))
 
     def function(
-        self, *, inputs: Callable[[torch.Generator], tuple], hints: list[str], because: str = "", tolerance: float = 0.0
+        self,
+        *,
+        inputs: Callable[[torch.Generator], tuple],
+        hints: list[str],
+        because: str,
+        given: Callable | None = None,
+        tolerance: float = 0.0,
     ) -> Callable[[Callable], Exercise]:
         """Decorate the solution of an exercise whose answer is a function.
 
@@ -173,17 +186,21 @@ class Lesson:
             inputs: draws the arguments of one call.
             hints: from a nudge to nearly all.
             because: why the solution is right.
+            given: the function that the notebook hands out to be mended; None where it hands out an empty one.
             tolerance: by how much a result may differ.
         """
 
         def add(solution: Callable) -> Exercise:
-            def judge(given: Any) -> str | None:
-                if not callable(given):
-                    return f"The answer is a function, and {_show(given)} is not: pass its name without parentheses."
+            def untouched(answer: Any) -> bool:
+                return _is_blank_function(answer) or (given is not None and _does(answer) == _does(given))
+
+            def judge(answer: Any) -> str | None:
+                if not callable(answer):
+                    return f"The answer is a function, and {_show(answer)} is not: pass its name without parentheses."
                 generator = torch.Generator()
                 generator.seed()
                 cases = [inputs(generator) for _ in range(ROUNDS)]
-                results = [given(*_copies(case)) for case in cases]
+                results = [answer(*_copies(case)) for case in cases]
                 expected = [solution(*_copies(case)) for case in cases]
                 wrong = [i for i in range(ROUNDS) if not _same(results[i], expected[i], tolerance)]
                 if not wrong:
@@ -198,8 +215,9 @@ class Lesson:
                 given_as = ", ".join(f"{n} = {_show(v)}" for n, v in zip(names, cases[first], strict=True))
                 return f"For {given_as} it returns {_show(results[first])}; expected {_show(expected[first])}."
 
-            exercise = Exercise(self, solution.__name__, solution, tuple(hints), judge, _is_blank_function)
-            exercise.because = because
+            exercise = Exercise(self, solution.__name__, solution, tuple(hints), judge, untouched, because=because)
+            if given is not None:
+                exercise.invitation = "Change the function, then run the cell again."
             return self._add(exercise)
 
         return add
@@ -228,7 +246,8 @@ class Lesson:
         def untouched(explorer: Any) -> bool:
             return _is_open(explorer) or explorer.state == explorer.first_state
 
-        return self._add(Exercise(self, name, answer, tuple(hints), goal, untouched, mistakes, because))
+        invitation = "Move the explorer's controls, then run this cell again."
+        return self._add(Exercise(self, name, answer, tuple(hints), goal, untouched, mistakes, because, invitation))
 
     def _add(self, exercise: Exercise) -> Exercise:
         self.exercises[exercise.name] = exercise
@@ -255,6 +274,12 @@ def _is_blank_function(answer: Any) -> bool:
         or (step.opname in ("LOAD_CONST", "RETURN_CONST") and step.argval in (None, ...))
         for step in dis.get_instructions(code)
     )
+
+
+def _does(function: Any) -> tuple | None:
+    """What a function does, as bytecode; equal for equal source."""
+    code = getattr(function, "__code__", None)
+    return code and (code.co_code, code.co_consts, code.co_names)
 
 
 def _same(given: Any, expected: Any, tolerance: float) -> bool:
