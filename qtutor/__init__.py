@@ -6,7 +6,10 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     histogram    many numbers as a few bins; the quantization error of a histogram
     machine      what this computer is, in words
     vision       makes a torchvision that does not match torch importable
-    samples      the data that the lessons use
+    storage      where qtutor keeps things, whole or not at all
+    observers    what range to represent
+    fusion       what may be merged, proven, and the memory traffic it saves
+    samples      the data and the models that the lessons use
     workflows    PyTorch's own quantization flows behind thin, stable names
     benchmark    size, accuracy and latency, compared fairly
     plots        a result in, a plotly figure out

@@ -32,13 +32,13 @@ _AXIS = {
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 13, "color": INK},
-        "title": {"x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        "title": {"x": 0.01, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 16}},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": [BLUE, VERMILLION, GREEN, PURPLE, GREY],
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "margin": {"l": 64, "r": 24, "t": 64, "b": 56},
+        "margin": {"l": 64, "r": 24, "t": 76, "b": 56},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "height": 380,
         "hoverlabel": {"font": {"size": 13}},

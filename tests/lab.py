@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -44,24 +45,24 @@ def jupyterlab(root: Path) -> Iterator[str]:
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
-    log = (root / "server.log").open("w+")
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=COURSE)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"JupyterLab did not start:\n{Path(log.name).read_text()}") from None
-                time.sleep(0.2)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(20)
-        log.close()
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=COURSE)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2).close()
+                    break
+                except OSError:
+                    if server.poll() is not None or time.monotonic() > deadline:
+                        log.seek(0)
+                        raise RuntimeError(f"JupyterLab did not start:\n{log.read()}") from None
+                    time.sleep(0.2)
+            yield address
+        finally:
+            server.terminate()
+            server.wait(20)
 
 
 @contextlib.contextmanager
@@ -82,6 +83,7 @@ class Notebook:
 
     def __init__(self, page: Page, address: str, path: str):
         self.page = page
+        self.path = Path(path)
         self.errors: list[str] = []
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -103,15 +105,19 @@ class Notebook:
             )
             self.page.wait_for_function("command => window.done === command", arg=command, timeout=1000 * timeout)
 
-    @property
-    def failures(self) -> list[str]:
-        """The text of every error output."""
-        outputs = self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
-        return outputs.all_inner_texts()
+    def show(self, cell: int) -> None:
+        """Scroll a cell into view; JupyterLab attaches cells to the page only when they come near."""
+        self.page.evaluate(
+            """async cell => {
+                const notebook = jupyterapp.shell.currentWidget.content;
+                notebook.activeCellIndex = cell;
+                await notebook.scrollToItem(cell, 'start');
+            }""",
+            cell,
+        )
 
-    def explorer(self, index: int = 0) -> Locator:
-        """Bring an explorer of the notebook into view."""
-        explorer = self.page.locator(".qtutor-explorer").nth(index)
-        explorer.scroll_into_view_if_needed()
-        explorer.locator(".main-svg").first.wait_for(timeout=30_000)
+    def explorer(self) -> Locator:
+        """Wait until the explorer in view is drawn at its final width."""
+        explorer = self.page.locator(".qtutor-explorer:visible")
+        explorer.locator('.js-plotly-plot[aria-label="Figure"]').wait_for()
         return explorer

@@ -213,19 +213,19 @@ def _gain_over_min_max(explorer: "AffineExplorer") -> float:
     return explorer.result.error.sqnr - data.error(plain).sqnr
 
 
+def _larger_part(explorer: "AffineExplorer", rounding: str) -> str:
+    error = explorer.result.error
+    return "Clipping makes most of the error: widen the range." if error.clipping > error.rounding else rounding
+
+
 def _clip_goal(explorer: "AffineExplorer") -> str | None:
     if explorer.state.bits != 4:
         return f"This mission is played at 4 bits, the explorer stands at {explorer.state.bits}."
     gain = _gain_over_min_max(explorer)
     if gain >= 3:
         return None
-    share = explorer.result.error.clipping / explorer.result.error.total
-    side = (
-        "Clipping makes most of the error now: widen the range."
-        if share > 0.5
-        else "Rounding still makes most of the error: narrow the range."
-    )
-    return f"{gain:+.1f} dB against min-max; the mission is +3 dB. {side}"
+    advice = _larger_part(explorer, "Rounding still makes most of the error: narrow the range.")
+    return f"{gain:+.1f} dB against the range of the data; the mission is +3 dB. {advice}"
 
 
 beat_min_max = lesson.mission(
@@ -237,7 +237,7 @@ beat_min_max = lesson.mission(
         "Try about -2.6 to 2.6.",
     ],
     mistakes=[
-        ({"bits": 4, "clip": (-0.8, 0.8)}, "Clipping makes most of the error now: widen the range."),
+        ({"bits": 4, "clip": (-0.8, 0.8)}, "Clipping makes most of the error: widen the range."),
         ({"bits": 4, "clip": (-4.0, 4.0)}, "Rounding still makes most of the error: narrow the range."),
         ({"bits": 8, "clip": (-2.6, 2.6)}, "This mission is played at 4 bits"),
     ],
@@ -248,7 +248,10 @@ beat_min_max = lesson.mission(
 def _bits_goal(explorer: "AffineExplorer") -> str | None:
     quality, bits = explorer.result.error.sqnr, explorer.state.bits
     if quality < 40:
-        return f"{quality:.1f} dB at {bits} bits; the mission is 40 dB."
+        advice = _larger_part(
+            explorer, "Rounding makes most of the error: are there enough codes, and no wider than needed?"
+        )
+        return f"{quality:.1f} dB at {bits} bits; the mission is 40 dB. {advice}"
     if bits > 8:
         return f"{quality:.1f} dB is enough, but {bits} bits are more than it takes."
     return None
@@ -263,8 +266,8 @@ reach_40_db = lesson.mission(
         "Use 8 bits and clip almost nothing: about -4 to 4.",
     ],
     mistakes=[
-        ({"bits": 8, "clip": (-2.6, 2.6)}, "the mission is 40 dB"),
-        ({"bits": 7}, "the mission is 40 dB"),
+        ({"bits": 8, "clip": (-2.6, 2.6)}, "Clipping makes most of the error: widen the range."),
+        ({"bits": 7}, "are there enough codes"),
         ({"bits": 10}, "more than it takes"),
     ],
     because="With fine steps rounding costs little, so even rare clipping is dear: the best range is wide.",

@@ -7,7 +7,10 @@ lesson = Lesson("00_start_here")
 bytes_of_weights = lesson.value(
     "bytes_of_weights",
     1_000_000,
-    hints=["INT8 spends 8 bits on each weight. How many bits are in a byte?", "One byte each, and there are a million."],
+    hints=[
+        "INT8 spends 8 bits on each weight. How many bits are in a byte?",
+        "One byte each, and there are a million.",
+    ],
     mistakes={
         8_000_000: "That is the number of bits. There are 8 bits in a byte.",
         4_000_000: "That is FP32, which spends 4 bytes on each weight.",

@@ -18,7 +18,7 @@ from qtutor.affine import (
     measure_error,
     quantize,
 )
-from qtutor.explorers.explorer import Explorer
+from qtutor.explorers.explorer import Explorer, slider_range
 from qtutor.histogram import Histogram
 
 EXACT_UP_TO = 1_000_000
@@ -152,23 +152,32 @@ class AffineExplorer(Explorer):
     """
 
     def __init__(self, x: Tensor, *, bits: int = 4, symmetric: bool = False, signed: bool = True):
-        self.data = AffineData(x)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"AffineExplorer needs a floating-point tensor, got {given}: convert it with .float()")
+        empty, shape = x.numel() == 0, tuple(x.shape)
+        self.data = AffineData(torch.zeros(1) if empty else x)
         low, high = min(self.data.histogram.low, 0.0), max(self.data.histogram.high, 0.0)
         if low == high:
             low, high = -1.0, 1.0
+        low, high, step = slider_range(low, high)
         span = high - low
-        self._axis = (low - span / 8, high + span / 8)
-        slider = {"min": self._axis[0], "max": self._axis[1], "step": span / 400, "readout_format": ".3g"}
+        self._axis = slider_range(low - span / 8, high + span / 8, round(span * 1.25 / step))[:2]
+        slider = {"min": self._axis[0], "max": self._axis[1], "step": step, "readout_format": ".3g"}
         controls = {
             "bits": ipywidgets.IntSlider(bits, 2, 16, description="Bits"),
             "clip": ipywidgets.FloatRangeSlider(value=(low, high), description="Clip range", **slider),
-            "value": ipywidgets.FloatSlider(value=low + 0.7 * span, description="Follow x", **slider),
+            "value": ipywidgets.FloatSlider(
+                value=low + round(0.7 * span / step) * step, description="Follow x", **slider
+            ),
             "symmetric": ipywidgets.Checkbox(symmetric, description="Symmetric", indent=False),
             "signed": ipywidgets.Checkbox(signed, description="Signed", indent=False),
         }
         fit = ipywidgets.Button(description="Fit to data")
         fit.on_click(lambda _: self.set(clip=(low, high)))
         super().__init__(controls, _figure(self.data.histogram, self._axis), buttons=(fit,))
+        if empty:
+            self.show_only(f"The tensor of shape {shape} is empty: there is no value to quantize.")
 
     make_state = AffineState
 
@@ -185,6 +194,7 @@ class AffineExplorer(Explorer):
         staircase.y = torch.cat([centres, centres[-1:]]).numpy()
         value = self.state.value
         follow.x, follow.y = [value, value, left], [left, result.restored, result.restored]
+        follow.text = ["", f"q = {result.code} ", ""]
         heights = result.shares / edges.diff()
         quantized.x, quantized.y = edges.numpy(), torch.cat([heights, heights[-1:]]).numpy()
         signal = result.error.signal or 1.0
@@ -205,7 +215,13 @@ def _figure(histogram: Histogram, axis: tuple[float, float]) -> go.FigureWidget:
 
     lines(1, "no error", plots.GREY, axis, axis, line_dash="dot", line_width=1)
     lines(1, "quantized", plots.VERMILLION, line_shape="hv")
-    followed = {"mode": "lines+markers", "marker_size": [0, 10, 0], "line_dash": "dash", "line_width": 1}
+    followed = {
+        "mode": "lines+markers+text",
+        "textposition": "top left",
+        "marker_size": [0, 10, 0],
+        "line_dash": "dash",
+        "line_width": 1,
+    }
     lines(1, "followed value", plots.INK, **followed)
     before = torch.cat([heights, heights[-1:]]).numpy()
     lines(2, "before", plots.BLUE, edges.numpy(), before, line_shape="hv", line_width=1, fill="tozeroy")

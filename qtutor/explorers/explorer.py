@@ -5,7 +5,9 @@ draws a result into figure objects that already exist. Everything else stands he
 """
 
 import asyncio
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -17,8 +19,8 @@ import traitlets
 class Sentence(anywidget.AnyWidget):
     """A line of text that screen readers announce politely, and what the page around it needs.
 
-    ipywidgets leaves the handles of its sliders without an accessible name, and a FigureWidget stays
-    700 pixels wide until the window is resized. This widget names the handles by their sliders'
+    ipywidgets leaves the handles of its sliders without an accessible name, and plotly fits a figure
+    only when the window changes, not when its place does. This widget names the handles by their sliders'
     labels, presents the figure as an image that the line describes, fits it to its explorer, and
     reports when the page has drawn an update.
 
@@ -28,67 +30,31 @@ class Sentence(anywidget.AnyWidget):
         drawn: the newest update that a page has drawn; -1 while there is no page.
     """
 
-    _esm = """
-    let made = 0;
-    function describe(explorer, line) {
-      for (const slider of explorer.querySelectorAll(".widget-slider")) {
-        const label = slider.querySelector(".widget-label").textContent;
-        const handles = slider.querySelectorAll(".noUi-handle");
-        handles.forEach((handle, i) => {
-          const end = handles.length > 1 ? (i ? ", maximum" : ", minimum") : "";
-          handle.setAttribute("aria-label", label + end);
-        });
-        slider.querySelector(".widget-readout").setAttribute("aria-label", label + ", type a value");
-      }
-      for (const plot of explorer.querySelectorAll(".js-plotly-plot")) {
-        plot.setAttribute("role", "img");
-        plot.setAttribute("aria-label", "Figure");
-        plot.setAttribute("aria-describedby", line.id);
-      }
-    }
-    function fit(explorer, line, tries) {
-      if (tries && !explorer.querySelector(".js-plotly-plot .xaxislayer-above")) {
-        setTimeout(() => fit(explorer, line, tries - 1), 100);
-        return;
-      }
-      describe(explorer, line);
-      window.dispatchEvent(new Event("resize"));
-    }
-    function render({ model, el }) {
-      const line = document.createElement("p");
-      line.id = `qtutor-sentence-${++made}`;
-      line.className = "qtutor-sentence";
-      line.setAttribute("role", "status");
-      line.setAttribute("aria-live", "polite");
-      const show = () => {
-        line.textContent = model.get("text");
-        const number = model.get("number");
-        requestAnimationFrame(() => { model.set("drawn", number); model.save_changes(); });
-      };
-      show();
-      model.on("change:number", show);
-      el.appendChild(line);
-      let width = 0;
-      const watch = new ResizeObserver(([entry]) => {
-        const explorer = el.closest(".qtutor-explorer");
-        if (!explorer || entry.contentRect.width === width) return;
-        width = entry.contentRect.width;
-        fit(explorer, line, 50);
-      });
-      watch.observe(el);
-      return () => { watch.disconnect(); model.off("change:number", show); };
-    }
-    export default { render };
-    """
-    _css = """
-    .qtutor-sentence { margin: 4px 8px 8px; max-width: 62em; font-size: 14px; line-height: 1.5; }
-    .qtutor-explorer .widget-slider { width: 340px; }
-    .qtutor-explorer .widget-slider .widget-readout { min-width: 92px; }
-    .qtutor-explorer .widget-checkbox { width: 130px; }
-    """
+    _esm = Path(__file__).with_name("sentence.js")
+    _css = Path(__file__).with_name("sentence.css")
     text = traitlets.Unicode().tag(sync=True)
     number = traitlets.Int(0).tag(sync=True)
     drawn = traitlets.Int(-1).tag(sync=True)
+
+
+def slider_range(low: float, high: float, steps: int = 400) -> tuple[float, float, float]:
+    """Return `(low, high, step)` for a slider over a range: a round step, and ends on multiples of it.
+
+    The page moves a value that is not on a multiple of the step; so that a value set in Python stays
+    what it was, steps are 1, 2 or 5 times a power of ten. The range grows outward to the next step.
+
+    Example:
+        >>> slider_range(-4.34, 4.56)
+        (-4.34, 4.56, 0.02)
+    """
+    magnitude = 10.0 ** math.floor(math.log10((high - low) / steps))
+    step = max(m * magnitude for m in (1, 2, 5) if m * magnitude * steps <= (high - low) * (1 + 1e-9))
+    digits = max(0, -math.floor(math.log10(step)))
+    return (
+        round(math.floor(low / step + 1e-9) * step, digits),
+        round(math.ceil(high / step - 1e-9) * step, digits),
+        step,
+    )
 
 
 class Explorer(ipywidgets.VBox):
@@ -111,6 +77,7 @@ class Explorer(ipywidgets.VBox):
         self.add_class("qtutor-explorer")
         self.controls = controls
         self.figure = figure
+        figure._config = {**figure._config, "responsive": True, "displaylogo": False}
         self.sentence = Sentence()
         self.state = self.result = None
         self._held = False
@@ -123,6 +90,11 @@ class Explorer(ipywidgets.VBox):
         self.children = [ipywidgets.Box([*controls.values(), *buttons], layout=row), self.sentence, figure]
         self._redraw()
         self.first_state = self.state
+
+    def show_only(self, sentence: str) -> None:
+        """Stand for a case in which there is nothing to show, and say why."""
+        self.controls, self.children = {}, [self.sentence]
+        self.sentence.text = sentence
 
     def compute(self, state: Any) -> Any:
         """Compute the result of a state; its `sentence` says it in words."""

@@ -1,0 +1,91 @@
+"""The lessons in a real JupyterLab, in Chromium, as a learner meets them."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from lab import CHROMIUM, COURSE, Notebook, chromium, jupyterlab
+from playwright.sync_api import expect
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)"),
+    # A pipe to the browser or the server may be closed while the interpreter collects what used it.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+LESSONS = sorted(path.name for path in (COURSE / "lessons").glob("*.ipynb"))
+EXPLORERS = {"01_affine_mapping.ipynb": ["Bits", "Clip range, minimum", "Clip range, maximum", "Follow x"]}
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A copy of the lessons, so that running them changes nothing in the repository."""
+    root = tmp_path_factory.mktemp("course")
+    shutil.copytree(COURSE / "lessons", root / "lessons", ignore=shutil.ignore_patterns(".*"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(course, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QTUTOR_HOME", str(tmp_path_factory.mktemp("home")))
+        with jupyterlab(course) as address:
+            yield address
+
+
+@pytest.fixture(params=LESSONS, scope="module")
+def lesson(request, address):
+    """A lesson that was opened and run to its end; leaves a screenshot when a test on it fails."""
+    with chromium() as page:
+        notebook = Notebook(page, address, f"lessons/{request.param}")
+        failed = request.session.testsfailed
+        try:
+            notebook.run_all()
+            yield notebook
+        finally:
+            if request.session.testsfailed > failed or notebook.path.name not in page.title():
+                screenshots = COURSE / "screenshots"
+                screenshots.mkdir(exist_ok=True)
+                page.screenshot(path=screenshots / f"{Path(request.param).stem}.png")
+
+
+def test_every_cell_runs_without_error_or_warning(lesson, course):
+    notebook = nbformat.read(course / lesson.path, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    for cell in code:
+        for output in cell.outputs:
+            assert output.output_type != "error", f"{cell.source}\n{output.get('evalue')}"
+            assert output.get("name") != "stderr", f"{cell.source}\n{output.text}"
+
+
+def test_no_dialog_no_news_and_nothing_on_the_console(lesson):
+    assert lesson.page.locator(".jp-Dialog").count() == 0
+    assert lesson.page.locator(".Toastify__toast").count() == 0
+    assert lesson.errors == []
+
+
+def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, course):
+    names = EXPLORERS.get(lesson.path.name, [])
+    cells = nbformat.read(course / lesson.path, 4).cells
+    found = [i for i, cell in enumerate(cells) if "Explorer(" in cell.get("source", "") and cell.cell_type == "code"]
+    assert len(found) == bool(names)
+    for name in names:
+        lesson.show(found[0])
+        explorer = lesson.explorer()
+        sentence = explorer.get_by_role("status")
+        drawing = explorer.locator(".js-plotly-plot .plot-container")
+        before = sentence.inner_text(), drawing.inner_html()
+        handle = explorer.get_by_role("slider", name=name, exact=True)
+        handle.focus()
+        for _ in range(6):
+            lesson.page.keyboard.press("ArrowLeft" if name.endswith(("maximum", "x")) else "ArrowRight")
+        expect(sentence).not_to_have_text(before[0])
+        lesson.page.wait_for_function(
+            "([plot, before]) => plot.innerHTML !== before", arg=[drawing.element_handle(), before[1]]
+        )
+    if names:
+        width = explorer.evaluate("e => e.getBoundingClientRect().width")
+        assert drawing.evaluate("e => e.getBoundingClientRect().width") == pytest.approx(width, abs=20)

@@ -1,0 +1,182 @@
+"""Every exercise of every lesson: its solution passes, each mistake gets its own hint, a blank is open."""
+
+import importlib
+import json
+import pkgutil
+
+import pytest
+import torch
+
+import qtutor.exercises
+from qtutor.exercises import affine_mapping, progress
+from qtutor.exercises.exercise import Exercise, Lesson, reveal
+from qtutor.explorers import AffineExplorer
+
+LESSONS = [
+    module.lesson
+    for info in pkgutil.iter_modules(qtutor.exercises.__path__)
+    if hasattr(module := importlib.import_module(f"qtutor.exercises.{info.name}"), "lesson")
+]
+EXERCISES = [pytest.param(e, id=f"{lesson.name}-{e.name}") for lesson in LESSONS for e in lesson.exercises.values()]
+
+OPEN = {"01_affine_mapping": lambda: AffineExplorer(affine_mapping.normal_weights())}
+"""How each lesson with missions opens its explorer."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_session(monkeypatch):
+    monkeypatch.setattr(progress, "_session", {})
+
+
+def attempt(exercise: Exercise, answer):
+    """Hand in `answer`; for a mission, in an explorer whose controls stand so."""
+    if not isinstance(answer, dict):
+        return exercise.check(answer)
+    explorer = OPEN[exercise.lesson.name]()
+    explorer.set(**answer)
+    return exercise.check(explorer)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_the_solution_is_right(exercise):
+    assert attempt(exercise, exercise.answer).outcome == "right"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_each_mistake_is_wrong_with_its_own_hint(exercise):
+    hints = [hint for _, hint in exercise.mistakes]
+    assert len(hints) >= 2
+    assert len({*hints}) == len(hints)
+    for answer, hint in exercise.mistakes:
+        feedback = attempt(exercise, answer)
+        assert feedback.outcome == "wrong"
+        assert hint in feedback.text
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_a_blank_is_not_attempted(exercise):
+    assert exercise.check(...).outcome == "not attempted"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_the_last_hint_stays_and_the_solution_explains(exercise):
+    shown = [exercise.hint().text for _ in range(len(exercise.hints) + 1)]
+    assert shown[-1] == shown[-2]
+    assert exercise.because in exercise.solution().text
+
+
+@pytest.fixture
+def lesson():
+    return Lesson("a lesson")
+
+
+@pytest.fixture
+def double(lesson):
+    @lesson.function(inputs=lambda g: (torch.randn(3, generator=g),), hints=["Twice."], because="Twice.")
+    def double(x):
+        return 2 * x
+
+    return double
+
+
+def test_a_function_left_empty_is_not_attempted(double):
+    def dots(x): ...
+
+    def documented(x):
+        """Double x."""
+
+    def passed(x):
+        pass
+
+    assert [double.check(f).outcome for f in (dots, documented, passed)] == ["not attempted"] * 3
+
+
+def test_a_function_without_return_is_told_so(double):
+    def forgets(x):
+        x * 2
+
+    feedback = double.check(forgets)
+    assert (feedback.outcome, "return" in feedback.text) == ("wrong", True)
+
+
+def test_a_hard_coded_answer_does_not_pass(double):
+    assert double.check(lambda x: torch.tensor([1.0, 2.0, 3.0])).outcome == "wrong"
+
+
+def test_an_unforeseen_wrong_answer_is_shown_where_it_differs(double):
+    feedback = double.check(lambda x: 3 * x)
+    assert feedback.outcome == "wrong"
+    assert "expected" in feedback.text
+
+
+@pytest.mark.parametrize("answer", [None, "text", 4, [1], lambda: 0, object(), torch.tensor([])], ids=str)
+def test_checking_never_raises(double, lesson, answer):
+    number = lesson.value("number", 5, hints=["Five."], mistakes={4: "One more.", 6: "One less."}, because="Five.")
+    word = lesson.value("word", "b", hints=["B."], mistakes={"a": "No.", "c": "No, no."}, because="B.")
+    for exercise in (double, number, word):
+        assert exercise.check(answer).outcome in ("wrong", "error")
+
+
+def test_an_error_names_the_learners_own_line(double):
+    def breaks(x):
+        y = x + 1
+        return y / [][0]
+
+    feedback = double.check(breaks)
+    assert feedback.outcome == "error"
+    assert "IndexError" in feedback.text
+    assert "return y / [][0]" in feedback.text
+
+
+def test_even_an_exit_is_only_an_error(double):
+    def leaves(x):
+        raise SystemExit(3)
+
+    assert double.check(leaves).outcome == "error"
+
+
+def test_a_learner_cannot_change_the_inputs_of_the_check(double):
+    assert double.check(lambda x: x.mul_(2)).outcome == "right"
+
+
+def test_true_is_not_one(lesson):
+    one = lesson.value("one", 1, hints=["One."], mistakes={0: "More.", 2: "Less."}, because="One.")
+    assert one.check(True).outcome == "wrong"
+
+
+def test_progress_survives_a_restart(double, lesson, monkeypatch):
+    assert lesson.line() == "0 of 1 right in this lesson."
+    assert double.check(lambda x: x + x).footer == "1 of 1 right in this lesson."
+    monkeypatch.setattr(progress, "_session", {})
+    assert lesson.line() == "1 of 1 right in this lesson."
+    progress.reset()
+    assert lesson.line() == "0 of 1 right in this lesson."
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"\xff", b'{"a lesson": 4}', b'{"a lesson": null}'], ids=repr
+)
+def test_a_corrupt_progress_file_counts_as_empty_and_is_replaced(double, lesson, content):
+    progress.path().parent.mkdir(parents=True)
+    progress.path().write_bytes(content)
+    assert lesson.line() == "0 of 1 right in this lesson."
+    assert double.check(double.answer).outcome == "right"
+    assert json.loads(progress.path().read_bytes()) == {"a lesson": ["double"]}
+
+
+def test_without_a_place_to_write_progress_lasts_for_the_session(double, lesson, tmp_path, monkeypatch):
+    blocked = tmp_path / "a file, not a folder"
+    blocked.write_text("")
+    monkeypatch.setenv("QTUTOR_HOME", str(blocked))
+    assert double.check(double.answer).footer == "1 of 1 right in this lesson."
+
+
+def test_feedback_escapes_what_a_learner_wrote(lesson):
+    word = lesson.value("word", "b", hints=["B."], mistakes={"a": "No.", "c": "No, no."}, because="B.")
+    assert "<script>" not in word.check("<script>")._repr_html_()
+
+
+def test_reveal_takes_a_guess_or_none(capsys):
+    reveal(..., 5)
+    reveal(4, 5)
+    assert capsys.readouterr().out == "You made no guess; the answer is 5.\nYou guessed 4; the answer is 5.\n"

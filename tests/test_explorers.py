@@ -1,0 +1,197 @@
+"""Explorers without a browser: set a control, see state, figure and sentence follow."""
+
+import asyncio
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qtutor.affine import fake_quantize, measure_error, sqnr
+from qtutor.explorers import AffineExplorer
+from qtutor.explorers.affine import EXACT_UP_TO
+
+
+@pytest.fixture
+def normal():
+    return torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+
+
+def traces(explorer):
+    return {(trace.name, trace.xaxis): trace for trace in explorer.figure.data}
+
+
+def test_every_control_changes_state_figure_and_sentence(normal):
+    explorer = AffineExplorer(normal)
+    changes = {"bits": 3, "clip": (-1.0, 2.0), "value": -0.5, "symmetric": True, "signed": False}
+    assert changes.keys() == explorer.controls.keys()
+    for name, value in changes.items():
+        before = explorer.state, explorer.sentence.text, explorer.figure.to_dict()
+        explorer.controls[name].value = value
+        assert getattr(explorer.state, name) == pytest.approx(value, abs=0.05)
+        assert explorer.state != before[0]
+        assert explorer.sentence.text != before[1]
+        assert explorer.figure.to_dict() != before[2]
+
+
+def test_figure_and_traces_are_updated_not_rebuilt(normal):
+    explorer = AffineExplorer(normal)
+    figure, objects = explorer.figure, [id(trace) for trace in explorer.figure.data]
+    explorer.set(bits=7, clip=(-2.0, 2.0))
+    assert explorer.figure is figure
+    assert [id(trace) for trace in figure.data] == objects
+
+
+def test_several_controls_set_at_once_redraw_once(normal, monkeypatch):
+    explorer = AffineExplorer(normal)
+    drawn = []
+    monkeypatch.setattr(explorer, "draw", drawn.append)
+    explorer.set(bits=7, clip=(-2.0, 2.0), symmetric=True)
+    assert len(drawn) == 1
+    explorer.set(bits=7)
+    assert len(drawn) == 1
+
+
+def test_an_unknown_control_is_refused_by_name(normal):
+    with pytest.raises(ValueError, match="no control named width: there are bits, clip"):
+        AffineExplorer(normal).set(width=3)
+
+
+def test_the_error_is_that_of_the_whole_tensor_and_the_staircase_is_the_map(normal):
+    explorer = AffineExplorer(normal)
+    explorer.set(bits=4, clip=(-2.0, 1.5))
+    approximation = fake_quantize(normal, explorer.state.qparams)
+    assert explorer.result.error.sqnr == pytest.approx(sqnr(normal, approximation), rel=1e-9)
+    stairs = traces(explorer)["quantized", "x"]
+    for x in torch.linspace(-2.4, 1.9, 29).tolist():
+        level = [y for left, y in zip(stairs.x, stairs.y, strict=True) if left <= x][-1]
+        assert level == pytest.approx(float(fake_quantize(torch.tensor(x), explorer.state.qparams)), abs=1e-6)
+
+
+def test_the_bars_are_rounding_and_clipping_in_percent(normal):
+    explorer = AffineExplorer(normal)
+    explorer.set(clip=(-1.0, 1.0))
+    error = measure_error(normal, explorer.state.qparams)
+    rounding, clipping = traces(explorer)["error", "x3"].y
+    assert rounding == pytest.approx(100 * error.rounding / error.signal)
+    assert clipping == pytest.approx(100 * error.clipping / error.signal)
+
+
+def test_the_quantized_histogram_holds_all_values(normal):
+    explorer = AffineExplorer(normal)
+    for bits in (2, 4, 8, 12, 16):
+        explorer.set(bits=bits, clip=(-1.0, 1.0))
+        after = traces(explorer)["after", "x2"]
+        area = sum(y * (b - a) for y, a, b in zip(after.y, after.x, after.x[1:], strict=False))
+        assert area == pytest.approx(1.0)
+        assert len(after.x) <= 257
+
+
+def test_fit_to_data_brings_the_clip_range_back(normal):
+    explorer = AffineExplorer(normal)
+    first = explorer.state
+    explorer.set(clip=(-0.5, 0.5))
+    next(w for w in explorer.children[0].children if w.description == "Fit to data").click()
+    assert explorer.state == first
+
+
+def test_the_sentence_states_what_was_computed(normal):
+    explorer = AffineExplorer(normal)
+    explorer.set(bits=5, clip=(-2.0, 2.0))
+    text, result = explorer.sentence.text, explorer.result
+    assert f"SQNR {result.error.sqnr:.1f} dB" in text
+    assert f"gets code {result.code}," in text
+    assert "measured on 10,000 values" in text
+
+
+def test_up_to_a_million_values_are_measured_and_more_are_estimated_closely():
+    x = torch.randn(EXACT_UP_TO + 1, generator=torch.Generator().manual_seed(0)).relu()
+    small, large = AffineExplorer(x[:-1]), AffineExplorer(x)
+    assert "measured on 1,000,000 values" in small.sentence.text
+    assert "estimated from bins of 1,000,001 values" in large.sentence.text
+    for state in ({"bits": 4, "clip": (0.0, 2.0)}, {"bits": 8, "clip": (0.0, 4.0)}, {"bits": 16}):
+        small.set(**state)
+        large.set(**state)
+        # Values are spread evenly within 65,536 bins; the sum's own sampling noise is the larger part.
+        assert large.result.error.sqnr == pytest.approx(small.result.error.sqnr, abs=0.05)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1, 2), (0,), (2, 0)], ids=str)
+def test_any_shape_opens(shape):
+    explorer = AffineExplorer(torch.ones(shape))
+    assert explorer.sentence.text
+
+
+def test_an_empty_tensor_gets_a_sentence_and_no_controls():
+    explorer = AffineExplorer(torch.empty(0, 3))
+    assert "empty" in explorer.sentence.text
+    assert "(0, 3)" in explorer.sentence.text
+    assert explorer.children == (explorer.sentence,)
+    with pytest.raises(ValueError, match="no control named bits"):
+        explorer.set(bits=3)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-30, 1e30])
+def test_a_constant_tensor_works(value):
+    explorer = AffineExplorer(torch.full((50,), value))
+    explorer.set(bits=3, symmetric=True)
+    assert math.isfinite(explorer.result.error.total)
+    assert "nan" not in explorer.sentence.text
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="finite"):
+        AffineExplorer(torch.tensor([1.0, bad]))
+
+
+def test_integers_are_refused_with_what_to_do():
+    with pytest.raises(TypeError, match=r"floating-point tensor.*float\(\)"):
+        AffineExplorer(torch.arange(5))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    bits=st.integers(2, 16),
+    symmetric=st.booleans(),
+    signed=st.booleans(),
+    ends=st.tuples(st.floats(-6, 6), st.floats(-6, 6)),
+    value=st.floats(-6, 6),
+)
+def test_no_state_breaks_it(normal, bits, symmetric, signed, ends, value):
+    explorer = AffineExplorer(normal)
+    explorer.set(bits=bits, symmetric=symmetric, signed=signed, clip=tuple(sorted(ends)), value=value)
+    assert explorer.state.bits == bits
+    assert "nan" not in explorer.sentence.text
+
+
+def test_stale_events_are_dropped_while_the_page_draws(normal, monkeypatch):
+    explorer = AffineExplorer(normal)
+    drawn = []
+    monkeypatch.setattr(explorer, "draw", lambda result: drawn.append(explorer.state.bits))
+
+    async def drag():
+        explorer.sentence.drawn = explorer.sentence.number  # a page has drawn the first update
+        for bits in (5, 6, 7, 8):
+            explorer.controls["bits"].value = bits
+        assert drawn == [5]
+        explorer.sentence.drawn = explorer.sentence.number
+        assert drawn == [5, 8]
+
+    asyncio.run(drag())
+
+
+def test_a_page_that_never_answers_delays_but_does_not_stop_the_explorer(normal, monkeypatch):
+    explorer = AffineExplorer(normal)
+    explorer.patience = 0.05
+
+    async def drag():
+        explorer.sentence.drawn = explorer.sentence.number
+        explorer.controls["bits"].value = 5
+        explorer.controls["bits"].value = 6
+        assert explorer.state.bits == 5
+        await asyncio.sleep(0.2)
+        assert explorer.state.bits == 6
+
+    asyncio.run(drag())

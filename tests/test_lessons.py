@@ -1,0 +1,71 @@
+"""The committed notebooks: normalised, checked where they claim to be, and each starting alone."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from record import is_checked, normalise
+
+LESSONS = sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
+notebooks = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, 4)
+
+
+@notebooks
+def test_is_stored_as_record_stores_it(path, notebook):
+    nbformat.validate(notebook)
+    assert path.read_text() == nbformat.writes(normalise(notebook)) + "\n"
+
+
+@notebooks
+def test_a_cell_is_tagged_if_and_only_if_it_keeps_outputs_and_a_count(notebook):
+    """nbval skips a tagged cell without them, silently."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            kept = (bool(cell.outputs), cell.execution_count is not None)
+            assert kept == (is_checked(cell), is_checked(cell)), cell.source
+
+
+@notebooks
+def test_some_outputs_are_checked(path, notebook):
+    least = 1 if path.stem.startswith("00") else 5
+    assert sum(map(is_checked, notebook.cells)) >= least
+
+
+@notebooks
+def test_checked_outputs_are_short_text(notebook):
+    for cell in filter(is_checked, notebook.cells):
+        for output in cell.outputs:
+            text = output.text if output.output_type == "stream" else output.data["text/plain"]
+            assert output.get("name") != "stderr"
+            assert len(text) < 1500
+
+
+@notebooks
+def test_opens_with_a_title_what_it_teaches_what_it_needs_and_how_long_it_takes(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    assert re.match(r"# [A-Z][^\n]*[^.\n]\n", first.source)
+    for part in ("**You will be able to**", "**You need**", "**Reading:**", "**Running:**"):
+        assert part in first.source
+
+
+@notebooks
+def test_links_lead_to_lessons_that_exist(path, notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\(([^)#]+\.ipynb)", cell.source):
+                assert (path.parent / target).is_file(), target
+
+
+@notebooks
+def test_no_cell_is_long_or_silences_every_warning(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 24, cell.source
+            assert not re.search(r"(filterwarnings|simplefilter)\(.ignore.\)", cell.source)
