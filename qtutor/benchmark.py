@@ -174,7 +174,7 @@ def compare(
     if isinstance(loader, Iterator):
         loader = list(loader)  # each entry reads it
 
-    enough = 1 + math.floor(-math.log2((1 - confidence)))  # rounds, for the widest interval to be that confident
+    enough = 1 + math.ceil(-math.log2(1 - confidence))  # rounds: their whole range is then that confident
     failed: dict[str, Exception] = {}
     runs = {name: partial(entry, *inputs) for name, entry in entries.items()}
 
@@ -188,7 +188,8 @@ def compare(
                 except Exception as error:
                     failed[name] = error
         if len(failed) == len(runs):
-            raise RuntimeError(f"every entry failed: {_list_errors(failed)}") from next(iter(failed.values()))
+            errors = "; ".join(f"{name}: {_describe(error)}" for name, error in failed.items())
+            raise RuntimeError(f"every entry failed: {errors}") from next(iter(failed.values()))
         return found
 
     with torch.inference_mode(), set_torch_threads(threads or torch.get_num_threads()):
@@ -199,7 +200,7 @@ def compare(
             if shape != expected:
                 failed[name] = ValueError(f"returns {shape}, but {model} returns {expected}: these are different tasks")
 
-        start, budget = timer(), seconds * len(runs)
+        start, budget = timer(), seconds * (len(runs) - len(failed))
         turns = each(lambda name: _warm_up(runs[name], seconds / 4))
         rounds: list[dict[str, float]] = []
         done = 0.0
@@ -378,12 +379,11 @@ def _first_run(entry: Model, inputs: tuple[Tensor, ...]) -> Any:
     """Run the entry once, where compilers compile and a misfit shows; return the shape of what it returns."""
     _check_eval(entry)
     if isinstance(entry, nn.Module):
-        homes = {tensor.device for tensor in chain(entry.parameters(), entry.buffers())}
-        strangers = {tensor.device for tensor in inputs} - homes
-        if homes and strangers:
-            raise ValueError(
-                f"the model is on {_list(homes)}, an input on {_list(strangers)}: move one with .to(device)"
-            )
+        homes = {str(tensor.device) for tensor in chain(entry.parameters(), entry.buffers())}
+        for tensor in inputs:
+            if homes and str(tensor.device) not in homes:
+                home = ", ".join(sorted(homes))
+                raise ValueError(f"the model is on {home}, an input on {tensor.device}: move one with .to(device)")
     return _shape(entry(*inputs))
 
 
@@ -474,11 +474,3 @@ def _check_range(name: str, value: Any, kind: type, need: str, fits: Callable[[A
 
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip(": ")
-
-
-def _list_errors(failed: Mapping[str, Exception]) -> str:
-    return "; ".join(f"{name}: {_describe(error)}" for name, error in failed.items())
-
-
-def _list(devices: Iterable[torch.device]) -> str:
-    return ", ".join(sorted(map(str, devices)))

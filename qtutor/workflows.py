@@ -70,6 +70,7 @@ _NOTICES = (
     "TypedStorage is deprecated",
     "`torch.jit.script",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    "The input of \\w+ is not quantized, skip annotate",
 )
 """How the warnings begin that PyTorch raises about its own plans, not about what the learner did."""
 
@@ -462,7 +463,7 @@ def _fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[str]]:
         names = list(itertools.takewhile(lambda name: calls[name] == 1, fusion.names))
         while len(names) > 1:
             try:
-                methods.get_fuser_method([type(model.get_submodule(name)) for name in names])
+                methods.get_fuser_method(tuple(type(model.get_submodule(name)) for name in names))
                 groups.append(names)
                 break
             except (AssertionError, NotImplementedError):
@@ -523,10 +524,17 @@ def _prepare_pt2e(given: nn.Module, model: nn.Module, recipe: dict, inputs: tupl
     for name in recipe["keep_float"]:
         quantizer.set_module_name_qconfig(name, None)
     try:
-        return pt2e.allow_exported_model_train_eval(prepare(_export(model, inputs), quantizer))
+        prepared = prepare(_export(model, inputs), quantizer)
     except Exception as error:
         calls = _calls(given, inputs, (nn.ReLU, *_CONVOLUTIONS))
         _refuse(given, inputs, "pt2e", error, [f"{name} ({n} times)" for name, n in calls.items() if n > 1])
+
+    def train(mode: bool = True) -> nn.Module:
+        (pt2e.move_exported_model_to_train if mode else pt2e.move_exported_model_to_eval)(prepared)
+        return prepared
+
+    prepared.train, prepared.eval = train, lambda: train(False)  # the captured ones refuse
+    return prepared
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -567,7 +575,9 @@ def _convert(prepared: nn.Module, recipe: dict, calibrated: bool = True) -> nn.M
             if name not in used:
                 owner, _, attribute = name.rpartition(".")
                 delattr(model.get_submodule(owner), attribute)
-        return _remember(pt2e.allow_exported_model_train_eval(model), recipe)
+        for name in ("train", "eval"):  # which refuse, and there is nothing left that they would change
+            vars(model).pop(name, None)
+        return _remember(model, recipe)
     ao = _torch_ao()
     if recipe["flow"] == "fx":
         model = ao.quantize_fx.convert_fx(prepared.eval())
