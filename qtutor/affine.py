@@ -401,7 +401,7 @@ def measure_error(x: Tensor, qparams: QParams) -> QuantizationError:
     return QuantizationError(x.numel(), signal, rounding, clipping, x.numel() - int(inside.count_nonzero()))
 
 
-def sqnr(reference: Tensor, approximation: Tensor) -> float:
+def sqnr(reference: Tensor, approximation: Tensor, *, axis: int | None = None) -> float | Tensor:
     """Measure the signal-to-quantization-noise ratio in decibels.
 
         SQNR = 10 log10( sum(reference**2) / sum((reference - approximation)**2) )
@@ -412,14 +412,20 @@ def sqnr(reference: Tensor, approximation: Tensor) -> float:
     Args:
         reference: `(*shape)` the exact values, at least one.
         approximation: `(*shape)` the values to judge.
+        axis: the axis of the channels, to judge each on its own: a loud channel drowns the error of the others.
+
+    Returns:
+        A number; `(channels,)` float64 if `axis` is given.
 
     Raises:
         TypeError: an argument is not a tensor of real numbers.
-        ValueError: the shapes differ, or a tensor is empty or holds NaN or infinity.
+        ValueError: the shapes differ, a tensor is empty or holds NaN or infinity, or it has no such axis.
 
     Example:
         >>> sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
         20.0
+        >>> sqnr(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 4.5], [0.0, 0.0]]), axis=0).tolist()
+        [20.0, 0.0]
     """
     for name, x in (("reference", reference), ("approximation", approximation)):
         if not isinstance(x, Tensor) or x.is_complex():
@@ -431,7 +437,13 @@ def sqnr(reference: Tensor, approximation: Tensor) -> float:
         )
     reference = reference.detach().to(torch.float64)
     noise = reference - approximation.detach().to(torch.float64)
-    return _decibels(float(reference.square().sum()), float(noise.square().sum()))
+    if axis is None:
+        return _decibels(float(reference.square().sum()), float(noise.square().sum()))
+    if not -reference.dim() <= axis < reference.dim():
+        raise ValueError(f"sqnr: axis={axis} is not an axis of a tensor of shape {tuple(reference.shape)}")
+    channels = reference.shape[axis]
+    powers = (x.movedim(axis, 0).reshape(channels, -1).square().sum(dim=1).tolist() for x in (reference, noise))
+    return torch.tensor([_decibels(*pair) for pair in zip(*powers, strict=True)], dtype=torch.float64)
 
 
 def _decibels(signal: float, noise: float) -> float:

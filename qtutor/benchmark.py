@@ -113,10 +113,11 @@ class Comparison:
         against = f"the speed-up is against {first}" if first in self.times else f"no speed-up, because {first} failed"
         yield f"Medians of {len(self.times)} rounds, with {self.confidence:.3g} confidence intervals; {against}."
         cpu = self.machine.cpu or "an unknown processor"
-        yield f"PyTorch {self.machine.torch} on {self.machine.threads} threads of {cpu}."
+        threads = "1 thread" if self.machine.threads == 1 else f"{self.machine.threads} threads"
+        yield f"PyTorch {self.machine.torch} with {threads} on {cpu}."
         for name, error in self.table["error"].items():
             if error:
-                yield f"{name} failed: {error}"
+                yield f"{name} failed: {' '.join(error.split())}"
 
 
 def compare(
@@ -399,7 +400,10 @@ def _warm_up(run: Callable[[], Any], seconds: float) -> int:
 
 def _time(run: Callable[[], Any], runs: int) -> float:
     """Seconds for a run: the median of one turn, without the run that refills the caches, if there are more."""
-    times = timeit.Timer(run, timer=timer).repeat(runs, number=1)
+    start, times = timer(), []
+    # A neighbour that stops a run for long would stop a full turn for many times as long: cut the turn short.
+    while len(times) < min(runs, 2) or (len(times) < runs and timer() - start < 4 * _TURN):
+        times += timeit.Timer(run, timer=timer).repeat(1, number=1)
     return median(times[1:] or times)
 
 

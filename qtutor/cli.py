@@ -58,6 +58,26 @@ def doctor() -> int:
     return 1 if machine.problems else 0
 
 
+def prepare(names: list[str]) -> int:
+    """Train ahead the models that the lessons use, so that no lesson waits; only what is missing is made."""
+    try:
+        from qtutor import samples
+    except ImportError as error:
+        return _not_installed(error)
+
+    try:
+        outcomes = samples.prepare(names or None)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: what was finished is kept, run it again for the rest.", file=sys.stderr)
+        return 130
+    for name, outcome in outcomes.items():
+        print(f"{name}: {outcome}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -79,12 +99,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands.add_parser("doctor", help="say what this computer is and what is missing", description=doctor.__doc__)
 
+    making = commands.add_parser("prepare", help="train the lessons' models ahead", description=prepare.__doc__)
+    making.add_argument("names", nargs="*", metavar="name", help="a model; all of them if none is named")
+
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "lab":
         return lab(rest)
     if rest:
-        parser.error(f"{arguments.command} takes no arguments, got {' '.join(rest)}")
-    return doctor()
+        parser.error(f"{arguments.command} does not take {' '.join(rest)}")
+    return prepare(arguments.names) if arguments.command == "prepare" else doctor()
 
 
 def _prepend(variable: str, folder: Path) -> None:

@@ -468,6 +468,21 @@ def test_sqnr_equals_the_float64_formula(pairs):
     assert sqnr(reference, approximation) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@brief
+@given(st.integers(-3, 2), seeds)
+def test_sqnr_along_an_axis_is_that_of_each_channel_alone(axis, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = (torch.randn(2, 3, 5, generator=generator) for _ in range(2))
+    channels = zip(x.unbind(axis), (x + noise).unbind(axis), strict=True)
+    each = [10 * math.log10(float((a**2).sum() / ((a - b) ** 2).sum())) for a, b in channels]
+    assert sqnr(x, x + noise, axis=axis).tolist() == pytest.approx(each, rel=1e-4, abs=1e-4)
+
+
+def test_a_channel_of_zeros_kept_exactly_has_infinite_sqnr():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert sqnr(x, torch.tensor([[0.0, 0.0], [0.0, 0.0]]), axis=0).tolist() == [inf, 0.0]
+
+
 def test_halving_the_error_adds_six_decibels():
     x, noise = (torch.randn(1000, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
     gain = sqnr(x, x + noise / 2) - sqnr(x, x + noise)
@@ -536,6 +551,8 @@ refusals = [
     (lambda: sqnr(x3, torch.zeros(3, dtype=torch.complex64)), TypeError, "approximation must be a tensor of real"),
     (lambda: sqnr(x3, torch.zeros(4)), ValueError, r"one shape, got \(3,\) and \(4,\)"),
     (lambda: sqnr(torch.zeros(0), torch.zeros(0)), ValueError, "is empty"),
+    (lambda: sqnr(x3, x3, axis=1), ValueError, r"axis=1 is not an axis of a tensor of shape \(3,\)"),
+    (lambda: sqnr(x3, x3, axis=-2), ValueError, "axis=-2 is not an axis"),
     (lambda: sqnr(x3, torch.tensor([0.0, nan, inf])), ValueError, "approximation: 2 of 3 values are NaN or infinite"),
     (lambda: measure_error(torch.zeros(2, 0), one), ValueError, r"shape \(2, 0\) is empty"),
     (lambda: measure_error(torch.tensor([0.0, nan]), one), ValueError, "1 of 2 values are NaN or infinite"),

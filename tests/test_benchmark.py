@@ -95,6 +95,14 @@ def test_slow_entries_get_the_rounds_that_the_interval_needs_or_three_times_the_
     assert comparison.confidence == 1 - 0.5 ** (len(comparison.times) - 1) < 0.99
 
 
+def test_a_turn_in_which_every_run_stalls_is_cut_short(clock):
+    warm = 7  # its first run, and the six after which it was no faster for five
+    stalling = taking(clock, lambda number: 0.001 if number < warm else 0.25, "stalling")
+    compare({"stalling": stalling, "quick": taking(clock, 0.001, "quick")}, X, repeats=3)
+    assert clock.order.count("stalling") == warm + 3 * 2
+    assert clock.order.count("quick") == warm + 3 * 10
+
+
 def test_repeats_are_exactly_the_rounds(clock):
     comparison = compare({"a": taking(clock, 0.001), "b": taking(clock, 9)}, X, repeats=5)
     assert comparison.times.shape == (5, 2)

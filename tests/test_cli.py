@@ -68,7 +68,7 @@ def test_version_is_the_package_version(capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [(["labb"], "invalid choice: 'labb'"), ([], "required: command"), (["doctor", "--loud"], "got --loud")],
+    [(["labb"], "invalid choice: 'labb'"), ([], "required: command"), (["doctor", "--loud"], "does not take --loud")],
 )
 def test_a_wrong_command_is_named(arguments, complaint, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -177,10 +177,15 @@ def test_a_real_lab_is_quiet_uses_this_environment_and_keeps_its_token(course, t
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
-        while f"{address}/lab/tree/{cli.START}?token=" not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
+        while True:
+            try:
+                fetch(f"{address}/api")
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+        assert f"{address}/lab/tree/{cli.START}?token=" in log.read_text()
 
         with pytest.raises(urllib.error.HTTPError, match="403"):
             fetch(f"{address}/api/kernelspecs")
@@ -199,3 +204,30 @@ def test_a_real_lab_is_quiet_uses_this_environment_and_keeps_its_token(course, t
         server.terminate()
         server.wait(30)
     assert not list((home / "config").rglob("*settings*"))
+
+
+def test_prepare_says_what_was_built_and_what_was_found(monkeypatch, capsys):
+    from qtutor import samples
+
+    asked = []
+    monkeypatch.setattr(samples, "prepare", lambda names: asked.append(names) or {"a": "built", "b": "found"})
+    assert cli.main(["prepare"]) == 0
+    assert cli.main(["prepare", "a", "b"]) == 0
+    assert asked == [None, ["a", "b"]]
+    assert capsys.readouterr().out == "a: built\nb: found\n" * 2
+
+
+def test_prepare_names_the_models_there_are(capsys):
+    assert cli.main(["prepare", "nothing"]) == 1
+    assert "digits_cnn" in capsys.readouterr().err
+
+
+def test_an_interrupted_prepare_says_that_it_can_go_on(monkeypatch, capsys):
+    from qtutor import samples
+
+    def interrupted(names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(samples, "prepare", interrupted)
+    assert cli.main(["prepare"]) == 130
+    assert "run it again" in capsys.readouterr().err
