@@ -97,7 +97,7 @@ class Notebook:
         if message.type == "error" and not NOT_OURS.search(f"{message.text} {message.location.get('url', '')}"):
             self.errors.append(message.text)
 
-    def run_all(self, timeout: float = 120) -> None:
+    def run_all(self, timeout: float = 400) -> None:
         """Run every cell, wait for the last, and save."""
         for command in ("notebook:run-all-cells", "docmanager:save"):
             self.page.evaluate(
