@@ -23,7 +23,7 @@ from torch import Tensor
 EPS = torch.finfo(torch.float32).eps
 """The smallest scale that `choose_qparams` returns, as in PyTorch's observers."""
 
-_BLOCK = 1 << 18  # elements per pass: 1 MiB of float32, so a block stays in cache through every step
+_BLOCK = 1 << 20  # elements per pass: few enough for the cache, enough to keep every core busy
 _CODE_DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NARROW = 1 << 23  # codes up to here, either sign: float32 holds every one of them and every difference of two

@@ -44,7 +44,7 @@ Batches = Iterable[Sequence[Tensor]]
 _TURN = 0.01  # seconds of one entry's turn, if it is fast: short beside what disturbs a machine
 _LONG = 0.05  # seconds of a run that needs no other before it to fill the caches again
 _PATIENCE = 3  # how many times its budget a comparison may take until there are rounds enough for its intervals
-_NO_CLASS = -1
+_NO_CLASS = torch.iinfo(torch.int64).min  # no label is that
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +243,7 @@ def compare(
 def size_bytes(model: nn.Module) -> int:
     """Return how many bytes the model takes when its state dict is saved: what quantization shrinks.
 
-    Packed INT8 weights, scales and zero points count; so does what the format itself adds, about a
-    hundred bytes for each tensor.
+    Packed INT8 weights, scales and zero points count, and so does what the file format adds.
 
     Raises:
         TypeError: `model` is not an `nn.Module`.
@@ -324,9 +323,8 @@ def flips(first: Model, second: Model, loader: Batches) -> Flips:
 
     Example:
         >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-        >>> print(flips(lambda x: x, lambda x: -x, [(scores, torch.tensor([1, 0, 0]))]))
-        Of 3 predictions 3 changed: 2 became wrong, 1 right. The difference of -33 points may well be chance \
-(McNemar's exact test, p = 1).
+        >>> flips(lambda x: x, lambda x: -x, [(scores, torch.tensor([1, 0, 0]))])
+        Flips(images=3, changed=3, lost=2, gained=1)
     """
     (a, b), labels = _predict((first, second), loader)
     right_a, right_b = a == labels, b == labels

@@ -15,8 +15,9 @@ does not grow with the stream, in any module through `observing`.
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ from torch import Tensor, nn
 from qtutor.affine import QParams, choose_qparams
 from qtutor.histogram import StreamingHistogram
 
+BINS = 1 << 13
+"""Of the histogram of a tensor; with many channels or groups each has fewer."""
+
+_ENTROPY_BINS = 1 << 11
 _CANDIDATES = 49  # ranges tried at once
 _WORK = 1 << 22  # numbers per pass of a search over ranges
 
@@ -54,9 +59,8 @@ class Observer(ABC):
 
     def __post_init__(self):
         choose_qparams(0.0, 0.0, quant_min=self.quant_min, quant_max=self.quant_max)
-        for name in ("axis", "group_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        for name, value in (("axis", self.axis), ("group_size", self.group_size)):
+            if value is not None and type(value) is not int:
                 raise TypeError(f"{self._name}: {name} must be a whole number or None, got {value!r}")
         if self.axis is not None and self.group_size is not None:
             raise ValueError(f"{self._name}: give axis (per channel) or group_size (per group), not both")
@@ -89,10 +93,9 @@ class Observer(ABC):
         rows = rows.to(torch.float32)
         low, high = rows.amin(dim=1), rows.amax(dim=1)
         if not torch.stack([low, high]).isfinite().all():
-            bad = int((~rows.isfinite()).sum())
             raise ValueError(
-                f"{self._name}: {bad} of the {x.numel()} values of a tensor of shape {tuple(x.shape)} are NaN, "
-                "infinite or beyond float32"
+                f"{self._name}: {int((~rows.isfinite()).sum())} of the {x.numel()} values of a tensor of shape "
+                f"{tuple(x.shape)} are NaN, infinite or beyond float32"
             )
         self._collect(rows, low, high)
         self._shape = shape
@@ -142,15 +145,14 @@ class Observer(ABC):
                     f"{self._name}: group_size={self.group_size} needs a weight of shape (out, in) with `in` "
                     f"a multiple of it, got {tuple(x.shape)}"
                 )
-            return x.reshape(-1, self.group_size), (x.shape[0], x.shape[1] // self.group_size, 1)
+            return x.reshape(-1, self.group_size), (len(x), x.shape[1] // self.group_size, 1)
         if self.axis is None:
             return x.reshape(1, -1), ()
         if not -x.dim() <= self.axis < x.dim():
             raise ValueError(f"{self._name}: axis={self.axis} is not an axis of a tensor of shape {tuple(x.shape)}")
-        rows = x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
-        shape = [1] * x.dim()
-        shape[self.axis] = len(rows)
-        return rows, tuple(shape)
+        channels = x.movedim(self.axis, 0)
+        shape = tuple(len(channels) if i == self.axis % x.dim() else 1 for i in range(x.dim()))
+        return channels.reshape(len(channels), -1), shape
 
 
 @dataclass(kw_only=True, eq=False)
@@ -168,19 +170,15 @@ class MinMaxObserver(Observer):
         (0.25, 4)
     """
 
-    _low: Tensor = field(init=False, repr=False)
-    _high: Tensor = field(init=False, repr=False)
+    _ends: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def _collect(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
-        if self._shape is not None:
-            low, high = self._combine(low, high)
-        self._low, self._high = low, high
-
-    def _combine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.minimum(self._low, low), torch.maximum(self._high, high)
+        if self._ends is not None:
+            low, high = torch.minimum(self._ends[0], low), torch.maximum(self._ends[1], high)
+        self._ends = low, high
 
     def _choose(self) -> tuple[Tensor, Tensor]:
-        return self._low, self._high
+        return self._ends
 
 
 @dataclass(kw_only=True, eq=False)
@@ -201,9 +199,11 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         if not 0 < self.averaging_constant <= 1:
             raise ValueError(f"{self._name}: averaging_constant must be in (0, 1], got {self.averaging_constant!r}")
 
-    def _combine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        share = self.averaging_constant
-        return self._low + share * (low - self._low), self._high + share * (high - self._high)
+    def _collect(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
+        new = (low, high)
+        if self._ends is not None:
+            new = (old + self.averaging_constant * (end - old) for old, end in zip(self._ends, new, strict=True))
+        self._ends = tuple(new)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -212,10 +212,21 @@ class _StreamObserver(Observer):
 
     def _collect(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
         if self._stream is None:
-            # About 16 MiB in all, yet enough bins to place the 16 codes of a small group.
-            bins = min(max((1 << 20) // len(rows), 1 << 7), 1 << 13)
+            # 16 MiB of counts at most, until there are so many rows that each only just places the 16 codes of a group.
+            bins = min(max((1 << 20) // len(rows), 1 << 7), BINS)
             self._stream = StreamingHistogram(len(rows), 1 << (bins.bit_length() - 1))
         self._stream.add(rows, low, high)
+
+    def _choose(self) -> tuple[Tensor, Tensor]:
+        return self.choose(self._stream)
+
+    @abstractmethod
+    def choose(self, stream: StreamingHistogram) -> tuple[Tensor, Tensor]:
+        """Choose a range for each row of histograms that someone else has collected; this observer stays as it is.
+
+        Returns:
+            The `(rows,)` lowest and highest values to represent.
+        """
 
 
 @dataclass(kw_only=True, eq=False)
@@ -226,8 +237,8 @@ class PercentileObserver(_StreamObserver):
     all values; where that leaves out zero it is widened to zero, so after a ReLU only the upper tail
     is clipped. Symmetric, it is the p percentile of |x| to either side.
 
-    The percentiles are those of `torch.quantile` to within one bin, at most 1/4096 of the whole range
-    of a tensor; with more than 256 channels or groups, bins are up to 64 times as wide.
+    The percentiles are those of `torch.quantile` to within one bin, at most 1/4096 of the whole range. With more
+    than 128 channels or groups bins are wider, so that memory stays bounded: 64 times with more than 4096.
 
     Source: the percentile calibrator of ONNX Runtime (onnxruntime.quantization.calibrate); symmetric, also that of
     Wu et al. 2020, "Integer Quantization for Deep Learning Inference", section 3.2.
@@ -240,12 +251,12 @@ class PercentileObserver(_StreamObserver):
         if not 0 < self.percentile <= 100:
             raise ValueError(f"{self._name}: percentile must be in (0, 100], got {self.percentile!r}")
 
-    def _choose(self) -> tuple[Tensor, Tensor]:
+    def choose(self, stream: StreamingHistogram) -> tuple[Tensor, Tensor]:
         kept = self.percentile / 100
         if self.symmetric:
-            largest = self._stream.magnitudes(self._stream.bins).quantile(kept)
+            largest = stream.magnitudes(stream.bins).quantile(kept)
             return -largest, largest
-        return self._stream.quantile((1 - kept) / 2), self._stream.quantile((1 + kept) / 2)
+        return stream.quantile((1 - kept) / 2), stream.quantile((1 + kept) / 2)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -264,7 +275,9 @@ class HistogramObserver(_StreamObserver):
     code holds little else. But zeros have a code of their own and lose nothing, so they stand apart
     and neither criterion sees them.
 
-    A grid of more than 16 bits gets the whole range, as does entropy with more codes than bins.
+    Bins are at most 1/4096 of the whole range, wider with more than 128 channels or groups (see
+    `PercentileObserver`); entropy looks at 2048 at most. The whole range is kept on a grid of more than 65536
+    codes by squared error, and of more codes than the bins that it looks at by entropy.
 
     Source: for squared error, Sung et al. 2015, "Resiliency of Deep Neural Networks under
     Quantization", and PyTorch's `HistogramObserver`; for entropy, Migacz 2017, "8-bit Inference with TensorRT".
@@ -277,12 +290,15 @@ class HistogramObserver(_StreamObserver):
         if self.criterion not in ("mse", "entropy"):
             raise ValueError(f"{self._name}: criterion must be 'mse' or 'entropy', got {self.criterion!r}")
 
-    def _choose(self) -> tuple[Tensor, Tensor]:
-        stream, codes = self._stream, self.quant_max - self.quant_min + 1
-        if codes > (1 << 16 if self.criterion == "mse" else min(stream.bins, 2048)):
+    def choose(self, stream: StreamingHistogram) -> tuple[Tensor, Tensor]:
+        codes, bins = self.quant_max - self.quant_min + 1, min(stream.bins, _ENTROPY_BINS)
+        search, most, work = {
+            "mse": (self._least_error, 1 << 16, codes),
+            "entropy": (self._least_divergence, bins, codes),
+        }[self.criterion]
+        if codes > most:
             return stream.low, stream.high
-        search = self._least_error if self.criterion == "mse" else self._least_divergence
-        size = max(1, _WORK // (_CANDIDATES * (codes if self.criterion == "mse" else min(stream.bins, 2048))))
+        size = max(1, _WORK // (_CANDIDATES * work))
         parts = [search(stream.select(slice(i, i + size))) for i in range(0, len(stream.zeros), size)]
         low, high = (torch.cat(ends)[:, 0] for ends in zip(*parts, strict=True))
         return low, high
@@ -304,30 +320,43 @@ class HistogramObserver(_StreamObserver):
         return low, high
 
     def _least_divergence(self, stream: StreamingHistogram) -> tuple[Tensor, Tensor]:
-        """The `(rows, 1)` ends of the range of least divergence."""
-        folded = stream.magnitudes(2048)
+        """The `(rows, 1)` ends of the range of least divergence.
+
+        With c the counts, m the sum of those that share a code and e the same evened out,
+
+            sum of c * log(c / e) = sum over bins of c * log(c) - sum over codes of m * log(e)
+
+        so two differences of running sums serve each code, whatever the range.
+        """
+        folded, codes = stream.magnitudes(_ENTROPY_BINS), self.quant_max - self.quant_min + 1
         largest = (folded.high[:, None] / folded.width).floor() + 1
-        used = max(int((largest[:, 0] - folded.first).max()), self.quant_max - self.quant_min + 1)
-        counts, edges = folded.nonzero()[:, :used], folded.edges()[:, :used]  # (rows, bins)
-        fewest = torch.full_like(largest, self.quant_max - self.quant_min + 1).minimum(largest)
+        fewest = largest.clamp(max=codes)
         clip = (fewest * (largest / fewest) ** torch.linspace(0, 1, _CANDIDATES, dtype=torch.float64)).round()
         value = torch.minimum((clip * folded.width).to(torch.float32), folded.high[:, None])
         low, high = torch.maximum(stream.low[:, None], -value), torch.minimum(stream.high[:, None], value)
         scale = self._qparams(low, high).scale / folded.width  # (rows, k) in widths
 
-        inside = edges[:, None] < clip[:, :, None]  # (rows, k, bins)
-        kept = torch.where(inside, counts[:, None], 0)
-        code = ((edges[:, None] + 0.5) / scale[..., None]).round_().to(torch.int64)
-        code.clamp_(max=self.quant_max - self.quant_min)
-        occupied = (kept > 0).to(torch.float64)
-        mass, share = (torch.zeros_like(kept).scatter_add_(2, code, n).gather(2, code) for n in (kept, occupied))
-        even = torch.where(occupied > 0, mass / share, 0)
-        last = (torch.arange(counts.shape[1]) * occupied).argmax(dim=2, keepdim=True)
-        total, left = counts.sum(dim=1)[:, None, None], kept.sum(dim=2, keepdim=True)
-        reference = kept.scatter_add_(2, last, total - left)
-        terms = torch.where(occupied > 0, reference * (reference * left / (even * total)).log(), 0)
-        divergence = terms.sum(dim=2).where((left > 0)[:, :, 0] | (total == 0)[:, :, 0], torch.inf)
-        best = divergence.argmin(dim=1, keepdim=True)
+        counts, first = folded.nonzero(), folded.first[:, None, None]
+        last = torch.where(counts > 0, torch.arange(counts.shape[1]), 0).cummax(dim=1).values  # not empty, up to a bin
+        sums = (counts, (counts > 0).to(torch.float64), torch.xlogy(counts, counts))
+        sums = [nn.functional.pad(each.cumsum(dim=1), (1, 0)) for each in sums]  # (rows, 1 + bins)
+        inside = (clip[..., None] - first).clamp(0, counts.shape[1])  # (rows, k, 1) bins that are not clipped
+        ends = (torch.arange(codes - 1) + 0.5) * scale[..., None] - 0.5 - first
+        ends = torch.cat([ends.ceil().clamp(min=0).minimum(inside), inside], dim=2).to(torch.int64)  # of each code
+        mass, share = (each.gather(1, ends.flatten(1)).view(ends.shape) for each in sums[:2])
+        total, left = counts.sum(dim=1, keepdim=True), mass[..., -1]
+        mass, share = (each.diff(dim=2, prepend=torch.zeros_like(inside)) for each in (mass, share))
+        even = mass / share.clamp(min=1)
+        inside = inside[..., 0].to(torch.int64)
+        clipped, edge = total - left, counts.gather(1, last.gather(1, (inside - 1).clamp(min=0)))
+        edge_code = (torch.arange(codes) * (share > 0)).argmax(dim=2, keepdim=True)
+        # The last bin that is not empty gets what is clipped.
+        divergence = sums[2].gather(1, inside) - torch.xlogy(edge, edge) + torch.xlogy(edge + clipped, edge + clipped)
+        divergence -= torch.xlogy(mass, even).sum(dim=2) + torch.xlogy(clipped, even.gather(2, edge_code)[..., 0])
+        divergence += torch.xlogy(total, left / total)
+        divergence = torch.where(left > 0, divergence, torch.where(total > 0, torch.inf, 0.0))
+        least = divergence.amin(dim=1, keepdim=True) + 1e-9 * total  # among equals, the widest range
+        best = (torch.arange(_CANDIDATES) * (divergence <= least)).argmax(dim=1, keepdim=True)
         return low.gather(1, best), high.gather(1, best)
 
 
@@ -376,28 +405,21 @@ def observing(
             near = difflib.get_close_matches(name, layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
             raise ValueError(f"observing: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
 
-    def hook(name: str, observer: Observer):
-        def see(layer: nn.Module, args: tuple, output: object = None) -> None:
-            value = (args[0] if args else None) if inputs else output
-            if not isinstance(value, Tensor):
-                what = "first positional argument" if inputs else "output"
-                raise TypeError(
-                    f"observing: the {what} of layer {name!r} ({type(layer).__name__}) is a {type(value).__name__}, "
-                    "not a tensor: observe a layer before or after it"
-                )
-            try:
-                observer.observe(value)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"observing layer {name!r}: {error}") from error
+    def see(name: str, layer: nn.Module, args: tuple, output: object = None) -> None:
+        value = (args[0] if args else None) if inputs else output
+        if not isinstance(value, Tensor):
+            what = "first positional argument" if inputs else "output"
+            raise TypeError(
+                f"observing: the {what} of layer {name!r} ({type(layer).__name__}) is a {type(value).__name__}, "
+                "not a tensor: observe a layer before or after it"
+            )
+        try:
+            observers[name].observe(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"observing layer {name!r}: {error}") from error
 
-        return see
-
-    handles = []
-    try:
-        for name, observer in observers.items():
+    with ExitStack() as hooks:
+        for name in observers:
             register = layers[name].register_forward_pre_hook if inputs else layers[name].register_forward_hook
-            handles.append(register(hook(name, observer)))
+            hooks.callback(register(partial(see, name)).remove)
         yield observers
-    finally:
-        for handle in handles:
-            handle.remove()

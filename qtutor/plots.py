@@ -126,11 +126,11 @@ def bits_rule(bits: Sequence[int], measured: dict[str, Sequence[float]]) -> go.F
 
     Args:
         bits: the bit widths.
-        measured: SQNR in dB at each width, by the name of the data; the rule starts at the first.
+        measured: SQNR in dB at each width, by the name of the data; the rule ends where the first does.
     """
     drawn = figure("SQNR climbs by 6 dB for each bit", "bits", "SQNR, dB")
-    first = next(iter(measured.values()))[0]
-    rule = [first + 20 * math.log10(2) * (b - bits[0]) for b in bits]
+    last = next(iter(measured.values()))[-1]
+    rule = [last + 20 * math.log10(2) * (b - bits[-1]) for b in bits]
     drawn.add_scatter(x=list(bits), y=rule, mode="lines", name="6.02 dB per bit", line={"color": GREY, "dash": "dash"})
     for name, symbol in zip(measured, ("circle", "square", "diamond", "cross"), strict=False):
         drawn.add_scatter(
@@ -154,7 +154,7 @@ def ratios(values: dict[str, float], title: str) -> go.Figure:
             x=[1, values[name]],
             y=[name, name],
             mode="lines+markers+text",
-            text=["", f"  {values[name]:.2g}x " + ("better" if better else "worse")],
+            text=["", f"  {values[name]:.2f}x " + ("better" if better else "worse")],
             textposition="middle right",
             line={"color": BLUE if better else VERMILLION, "width": 4},
             marker={"size": [0, 14], "symbol": "circle" if better else "x"},
@@ -168,3 +168,141 @@ def ratios(values: dict[str, float], title: str) -> go.Figure:
         type="log", range=[math.log10(least), math.log10(most)], tickvals=ticks, ticktext=[f"{t:g}" for t in ticks]
     )
     return drawn.update_layout(showlegend=False, margin_l=170)
+
+
+def channel_ranges(ranges: dict[str, Tensor], title: str, *, lost_below: float | None = None) -> go.Figure:
+    """Draw the largest magnitude in each channel, on a log axis.
+
+    Args:
+        ranges: by name, `(channels,)` magnitudes.
+        title: what the picture shows.
+        lost_below: half a step of one scale for all: a channel below this line rounds to zero as a whole.
+    """
+    axes = {"xaxis": {"zeroline": False}, "yaxis": {"type": "log", "dtick": 1}}
+    drawn = figure(title, "channel", "largest |weight| (log scale)", **axes)
+    looks = ((VERMILLION, "x"), (BLUE, "circle"), (GREEN, "square"))
+    for (name, values), (colour, symbol) in zip(ranges.items(), looks, strict=False):
+        marker = {"color": colour, "symbol": symbol, "size": 9}
+        drawn.add_scatter(x=list(range(len(values))), y=values.tolist(), mode="markers", name=name, marker=marker)
+    if lost_below is not None:
+        drawn.add_hline(
+            y=lost_below,
+            line={"color": INK, "dash": "dash", "width": 1.5},
+            # On a log axis plotly places lines by their value, and annotations by its logarithm.
+            annotation={"text": "half a step: what lies below becomes zero", "y": math.log10(lost_below)},
+            annotation_position="top right",
+        )
+    return drawn
+
+
+def dots(rows: dict[str, dict[str, float]], title: str, x: str, *, share: bool = False) -> go.Figure:
+    """Draw a few numbers a row as dots on one axis, joined by a thin line.
+
+    Args:
+        rows: by the name of the row, top to bottom, its numbers by the name of the series.
+        title: what the picture shows.
+        x: what the numbers are, with their unit.
+        share: whether the numbers are shares from 0 to 1, to be written as percent.
+    """
+    drawn = figure(title, x, "", height=130 + 34 * len(rows))
+    for name, row in rows.items():
+        ends = [min(row.values()), max(row.values())]
+        drawn.add_scatter(x=ends, y=[name, name], mode="lines", line={"color": "#C3CBD4"}, showlegend=False)
+    looks = ((INK, "line-ns-open"), (VERMILLION, "x"), (BLUE, "circle"), (GREEN, "square"))
+    for series, (colour, symbol) in zip(next(iter(rows.values())), looks, strict=False):
+        marker = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 3 if symbol[-4:] == "open" else 0}}
+        values = [row[series] for row in rows.values()]
+        drawn.add_scatter(x=values, y=list(rows), mode="markers", name=series, marker=marker)
+    if share:
+        drawn.update_xaxes(range=[-0.03, 1.03], tickformat=".0%")
+    return drawn.update_yaxes(autorange="reversed", automargin=True)
+
+
+def lines(x: Sequence[float], series: dict[str, Sequence[float]], title: str, x_title: str, y_title: str) -> go.Figure:
+    """Draw a few named series over one axis, each with its own colour, dash and marker.
+
+    Args:
+        x: `n` places.
+        series: by name, `n` values.
+        title: what the picture shows.
+        x_title: what `x` is, with its unit.
+        y_title: what the values are, with their unit.
+    """
+    drawn = figure(title, x_title, y_title)
+    looks = (
+        (VERMILLION, "solid", "x"),
+        (BLUE, "dash", "circle"),
+        (PURPLE, "dot", "diamond"),
+        (GREEN, "dashdot", "square"),
+        (INK, "longdash", "triangle-up"),
+    )
+    for (name, values), (colour, dash, symbol) in zip(series.items(), looks, strict=False):
+        marker = {"symbol": symbol, "size": 9}
+        line = {"color": colour, "dash": dash, "width": 2}
+        drawn.add_scatter(x=list(x), y=list(values), mode="lines+markers", name=name, line=line, marker=marker)
+    return drawn
+
+
+def distributions(tensors: dict[str, Tensor], title: str, *, bins: int = 100) -> go.Figure:
+    """Draw histograms side by side, each on its own axis; exact zeros are left out.
+
+    Args:
+        tensors: by name, finite values of any shape.
+        title: what the picture shows.
+        bins: of each histogram.
+    """
+    drawn = make_subplots(1, len(tensors), subplot_titles=list(tensors), horizontal_spacing=0.08)
+    for column, (tensor, colour) in enumerate(zip(tensors.values(), (BLUE, VERMILLION, GREEN), strict=False), start=1):
+        values = tensor[tensor != 0]
+        edges = torch.linspace(float(values.min()), float(values.max()), bins + 1)
+        share = values.histc(bins, float(edges[0]), float(edges[-1])) / tensor.numel()
+        line = {"shape": "hv", "color": colour, "width": 1.5}
+        place = {"x": edges[:-1].numpy(), "y": share.numpy(), "row": 1, "col": column}
+        drawn.add_scatter(fill="tozeroy", mode="lines", line=line, **place)
+        drawn.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
+    drawn.update_xaxes(title="value")
+    drawn.update_yaxes(title="share of all values", rangemode="tozero", col=1)
+    return drawn.update_layout(template=TEMPLATE, title=title, showlegend=False, margin_t=96)
+
+
+def chosen_ranges(values: Tensor, ends: dict[str, float], title: str) -> go.Figure:
+    """Draw a histogram with a line where each range ends; exact zeros are left out.
+
+    Args:
+        values: finite values of any shape.
+        ends: by name, the upper end of a range.
+        title: what the picture shows.
+    """
+    drawn = figure(title, "value", "number of values (log scale)", yaxis={"type": "log", "dtick": 1}, height=420)
+    values = values[values != 0]
+    edges = torch.linspace(float(values.min()), float(values.max()), 121)
+    counts = values.histc(120, float(edges[0]), float(edges[-1]))
+    bars = {"marker_color": "#9CC9E3", "hoverinfo": "skip"}
+    drawn.add_bar(x=((edges[:-1] + edges[1:]) / 2).numpy(), y=counts.where(counts > 0, torch.nan).numpy(), **bars)
+    top = math.log10(float(counts.max()))
+    looks = ((VERMILLION, "solid"), (BLUE, "dash"), (GREEN, "dot"), (PURPLE, "dashdot"), (INK, "longdash"))
+    for i, ((name, end), (colour, dash)) in enumerate(zip(ends.items(), looks, strict=False)):
+        drawn.add_scatter(x=[end, end], y=[0.5, 10**top], mode="lines", line={"color": colour, "dash": dash})
+        place = {"x": end, "y": top * (0.98 - 0.11 * i), "xanchor": "right", "xshift": -4, "showarrow": False}
+        drawn.add_annotation(text=name, bgcolor="white", font={"color": colour}, **place)
+    return drawn.update_layout(showlegend=False, bargap=0, yaxis_range=[-0.3, top + 0.2])
+
+
+def calibration_size(sizes: Sequence[int], decibels: Tensor, title: str, *, claimed: tuple[int, int]) -> go.Figure:
+    """Draw SQNR against the number of calibration images, with the numbers that a source asks for shaded.
+
+    Args:
+        sizes: `n` numbers of images.
+        decibels: `(n, draws)` SQNR of each draw of so many images.
+        title: what the picture shows.
+        claimed: from how many to how many images the source asks for.
+    """
+    drawn = figure(title, "calibration images (log scale)", "SQNR of the output, dB")
+    drawn.add_vrect(x0=claimed[0], x1=claimed[1], fillcolor=GREY, opacity=0.12, line_width=0)
+    text = {"text": "claimed", "x": math.log10(math.sqrt(claimed[0] * claimed[1])), "y": 0.04, "yref": "y domain"}
+    drawn.add_annotation(showarrow=False, font={"color": INK}, **text)
+    low, middle, high = decibels.amin(dim=1), decibels.median(dim=1).values, decibels.amax(dim=1)
+    error = {"array": (high - middle).numpy(), "arrayminus": (middle - low).numpy(), "symmetric": False, "width": 5}
+    look = {"mode": "lines+markers", "line": {"color": BLUE, "width": 2}, "marker": {"size": 9}}
+    drawn.add_scatter(x=list(sizes), y=middle.numpy(), error_y=error, **look)
+    return drawn.update_xaxes(type="log", tickvals=list(sizes), ticktext=[str(n) for n in sizes])

@@ -26,8 +26,9 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -76,7 +77,8 @@ _NOTICES = (
 
 _FLOWS = ("eager", "fx", "pt2e")
 _INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _RECURRENT = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 _FORMAT = b"qtutor model 1 "
 
@@ -146,9 +148,7 @@ def quantize_static(
         with torch.no_grad():
             for batch in itertools.chain([inputs], batches):
                 prepared(*batch)
-        quantized = _convert(prepared, recipe)
-        if flow == "eager":
-            _run_eager(model, quantized, inputs)
+        quantized = _convert(prepared, recipe, model, inputs)
         return _Compiled(quantized, inputs) if compile else quantized
 
 
@@ -168,6 +168,9 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
             f"model has {', '.join(f'{n} {kind}' for kind, n in found.items()) or 'no layer with weights'}. "
             "quantize_static takes convolutions"
         )
+    for name, module in model.named_modules():
+        if type(module) in (nn.LSTM, nn.GRU) and not (module.bias and module.proj_size == 0):
+            raise ValueError(f"{name} ({_kind(module)}) has no bias, or a proj_size: PyTorch has no INT8 kernel for it")
     with _quiet(), _using(recipe["engine"]):
         return _remember(_dynamic(_float_copy(model)), recipe)
 
@@ -183,8 +186,7 @@ def prepare_qat(
 ) -> nn.Module:
     """Return a model to train, in training mode, that rounds weights and activations as INT8 will.
 
-    Below 8 bits the kernels of the eager and FX flows still clip activations at 8 bits, so the
-    converted model may differ from the trained one where an activation leaves its range.
+    Narrower codes are still stored in 8 bits: fewer bits show what they cost, and save nothing.
 
     Args:
         example_input: what the model takes, as a batch; a tuple for several inputs.
@@ -220,9 +222,8 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
     if compile and recipe["flow"] != "pt2e":
         raise ValueError(f"compile=True is for flow='pt2e', and this model was prepared with {recipe['flow']!r}")
     with _quiet(), _using(recipe["engine"]):
-        quantized = _convert(copy.deepcopy(model), {k: v for k, v in recipe.items() if k != "prepared"})
-        if recipe["flow"] == "eager":
-            _run_eager(model, quantized, _zeros(recipe))
+        done = {name: value for name, value in recipe.items() if name != "prepared"}
+        quantized = _convert(copy.deepcopy(model), done, model, _zeros(recipe))
         return _Compiled(quantized, _zeros(recipe)) if compile else quantized
 
 
@@ -261,7 +262,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
     """
     recipe, content = _read(Path(path))
     inputs = _zeros(recipe)
-    with _quiet("must run observer before calling calculate_qparams"), _using(recipe["engine"]):
+    with _quiet(), _using(recipe["engine"]):
         if recipe["flow"] == "dynamic":
             model = _remember(_dynamic(_float_copy(float_model)), recipe)
         else:
@@ -269,8 +270,11 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             if recipe["flow"] == "pt2e":  # the shapes of its scales come from a run
                 with torch.no_grad():
                     prepared.eval()(*inputs)
-            model = _convert(prepared, recipe, calibrated=False)
-        content = torch.load(io.BytesIO(content), weights_only=True)
+            model = _convert(prepared, recipe)
+        try:
+            content = torch.load(io.BytesIO(content), weights_only=True)
+        except UnpicklingError as error:
+            raise ValueError(f"{path} holds more than tensors, and nothing of it was executed: {error}") from None
         state, codecs = content["state"], _codecs(model)
         found, expected = ({n: _shapes(v) for n, v in s.items()} for s in (state, _state(model)))
         differ = [name for name in expected | found if expected.get(name) != found.get(name)]
@@ -315,11 +319,11 @@ class _Compiled(nn.Module):
 
 
 @contextmanager
-def _quiet(*more: str) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         hide_torch_notices()
-        for message in more:
-            warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message="must run observer before calling")  # _convert names the layers
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
         yield
 
 
@@ -345,13 +349,20 @@ def _torch_ao() -> ModuleType:
 
 
 def _torchao(*names: str) -> list[ModuleType]:
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]  # about missing GPU kernels
+    try:
+        with _unlogged("torchao", "torch.utils._pytree"):  # about missing kernels for GPUs
+            return [importlib.import_module(f"torchao.quantization.pt2e{name}") for name in names]
+    except ImportError as error:
+        raise Unavailable(f"flow='pt2e' needs torchao, which cannot be imported here ({error}).") from error
+
+
+@contextmanager
+def _unlogged(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
     try:
         for logger in loggers:
             logger.addFilter(_drop)
-        return [importlib.import_module(f"torchao.quantization.pt2e{name}") for name in names]
-    except ImportError as error:
-        raise Unavailable(f"flow='pt2e' needs torchao, which cannot be imported here ({error}).") from error
+        yield
     finally:
         for logger in loggers:
             logger.removeFilter(_drop)
@@ -399,6 +410,8 @@ def _new_recipe(model: nn.Module, flow: str, inputs: tuple[Tensor, ...], engine:
         raise Unavailable("This PyTorch has no quantized engine, so INT8 models cannot run: install an official build.")
     if engine not in (None, *engines):
         raise ValueError(f"flow={flow!r} has the engines {', '.join(engines)} here, got {engine!r}")
+    if engine is None and "fbgemm" in engines and any(isinstance(m, _TRANSPOSED) for m in model.modules()):
+        engine = "fbgemm"  # the x86 engine of PyTorch 2.13 gives wrong results where channels in and out differ
     recipe = {"flow": flow, "engine": engine or engines[0], "keep_float": [], "trained": False, "bits": 8, "edges": {}}
     return recipe | {"inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in inputs]}
 
@@ -547,7 +560,8 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     for x in inputs:
         if x.dim():
             shapes[x] = {0: torch.export.Dim.AUTO}
-    return torch.export.export(model, inputs, dynamic_shapes=shapes).module()
+    with _unlogged("torch.fx.experimental.symbolic_shapes"), redirect_stderr(io.StringIO()):  # the graph, on failure
+        return torch.export.export(model, inputs, dynamic_shapes=shapes).module()
 
 
 def _calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type, ...] = (nn.Module,)) -> Counter[str]:
@@ -562,10 +576,13 @@ def _calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type, ...]
     return calls
 
 
-def _convert(prepared: nn.Module, recipe: dict, calibrated: bool = True) -> nn.Module:
-    """Turn a prepared model, which is used up, into a quantized one."""
-    observers = [m for m in prepared.modules() if isinstance(getattr(m, "min_val", None), Tensor)]
-    if calibrated and observers and not any(m.min_val.numel() and m.min_val.isfinite().all() for m in observers):
+def _convert(
+    prepared: nn.Module, recipe: dict, given: nn.Module | None = None, inputs: tuple[Tensor, ...] = ()
+) -> nn.Module:
+    """Turn a prepared model, which is used up, into a quantized one; checked if `given` says what it comes from."""
+    observers = {n: m for n, m in prepared.named_modules() if isinstance(getattr(m, "min_val", None), Tensor)}
+    blind = [n for n, m in observers.items() if not (m.min_val.numel() and m.min_val.isfinite().all())]
+    if given is not None and blind and len(blind) == len(observers):
         raise ValueError("the prepared model has seen no data, so every scale would be 1: train it before convert")
     if recipe["flow"] == "pt2e":
         pt2e, quantize_pt2e = _torchao("", ".quantize_pt2e")
@@ -583,20 +600,58 @@ def _convert(prepared: nn.Module, recipe: dict, calibrated: bool = True) -> nn.M
         model = ao.quantize_fx.convert_fx(prepared.eval())
     else:
         model = ao.convert(prepared.eval(), inplace=True)
-    for name, module in model.named_modules():
-        bits = recipe["edges"].get(name, recipe["bits"])
-        if bits < 8 and hasattr(module, "set_weight_bias"):  # convert does not clip: a weight of 7.5 steps gets code 8
-            weight, bias = module._weight_bias()
-            module.set_weight_bias(_clip(weight, *grid(bits)), bias)
+        if given is not None:
+            _run_eager(given, model, inputs)
+            if layers := [n.partition(".activation_post_process")[0] for n in blind if ".activation_post" in n]:
+                warnings.warn(f"no batch reached {', '.join(layers)}, which keep a scale of 1", stacklevel=3)
+    if recipe["bits"] < 8 or recipe["edges"]:
+        _clip_codes(model, recipe)
     return _remember(model, recipe)
 
 
-def _clip(weight: Tensor, low: int, high: int) -> Tensor:
-    codes = weight.int_repr().clamp(low, high)
-    if weight.qscheme() == torch.per_tensor_affine:
-        return torch._make_per_tensor_quantized_tensor(codes, weight.q_scale(), weight.q_zero_point())
-    channels = weight.q_per_channel_scales(), weight.q_per_channel_zero_points(), weight.q_per_channel_axis()
-    return torch._make_per_channel_quantized_tensor(codes, *channels)
+def _clip_codes(model: nn.Module, recipe: dict) -> None:
+    """Keep an eager or FX model on the narrow grids that it was trained on: convert and its kernels clip at 8 bits."""
+    bits = {name: recipe["edges"].get(name, recipe["bits"]) for name, _ in model.named_modules()}
+    for name, module in model.named_modules():
+        if not hasattr(module, "scale"):
+            continue
+        low, high = grid(bits[name])
+        if hasattr(module, "set_weight_bias"):  # by 7.5 steps, a weight at the end of its range, convert gives code 8
+            weight, bias = module._weight_bias()
+            codes = weight.int_repr().clamp(low, high)
+            if weight.qscheme() == torch.per_tensor_affine:
+                weight = torch._make_per_tensor_quantized_tensor(codes, weight.q_scale(), weight.q_zero_point())
+            else:
+                channels = (
+                    weight.q_per_channel_scales(),
+                    weight.q_per_channel_zero_points(),
+                    weight.q_per_channel_axis(),
+                )
+                weight = torch._make_per_channel_quantized_tensor(codes, *channels)
+            module.set_weight_bias(weight, bias)
+        if not isinstance(model, GraphModule):
+            source = getattr(module, "activation_post_process", module)  # through which a QFunctional passes its result
+            source.register_forward_hook(lambda m, inputs, output, bits=bits[name]: _clip_output(output, bits))
+    if not isinstance(model, GraphModule):
+        return
+    for node in [*model.graph.nodes]:
+        if node.target is torch.quantize_per_tensor:  # for the layer that comes next
+            width = bits.get(next(iter(node.users)).target, recipe["bits"])
+        elif node.op == "call_module" and hasattr(model.get_submodule(node.target), "scale"):
+            width = bits[node.target]
+        elif str(node.target).startswith("quantized."):
+            width = recipe["bits"]
+        else:
+            continue
+        with model.graph.inserting_after(node):
+            clipped = model.graph.call_function(_clip_output, (node, width))
+        node.replace_all_uses_with(clipped, delete_user_cb=lambda user, clipped=clipped: user is not clipped)
+    model.recompile()
+
+
+def _clip_output(output: Tensor, bits: int) -> Tensor:
+    _, most = grid(bits, signed=False)
+    return output.clamp(max=(most - output.q_zero_point()) * output.q_scale()) if bits < 8 else output
 
 
 def _dynamic(model: nn.Module) -> nn.Module:
@@ -628,7 +683,7 @@ def _run_eager(given: nn.Module, quantized: nn.Module, inputs: tuple[Tensor, ...
 def _refuse(given: nn.Module, inputs: tuple, flow: str, error: Exception, reused: Iterable[str] = ()) -> NoReturn:
     reason = f"{_where(error)}: {_kind(error)}: {str(error).strip().splitlines()[0]}" if str(error) else ""
     if reused:
-        reason = f": {', '.join(reused)} is called more than once. Give each call a module of its own"
+        reason = f": it calls {', '.join(reused)} more than once. Give each call a module of its own"
     other = _alternatives(given, inputs, flow)
     raise ValueError(f"flow={flow!r} cannot take {_kind(given)}{reason}. {other}") from error
 

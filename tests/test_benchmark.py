@@ -14,6 +14,7 @@ from torch import nn
 
 from qtutor import benchmark
 from qtutor.benchmark import accuracy, compare, flips, size_bytes
+from qtutor.machine import describe
 
 X = torch.arange(6.0).reshape(2, 3)
 TORCH_NOTICES = (
@@ -297,20 +298,23 @@ def test_size_is_that_of_the_saved_state():
 def test_packed_int8_weights_count():
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic, quantize_fx
 
-    engine = torch.backends.quantized.engine
-    model, x = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.Linear(2304, 100)).eval(), torch.rand(2, 3, 8, 8)
-    lstm = nn.LSTM(64, 128)
+    before = torch.backends.quantized.engine
+    convolutional = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.Linear(2304, 100)).eval()
+    recurrent = nn.Sequential(nn.LSTM(64, 128))
+    x = torch.rand(2, 3, 8, 8)
     try:
-        torch.backends.quantized.engine = benchmark.describe().engine
-        prepared = quantize_fx.prepare_fx(model, get_default_qconfig_mapping(), (x,))
+        torch.backends.quantized.engine = describe().engine
+        prepared = quantize_fx.prepare_fx(convolutional, get_default_qconfig_mapping(), (x,))
         prepared(x)
-        pairs = [(model, quantize_fx.convert_fx(prepared)), (nn.Sequential(lstm), None)]
-        pairs[1] = (pairs[1][0], quantize_dynamic(pairs[1][0], {nn.LSTM}))
-        for full, int8 in pairs:
+        for full, int8 in (
+            (convolutional, quantize_fx.convert_fx(prepared)),
+            (recurrent, quantize_dynamic(recurrent, {nn.LSTM})),
+        ):
             codes = sum(parameter.numel() for parameter in full.parameters())
             assert codes < size_bytes(int8) == saved(int8) < 1.1 * codes + 8000
+            assert size_bytes(full) > 4 * codes
     finally:
-        torch.backends.quantized.engine = engine
+        torch.backends.quantized.engine = before
 
 
 def test_only_a_model_has_a_size():

@@ -16,7 +16,10 @@ pytestmark = [
 ]
 
 LESSONS = sorted(path.name for path in (COURSE / "lessons").glob("*.ipynb"))
-EXPLORERS = {"01_affine_mapping.ipynb": ["Bits", "Clip range, minimum", "Clip range, maximum", "Follow x"]}
+EXPLORERS = {
+    "01_affine_mapping.ipynb": ["Bits", "Clip range, minimum", "Clip range, maximum", "Follow x"],
+    "02_granularity.ipynb": ["Bits", "Turn up ×"],
+}
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,18 @@
 import importlib
 import json
 import pkgutil
+import re
+from pathlib import Path
 
+import nbformat
+import numpy as np
 import pytest
 import torch
 
 import qtutor.exercises
 from qtutor.exercises import affine_mapping, progress
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
-from qtutor.explorers import AffineExplorer
+from qtutor.explorers import AffineExplorer, GranularityExplorer, ObserverExplorer
 
 LESSONS = [
     module.lesson
@@ -19,7 +23,13 @@ LESSONS = [
 ]
 EXERCISES = [pytest.param(e, id=f"{lesson.name}-{e.name}") for lesson in LESSONS for e in lesson.exercises.values()]
 
-OPEN = {"01_affine_mapping": lambda: AffineExplorer(affine_mapping.normal_weights())}
+OPEN = {
+    "01_affine_mapping": lambda: AffineExplorer(affine_mapping.normal_weights()),
+    "02_granularity": lambda: GranularityExplorer(
+        torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(0))
+    ),
+    "03_observers": ObserverExplorer,
+}
 """How each lesson with missions opens its explorer."""
 
 
@@ -63,6 +73,23 @@ def test_the_last_hint_stays_and_the_solution_explains(exercise):
     shown = [exercise.hint().text for _ in range(len(exercise.hints) + 1)]
     assert shown[-1] == shown[-2]
     assert exercise.because in exercise.solution().text
+
+
+HANDED_OUT = [
+    pytest.param(exercises, name, cell.source[: cell.source.index(f"exercises.{name}.check")], id=f"{path.stem}-{name}")
+    for path in sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
+    for exercises in [lesson.exercises for lesson in LESSONS if lesson.name == path.stem]
+    for cell in nbformat.read(path, 4).cells
+    if cell.cell_type == "code"
+    for name in re.findall(r"^exercises\.(\w+)\.check\((?:answer|\1)\)", cell.source, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("exercises", "name", "source"), HANDED_OUT)
+def test_what_a_notebook_hands_out_is_not_attempted(exercises, name, source):
+    cell = {"torch": torch}
+    exec(source, cell)
+    assert exercises[name].check(cell.get(name, cell.get("answer"))).outcome == "not attempted"
 
 
 @pytest.fixture
@@ -180,3 +207,41 @@ def test_reveal_takes_a_guess_or_none(capsys):
     reveal(..., 5)
     reveal(4, 5)
     assert capsys.readouterr().out == "You made no guess; the answer is 5.\nYou guessed 4; the answer is 5.\n"
+
+
+def test_numpy_numbers_are_as_good_as_pythons():
+    def derive(min_val, max_val, quant_min, quant_max):
+        scale, zero_point = affine_mapping.derive_qparams.answer(min_val, max_val, quant_min, quant_max)
+        return np.float64(scale), np.int64(zero_point)
+
+    assert affine_mapping.derive_qparams.check(derive).outcome == "right"
+
+
+def test_right_values_of_the_wrong_kind_are_told_so(double):
+    for convert in (lambda y: y.tolist(), lambda y: y.numpy()):
+        feedback = double.check(lambda x, convert=convert: convert(2 * x))
+        assert feedback.outcome == "wrong"
+        assert "values are right" in feedback.text
+        assert "return a torch tensor" in feedback.text
+
+
+def test_only_the_first_wrong_element_is_shown(double):
+    feedback = double.check(lambda x: torch.where(torch.arange(3) == 1, 0.0, 2 * x))
+    assert feedback.text.endswith("1 of 3 values differ.")
+    assert "[" not in feedback.text
+
+
+def test_a_mission_wants_its_explorer_and_its_values():
+    mission = affine_mapping.reach_40_db
+    for other in ((-2.6, 2.6), None, 2.6):
+        feedback = mission.check(other)
+        assert feedback.outcome == "wrong"
+        assert "pass that" in feedback.text
+    elsewhere = AffineExplorer(torch.zeros(5))
+    elsewhere.set(bits=8)
+    assert "AffineExplorer(normal)" in mission.check(elsewhere).text
+
+
+def test_a_choice_may_be_written_as_it_stands_in_the_question(lesson):
+    word = lesson.value("word", "b", hints=["B."], mistakes={"a": "No.", "c": "No, no."}, because="B.")
+    assert [word.check(a).outcome for a in ("b", "B", "b)", "(b)", " b. ")] == ["right"] * 5

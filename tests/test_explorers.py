@@ -128,7 +128,7 @@ def test_an_empty_tensor_gets_a_sentence_and_no_controls():
     assert "empty" in explorer.sentence.text
     assert "(0, 3)" in explorer.sentence.text
     assert explorer.children == (explorer.sentence,)
-    with pytest.raises(ValueError, match="no control named bits"):
+    with pytest.raises(ValueError, match="no control named bits: there is nothing to control"):
         explorer.set(bits=3)
 
 
@@ -146,9 +146,45 @@ def test_values_that_are_not_finite_are_refused(bad):
         AffineExplorer(torch.tensor([1.0, bad]))
 
 
-def test_integers_are_refused_with_what_to_do():
-    with pytest.raises(TypeError, match=r"floating-point tensor.*float\(\)"):
-        AffineExplorer(torch.arange(5))
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.arange(5), r"floating-point tensor, got torch.int64.*\.float\(\)"),
+        ([1.0, 2.0], r"needs a tensor, got list.*torch\.tensor"),
+    ],
+)
+def test_what_is_not_a_float_tensor_is_refused_with_what_to_do(x, message):
+    with pytest.raises(TypeError, match=message):
+        AffineExplorer(x)
+
+
+def test_a_tensor_changed_afterwards_does_not_change_the_explorer(normal):
+    x = normal.clone()
+    explorer = AffineExplorer(x)
+    x.zero_()
+    explorer.set(bits=5)
+    assert explorer.result.error == measure_error(normal, explorer.state.qparams)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bits": 1}, "bits cannot be 1: it goes from 2 to 16"),
+        ({"bits": 4.5}, "bits cannot be 4.5"),
+        ({"symmetric": True, "clip": (2.0, -2.0)}, r"clip cannot be \(2.0, -2.0\)"),
+        ({"value": 1e9}, "value cannot be"),
+    ],
+    ids=str,
+)
+def test_what_a_control_cannot_take_is_refused_and_changes_nothing(normal, values, message):
+    explorer = AffineExplorer(normal)
+    before = explorer.state
+    with pytest.raises(ValueError, match=message):
+        explorer.set(**values)
+    explorer.set(bits=before.bits)
+    assert explorer.state == before
+    with pytest.raises(ValueError, match="bits must be a whole number from 2 to 16, got 17"):
+        AffineExplorer(normal, bits=17)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -156,8 +192,8 @@ def test_integers_are_refused_with_what_to_do():
     bits=st.integers(2, 16),
     symmetric=st.booleans(),
     signed=st.booleans(),
-    ends=st.tuples(st.floats(-6, 6), st.floats(-6, 6)),
-    value=st.floats(-6, 6),
+    ends=st.tuples(st.floats(-4, 4), st.floats(-4, 4)),
+    value=st.floats(-4, 4),
 )
 def test_no_state_breaks_it(normal, bits, symmetric, signed, ends, value):
     explorer = AffineExplorer(normal)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qtutor.affine import choose_qparams, grid
 from qtutor.exercises.exercise import Lesson
+from qtutor.histogram import Histogram
 
 if TYPE_CHECKING:
     from qtutor.explorers import AffineExplorer
@@ -17,18 +18,18 @@ lesson = Lesson("01_affine_mapping")
 
 predict_code = lesson.value(
     "predict_code",
-    1,
+    2,
     hints=[
         "Three steps, in this order: x / s, round, add z.",
-        "-0.70 / 0.25 is -2.8. Round it to the nearest whole number, then add 4.",
+        "-0.40 / 0.25 is -1.6. Round it to the nearest whole number, then add 4.",
     ],
     mistakes={
-        2: "You cut -2.8 down to -2. Rounding goes to the nearest whole number, which is -3.",
-        -3: "-3 is round(x / s), steps from zero. The code counts from z: add 4.",
-        7: "You added 3 to z. The weight is negative, so its code lies below z.",
-        0: "You rounded -2.8 away to -4. The nearest whole number is -3.",
+        3: "You cut -1.6 down to -1. Rounding goes to the nearest whole number, which is -2.",
+        -2: "-2 is round(x / s), steps from zero. The code counts from z: add 4.",
+        6: "You added 2 to z. The weight is negative, so its code lies below z.",
+        2.4: "A code is a whole number: round -1.6 before you add 4.",
     },
-    because="-0.70 / 0.25 = -2.8, which rounds to -3, and -3 + 4 = 1.",
+    because="-0.40 / 0.25 = -1.6, which rounds to -2, and -2 + 4 = 2.",
 )
 
 
@@ -50,7 +51,7 @@ def _ranges(generator: torch.Generator) -> tuple:
         "scale = (max_val - min_val) / (quant_max - quant_min); the zero point makes min_val land on quant_min.",
     ],
     because="The ends of the widened range meet the ends of the grid, and zero gets a code of its own.",
-    tolerance=1e-9,
+    tolerance=1e-6,
 )
 def derive_qparams(min_val, max_val, quant_min, quant_max):
     min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
@@ -77,6 +78,25 @@ def _grid_starts_at_zero(min_val, max_val, quant_min, quant_max):
     min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
     scale = (max_val - min_val) / (quant_max - quant_min)
     return scale, -round(min_val / scale)
+
+
+@derive_qparams.mistake("The order is (scale, zero_point): you return them the other way round.")
+def _swapped(min_val, max_val, quant_min, quant_max):
+    return derive_qparams.answer(min_val, max_val, quant_min, quant_max)[::-1]
+
+
+@derive_qparams.mistake("The zero point must be a whole number, or zero has no code of its own: round it.")
+def _not_rounded(min_val, max_val, quant_min, quant_max):
+    min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
+    scale = (max_val - min_val) / (quant_max - quant_min)
+    return scale, quant_min - min_val / scale
+
+
+@derive_qparams.mistake("The zero point lies above quant_min: subtract round(min_val / scale), which is negative.")
+def _wrong_sign(min_val, max_val, quant_min, quant_max):
+    min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
+    scale = (max_val - min_val) / (quant_max - quant_min)
+    return scale, quant_min + round(min_val / scale)
 
 
 # --- Write code: quantize.
@@ -119,9 +139,31 @@ def _truncates(x, scale, zero_point, quant_min, quant_max):
     return torch.clamp(torch.trunc(x / scale) + zero_point, quant_min, quant_max)
 
 
-@write_quantize.mistake("The zero point is missing: real zero must get the code zero_point.")
+@write_quantize.mistake("The zero point is missing: add it after rounding, so that real zero gets the code zero_point.")
 def _no_zero_point(x, scale, zero_point, quant_min, quant_max):
     return torch.clamp(torch.round(x / scale), quant_min, quant_max)
+
+
+@write_quantize.mistake("You round down. Quantization rounds to the nearest step: torch.round.")
+def _rounds_down(x, scale, zero_point, quant_min, quant_max):
+    return torch.clamp(torch.floor(x / scale) + zero_point, quant_min, quant_max)
+
+
+@write_quantize.mistake(
+    "Right but for half-steps: floor(x / scale + 0.5) rounds them up, torch.round to the even side."
+)
+def _rounds_half_up(x, scale, zero_point, quant_min, quant_max):
+    return torch.clamp(torch.floor(x / scale + 0.5) + zero_point, quant_min, quant_max)
+
+
+@write_quantize.mistake("You multiply by the scale. How many steps is x from zero? Divide.")
+def _multiplies(x, scale, zero_point, quant_min, quant_max):
+    return torch.clamp(torch.round(x * scale) + zero_point, quant_min, quant_max)
+
+
+@write_quantize.mistake("The sign of the zero point is wrong: real zero must get the code zero_point.")
+def _subtracts(x, scale, zero_point, quant_min, quant_max):
+    return torch.clamp(torch.round(x / scale) - zero_point, quant_min, quant_max)
 
 
 @write_quantize.mistake(
@@ -158,7 +200,7 @@ def mend_dequantize(codes, scale, zero_point):
     return (codes.to(torch.int32) - zero_point) * scale
 
 
-@mend_dequantize.mistake("Still wrapped: the conversion comes after the subtraction, when the damage is done.")
+@mend_dequantize.mistake("Still wrapped: the subtraction itself happens in uint8. Convert the codes before it.")
 def _widens_late(codes, scale, zero_point):
     return (codes - zero_point).to(torch.float32) * scale
 
@@ -178,7 +220,7 @@ diagnose_relu = lesson.value(
         "All values are at least 0, so codes -128 to -1 stay empty. What is half the grid worth in bits?",
     ],
     mistakes={
-        "a": "Clipping would show as values piled on the last code. A range taken from the data clips nothing.",
+        "a": "Clipping would pile values up on the last code. A range taken from the data clips next to nothing.",
         "c": "Rounding mode moves half-steps only; it cannot cost 6 dB.",
         "d": "A scale is one float32 number: its own rounding costs about one part in ten million.",
     },
@@ -205,12 +247,12 @@ choose_bits = lesson.value(
 # --- Missions in the explorer.
 
 
-def _gain_over_min_max(explorer: "AffineExplorer") -> float:
-    """How many dB the explorer's state is better than its tensor's min-max range at the same bits."""
-    data, state = explorer.data, explorer.state
-    quant_min, quant_max = grid(state.bits, signed=state.signed)
-    plain = choose_qparams(data.histogram.low, data.histogram.high, quant_min=quant_min, quant_max=quant_max)
-    return explorer.result.error.sqnr - data.error(plain).sqnr
+def _is_on_normal_weights(explorer: "AffineExplorer") -> bool:
+    played, meant = explorer.data.histogram, Histogram.of(normal_weights())
+    return (played.low, played.high, played.count) == (meant.low, meant.high, meant.count)
+
+
+_ELSEWHERE = "The mission is played on the lesson's values: AffineExplorer(normal)."
 
 
 def _larger_part(explorer: "AffineExplorer", rounding: str) -> str:
@@ -219,37 +261,43 @@ def _larger_part(explorer: "AffineExplorer", rounding: str) -> str:
 
 
 def _clip_goal(explorer: "AffineExplorer") -> str | None:
-    if explorer.state.bits != 4:
-        return f"This mission is played at 4 bits, the explorer stands at {explorer.state.bits}."
-    gain = _gain_over_min_max(explorer)
-    if gain >= 3:
+    if not _is_on_normal_weights(explorer):
+        return _ELSEWHERE
+    if explorer.state.bits != 3:
+        return f"This mission is played at 3 bits, the explorer stands at {explorer.state.bits}."
+    data, ends = explorer.data, grid(3, signed=explorer.state.signed)
+    plain = choose_qparams(data.histogram.low, data.histogram.high, quant_min=ends[0], quant_max=ends[1])
+    gain = explorer.result.error.sqnr - data.error(plain).sqnr
+    if gain >= 4:
         return None
     advice = _larger_part(explorer, "Rounding still makes most of the error: narrow the range.")
-    return f"{gain:+.1f} dB against the range of the data; the mission is +3 dB. {advice}"
+    return f"{gain + 0.0:+.1f} dB against the range of the data; the mission is +4 dB. {advice}"
 
 
 beat_min_max = lesson.mission(
     "beat_min_max",
     _clip_goal,
-    answer={"bits": 4, "clip": (-2.6, 2.6)},
+    answer={"bits": 3, "clip": (-2.1, 2.1)},
     hints=[
         "Draw both ends of the clip range in, a little at a time, and watch the two bars.",
-        "Try about -2.6 to 2.6.",
+        "Try about -2.1 to 2.1.",
     ],
     mistakes=[
-        ({"bits": 4, "clip": (-0.8, 0.8)}, "Clipping makes most of the error: widen the range."),
-        ({"bits": 4, "clip": (-4.0, 4.0)}, "Rounding still makes most of the error: narrow the range."),
-        ({"bits": 8, "clip": (-2.6, 2.6)}, "This mission is played at 4 bits"),
+        ({"bits": 3, "clip": (-0.8, 0.8)}, "Clipping makes most of the error: widen the range."),
+        ({"bits": 3, "clip": (-4.0, 4.0)}, "Rounding still makes most of the error: narrow the range."),
+        ({"bits": 8, "clip": (-2.1, 2.1)}, "This mission is played at 3 bits"),
     ],
     because="A few rare values clipped hard cost less than coarse steps for all the others.",
 )
 
 
 def _bits_goal(explorer: "AffineExplorer") -> str | None:
+    if not _is_on_normal_weights(explorer):
+        return _ELSEWHERE
     quality, bits = explorer.result.error.sqnr, explorer.state.bits
     if quality < 40:
         advice = _larger_part(
-            explorer, "Rounding makes most of the error: are there enough codes, and no wider than needed?"
+            explorer, "Rounding makes most of the error. Are there enough codes, and is the range no wider than needed?"
         )
         return f"{quality:.1f} dB at {bits} bits; the mission is 40 dB. {advice}"
     if bits > 8:
@@ -267,7 +315,7 @@ reach_40_db = lesson.mission(
     ],
     mistakes=[
         ({"bits": 8, "clip": (-2.6, 2.6)}, "Clipping makes most of the error: widen the range."),
-        ({"bits": 7}, "are there enough codes"),
+        ({"bits": 7}, "Are there enough codes"),
         ({"bits": 10}, "more than it takes"),
     ],
     because="With fine steps rounding costs little, so even rare clipping is dear: the best range is wide.",

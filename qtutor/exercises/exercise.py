@@ -11,10 +11,9 @@ import dis
 import html
 import inspect
 import linecache
-import math
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +109,9 @@ class Exercise:
         """Show the solution and why it is right."""
         if callable(self.answer):
             return Feedback("note", self.because, code=_source(self.answer))
+        if isinstance(self.answer, dict):
+            settings = ", ".join(f"{name}={_show(value)}" for name, value in self.answer.items())
+            return Feedback("note", self.because, code=f"explorer.set({settings})")
         return Feedback("note", f"{_show(self.answer)}. {self.because}")
 
     def mistake(self, hint: str) -> Callable:
@@ -155,7 +157,7 @@ class Lesson:
             hints: from a nudge to nearly all.
             mistakes: plausible wrong answers and the hint for each.
             because: why the answer is right.
-            tolerance: by how much a number may differ.
+            tolerance: by how much a number may differ, absolute or relative.
         """
 
         def judge(given: Any) -> str | None:
@@ -164,9 +166,9 @@ class Lesson:
             for wrong, hint in mistakes.items():
                 if _same(given, wrong, tolerance):
                     return hint
-            kind = "a number" if isinstance(answer, (int, float)) else "a word in quotes"
             if isinstance(given, str) != isinstance(answer, str):
-                return f"The answer is {kind}, and {_show(given)} is not."
+                kind = "a word: write it in quotes" if isinstance(answer, str) else "a number: write it without quotes"
+                return f"The answer is {kind}. {_show(given)} is not."
             return f"{_show(given)} is not it. {hints[0]}"
 
         return self._add(Exercise(self, name, answer, tuple(hints), judge, _is_open, list(mistakes.items()), because))
@@ -187,7 +189,7 @@ class Lesson:
             hints: from a nudge to nearly all.
             because: why the solution is right.
             given: the function that the notebook hands out to be mended; None where it hands out an empty one.
-            tolerance: by how much a result may differ.
+            tolerance: by how much a result may differ, absolute or relative.
         """
 
         def add(solution: Callable) -> Exercise:
@@ -212,8 +214,9 @@ class Lesson:
                         return hint
                 first = wrong[0]
                 names = inspect.signature(solution).parameters
-                given_as = ", ".join(f"{n} = {_show(v)}" for n, v in zip(names, cases[first], strict=True))
-                return f"For {given_as} it returns {_show(results[first])}; expected {_show(expected[first])}."
+                return _other_kind(results[first], expected[first], tolerance) or _difference(
+                    names, cases[first], results[first], expected[first], tolerance
+                )
 
             exercise = Exercise(self, solution.__name__, solution, tuple(hints), judge, untouched, because=because)
             if given is not None:
@@ -244,10 +247,15 @@ class Lesson:
         """
 
         def untouched(explorer: Any) -> bool:
-            return _is_open(explorer) or explorer.state == explorer.first_state
+            return _is_open(explorer) or getattr(explorer, "state", None) == getattr(explorer, "first_state", False)
+
+        def judge(explorer: Any) -> str | None:
+            if not hasattr(explorer, "first_state"):
+                return f"A mission is played in its explorer: pass that, not {_show(explorer)}."
+            return goal(explorer)
 
         invitation = "Move the explorer's controls, then run this cell again."
-        return self._add(Exercise(self, name, answer, tuple(hints), goal, untouched, mistakes, because, invitation))
+        return self._add(Exercise(self, name, answer, tuple(hints), judge, untouched, mistakes, because, invitation))
 
     def _add(self, exercise: Exercise) -> Exercise:
         self.exercises[exercise.name] = exercise
@@ -290,18 +298,57 @@ def _same(given: Any, expected: Any, tolerance: float) -> bool:
             and all(_same(g, e, tolerance) for g, e in zip(given, expected, strict=True))
         )
     if isinstance(expected, str):
-        return isinstance(given, str) and given.strip().lower() == expected.lower()
+        return isinstance(given, str) and given.strip(" ().").lower() == expected.lower()
     if isinstance(given, (str, bool)) or given is None or given is ...:
         return False
     if isinstance(expected, Tensor) and expected.dim() and not isinstance(given, Tensor):
         return False
     try:
-        given, expected = (torch.as_tensor(v).detach().to(torch.float64) for v in (given, expected))
+        given, expected = _as_float64(given), _as_float64(expected)
     except (TypeError, ValueError, RuntimeError):
         return False
     if given.shape != expected.shape:
         return given.numel() == expected.numel() == 1 and _same(given.item(), expected.item(), tolerance)
-    return torch.allclose(given, expected, rtol=0.0, atol=tolerance, equal_nan=True)
+    return bool(_agree(given, expected, tolerance).all())
+
+
+def _as_float64(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().to(torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def _agree(given: Tensor, expected: Tensor, tolerance: float) -> Tensor:
+    return torch.isclose(given, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _other_kind(given: Any, expected: Any, tolerance: float) -> str | None:
+    """What to say where the values may be right but come in another kind than asked for."""
+    if isinstance(expected, tuple) and not isinstance(given, (tuple, list)):
+        return f"Return {len(expected)} values, separated by a comma; yours returns {type(given).__name__}."
+    if not isinstance(expected, Tensor):
+        return None
+    if not isinstance(given, Tensor):
+        right = hasattr(given, "__len__") and _same(_as_float64(given), expected, tolerance)
+        return (
+            f"{'The values are right, but y' if right else 'Y'}ou return {type(given).__name__}: return a torch tensor."
+        )
+    if given.shape != expected.shape:
+        return f"You return a tensor of shape {tuple(given.shape)}; expected {tuple(expected.shape)}."
+    return None
+
+
+def _difference(names: Iterable[str], arguments: tuple, given: Any, expected: Any, tolerance: float) -> str:
+    """Show one call, at the first element that is wrong."""
+    share = ""
+    if isinstance(expected, Tensor) and expected.dim():
+        wrong = (~_agree(_as_float64(given), _as_float64(expected), tolerance)).flatten()
+        first, count = int(wrong.nonzero()[0]), int(wrong.sum())
+        one = [v.flatten()[first] if isinstance(v, Tensor) and v.shape == expected.shape else v for v in arguments]
+        arguments, share = tuple(one), f" {count} of {wrong.numel()} values differ."
+        given, expected = given.flatten()[first], expected.flatten()[first]
+    call = ", ".join(f"{name} = {_show(value)}" for name, value in zip(names, arguments, strict=True))
+    return f"For {call} it returns {_show(given)}; expected {_show(expected)}.{share}"
 
 
 def _copies(values: tuple) -> tuple:
@@ -309,14 +356,15 @@ def _copies(values: tuple) -> tuple:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # a tensor, or NumPy's
         value = value.tolist()
     if isinstance(value, bool) or not isinstance(value, (int, float, tuple, list)):
         return repr(value)
     if isinstance(value, (tuple, list)):
         opening, closing = "()" if isinstance(value, tuple) else "[]"
         return opening + ", ".join(map(_show, value)) + closing
-    return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+    shown = f"{value:.9g}" if isinstance(value, float) else str(value)
+    return shown if len(shown) < 40 else f"{shown[:36]}..."
 
 
 def _describe(error: BaseException, answer: Any) -> str:
@@ -327,7 +375,8 @@ def _describe(error: BaseException, answer: Any) -> str:
     if lines:
         text = linecache.getline(own, lines[-1]).strip()
         where = f" (line {lines[-1]}: {text})" if text else f" (line {lines[-1]})"
-    return f"{type(error).__name__}: {error}{where}"
+    said = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {said}{where}"
 
 
 def _source(function: Callable) -> str:

@@ -1,5 +1,7 @@
 """Live widgets: move a control, watch the mathematics answer."""
 
 from qtutor.explorers.affine import AffineExplorer
+from qtutor.explorers.granularity import GranularityExplorer
+from qtutor.explorers.observer import ObserverExplorer
 
-__all__ = ["AffineExplorer"]
+__all__ = ["AffineExplorer", "GranularityExplorer", "ObserverExplorer"]

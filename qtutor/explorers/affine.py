@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qtutor import plots
 from qtutor.affine import (
+    EPS,
     QParams,
     QuantizationError,
     choose_qparams,
@@ -83,7 +84,7 @@ class AffineData:
 
     def __init__(self, x: Tensor):
         self.histogram = Histogram.of(x)
-        self.values = x.detach().flatten() if x.numel() <= EXACT_UP_TO else None
+        self.values = x.detach().flatten().clone() if x.numel() <= EXACT_UP_TO else None
 
     def error(self, qparams: QParams) -> QuantizationError:
         return self.histogram.error(qparams) if self.values is None else measure_error(self.values, qparams)
@@ -120,23 +121,31 @@ def explore_affine(data: AffineData, state: AffineState) -> AffineResult:
 
 def _sentence(state: AffineState, result: AffineResult) -> str:
     error, qparams = result.error, result.qparams
-    if error.total == 0:
+    if error.signal == 0:
+        quality = "All values are zero in float32, and zero is exact."
+    elif error.total == 0:
         quality = "Every value lands on the grid, so nothing is lost."
     else:
         share = error.clipping / error.total
         clipped = (
-            f"{100 * error.clipped / error.count:.2g}% of the values clipped" if error.clipped else "nothing clipped"
+            f"{_percent(error.clipped / error.count)} of the values clipped" if error.clipped else "nothing clipped"
         )
         quality = (
-            f"SQNR {error.sqnr:.1f} dB; rounding makes {100 * (1 - share):.0f}% of the error and clipping "
-            f"{100 * share:.0f}% ({clipped})."
+            f"SQNR {error.sqnr:.1f} dB; rounding makes {_percent(1 - share)} of the error and clipping "
+            f"{_percent(share)} ({clipped})."
         )
+    scale = float(qparams.scale)
+    floor = ", the smallest there is" if scale == EPS else ""
     measured = "measured on" if result.exact else "estimated from bins of"
     return (
-        f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {float(qparams.scale):.4g}, "
+        f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {scale:.4g}{floor}, "
         f"zero point {int(qparams.zero_point)}. {quality} The value {state.value:.4g} gets code {result.code}, "
-        f"which stands for {result.restored:.4g}. Error {measured} {error.count:,} values."
+        f"which stands for {result.restored:.4g}. Error {measured} {error.count:,} value{'s' * (error.count > 1)}."
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.2g}%"
 
 
 class AffineExplorer(Explorer):
@@ -148,13 +157,20 @@ class AffineExplorer(Explorer):
 
     Raises:
         TypeError: `x` is not a floating-point tensor.
-        ValueError: `x` holds NaN or infinity.
+        ValueError: `x` holds NaN or infinity, or `bits` is not from 2 to 16.
     """
 
     def __init__(self, x: Tensor, *, bits: int = 4, symmetric: bool = False, signed: bool = True):
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"AffineExplorer needs a floating-point tensor, got {given}: convert it with .float()")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"AffineExplorer needs a tensor, got {type(x).__name__}: convert it with torch.tensor(...)")
+        if not x.is_floating_point():
+            raise TypeError(f"AffineExplorer needs a floating-point tensor, got {x.dtype}: convert it with .float()")
+        if not x.isfinite().all():
+            bad = int((~x.isfinite()).sum())
+            raise ValueError(
+                f"AffineExplorer: {bad} of {x.numel():,} values are NaN or infinite: replace them first, "
+                "for example with torch.nan_to_num"
+            )
         empty, shape = x.numel() == 0, tuple(x.shape)
         self.data = AffineData(torch.zeros(1) if empty else x)
         low, high = min(self.data.histogram.low, 0.0), max(self.data.histogram.high, 0.0)
@@ -175,6 +191,9 @@ class AffineExplorer(Explorer):
         }
         fit = ipywidgets.Button(description="Fit to data")
         fit.on_click(lambda _: self.set(clip=(low, high)))
+        controls["clip"].add_class("slider-wide")
+        if controls["bits"].value != bits:
+            raise ValueError(f"bits must be a whole number from 2 to 16, got {bits!r}")
         super().__init__(controls, _figure(self.data.histogram, self._axis), buttons=(fit,))
         if empty:
             self.show_only(f"The tensor of shape {shape} is empty: there is no value to quantize.")

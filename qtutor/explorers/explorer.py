@@ -112,18 +112,33 @@ class Explorer(ipywidgets.VBox):
         """Set several controls at once, with one redraw.
 
         Raises:
-            ValueError: there is no control of that name.
+            ValueError: there is no control of that name, or it cannot take that value; nothing changes then.
         """
         unknown = values.keys() - self.controls.keys()
         if unknown:
-            raise ValueError(f"no control named {', '.join(sorted(unknown))}: there are {', '.join(self.controls)}")
+            there = f"there are {', '.join(self.controls)}" if self.controls else "there is nothing to control here"
+            raise ValueError(f"no control named {', '.join(sorted(unknown))}: {there}")
+        before = {name: self.controls[name].value for name in values}
         self._held = True
         try:
             for name, value in values.items():
+                self._set_one(name, value)
+        except ValueError:
+            for name, value in before.items():
                 self.controls[name].value = value
+            raise
         finally:
             self._held = False
         self._redraw()
+
+    def _set_one(self, name: str, value: Any) -> None:
+        control = self.controls[name]
+        try:
+            control.value = value
+        except traitlets.TraitError as error:
+            raise ValueError(f"{name} cannot be {value!r}: {error}") from None
+        if control.value != value:  # a slider moves what it cannot take to the nearest value that it can
+            raise ValueError(f"{name} cannot be {value!r}: it goes from {control.min:g} to {control.max:g}")
 
     def _on_change(self, _change: dict) -> None:
         if not self._held:

@@ -1,0 +1,263 @@
+"""GranularityExplorer: one scale for a weight, for each channel or for each group of it, and what each costs."""
+
+import math
+from dataclasses import dataclass, replace
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from qtutor import plots
+from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
+from qtutor.explorers.explorer import Explorer
+from qtutor.observers import MinMaxObserver
+
+SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
+"""What a float32 scale takes and, where the range is asymmetric, its zero point of at most 8 bits."""
+
+FACTORS = tuple(2**n for n in range(8))
+
+_DRAWN = 256  # the most channels drawn: of more, every second, third, ... is
+
+
+@dataclass(frozen=True)
+class GranularityState:
+    """What the controls of a GranularityExplorer say.
+
+    Attributes:
+        granularity: "tensor", "channel" or "group": what shares one scale.
+        axis: per channel, the axis along which scales differ.
+        group_size: per group, how many neighbouring weights of an output channel share a scale.
+        bits: 2 to 8.
+        symmetric: whether zero sits in the middle of each grid.
+        factor: what the widest channel of the weight is multiplied by.
+    """
+
+    granularity: str
+    axis: int
+    group_size: int
+    bits: int
+    symmetric: bool
+    factor: int
+
+
+@dataclass(frozen=True, eq=False)
+class GranularityResult:
+    """What a state does to a weight; a channel is an output channel.
+
+    Attributes:
+        qparams: one scale and zero point for each tensor, channel or group.
+        low: `(channels,)` smallest weight of each channel.
+        high: `(channels,)` largest weight of each channel.
+        codes: `(channels,)` how many different codes the weights of each channel get.
+        overall: SQNR of the whole weight in dB.
+        per_channel: `(channels,)` SQNR of each channel in dB.
+        scale_bytes: what the scales and zero points take.
+        code_bytes: what the codes take.
+        sentence: the result in words.
+    """
+
+    qparams: QParams
+    low: Tensor
+    high: Tensor
+    codes: Tensor
+    overall: float
+    per_channel: Tensor
+    scale_bytes: int
+    code_bytes: int
+    sentence: str
+
+    @property
+    def median(self) -> float:
+        """SQNR of the median channel in dB; of two in the middle, the lower."""
+        return float(self.per_channel.median())
+
+    @property
+    def worst(self) -> float:
+        """SQNR of the worst channel in dB."""
+        return float(self.per_channel.min())
+
+
+@dataclass(frozen=True, eq=False)
+class GranularityData:
+    """A weight made ready for many quantizations.
+
+    Attributes:
+        weight: the float32 weight, its output channels brought to the front.
+        output_axis: where they were.
+        widest: the channel of the largest magnitude, which the factor applies to.
+    """
+
+    weight: Tensor
+    output_axis: int
+    widest: int
+
+    @classmethod
+    def of(cls, weight: Tensor, output_axis: int) -> "GranularityData":
+        weight = (
+            weight.detach().movedim(output_axis, 0).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        )
+        return cls(weight, output_axis, int(weight.abs().flatten(1).amax(dim=1).argmax()))
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """The sizes of group that an output channel can be cut into."""
+        size = self.weight[0].numel()
+        return [n for n in range(2, size + 1) if size % n == 0] or [1]
+
+
+def explore_granularity(data: GranularityData, state: GranularityState) -> GranularityResult:
+    """Compute what `state` does to `data`."""
+    weight = data.weight.clone()
+    weight[data.widest] *= state.factor
+    channels, bits = len(weight), state.bits
+    quant_min, quant_max = grid(bits)
+    shared = {"quant_min": quant_min, "quant_max": quant_max, "symmetric": state.symmetric}
+    if state.granularity == "group":
+        observer, view = MinMaxObserver(group_size=state.group_size, **shared), weight.flatten(1)
+        given = view.unflatten(1, (-1, state.group_size))  # (channels, groups, group_size)
+    else:
+        # Bringing the output axis to the front moved the axes before it one place back.
+        axis = 0 if state.axis == data.output_axis else state.axis + (state.axis < data.output_axis)
+        observer = MinMaxObserver(axis=axis if state.granularity == "channel" else None, **shared)
+        given = view = weight
+    observer.observe(view)
+    qparams = observer.qparams()
+
+    restored = fake_quantize(given, qparams).view_as(weight)
+    codes = quantize(given, qparams).reshape(channels, -1).int() - quant_min + 2**bits * torch.arange(channels)[:, None]
+    counts = torch.bincount(codes.flatten(), minlength=channels * 2**bits).view(channels, -1)
+    rows = weight.flatten(1)
+    result = GranularityResult(
+        qparams=qparams,
+        low=rows.amin(dim=1),
+        high=rows.amax(dim=1),
+        codes=counts.count_nonzero(dim=1),
+        overall=sqnr(weight, restored),
+        per_channel=sqnr(weight, restored, axis=0),
+        scale_bytes=qparams.scale.numel() * (SCALE_BYTES + (0 if state.symmetric else ZERO_POINT_BYTES)),
+        code_bytes=math.ceil(weight.numel() * bits / 8),
+        sentence="",
+    )
+    return replace(result, sentence=_sentence(data, state, result))
+
+
+def _sentence(data: GranularityData, state: GranularityState, result: GranularityResult) -> str:
+    scales = result.qparams.scale.numel()
+    shared = {
+        "tensor": "One scale for the tensor",
+        "channel": f"One scale per channel along axis {state.axis}, {scales:,} in all",
+        "group": f"One scale per group of {state.group_size}, {scales:,} in all",
+    }[state.granularity]
+    turned = f"channel {data.widest} times {state.factor}" if state.factor > 1 else "no channel turned up"
+    qualities = [
+        f"{name} without error" if quality == math.inf else f"{name} {quality:.1f} dB"
+        for name, quality in (
+            ("overall", result.overall),
+            ("median channel", result.median),
+            ("worst channel", result.worst),
+        )
+    ]
+    return (
+        f"{shared}, {state.bits} bits, {turned}: SQNR {', '.join(qualities)}. The median channel uses "
+        f"{int(result.codes.median())} of {2**state.bits} codes. Scales take {result.scale_bytes:,} bytes, "
+        f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes."
+    )
+
+
+class GranularityExplorer(Explorer):
+    """Explore what shares a scale, on a weight of your own.
+
+    Args:
+        weight: finite, of 2 to 5 dimensions: of a linear layer, a convolution, an embedding, ...
+        output_axis: the axis of the output channels, which the picture shows: 0, but 1 for a transposed convolution.
+        granularity: where the control starts, and likewise `bits`.
+
+    Raises:
+        TypeError: `weight` is not a floating-point tensor.
+        ValueError: `weight` holds NaN or infinity, has too few or too many dimensions or no such output axis.
+    """
+
+    def __init__(self, weight: Tensor, *, output_axis: int = 0, granularity: str = "tensor", bits: int = 8):
+        name = type(self).__name__
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            given = f"a tensor of {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
+            raise TypeError(f"{name} needs a floating-point tensor, got {given}: pass layer.weight")
+        shape = tuple(weight.shape)
+        if not 2 <= weight.dim() <= 5:
+            raise ValueError(f"{name} needs a weight of 2 to 5 dimensions, got one of shape {shape}")
+        if not 0 <= output_axis < weight.dim():
+            raise ValueError(f"{name}: output_axis={output_axis} is not an axis of a weight of shape {shape}")
+        if bad := int((~weight.isfinite()).sum()):
+            raise ValueError(f"{name}: {bad} of {weight.numel()} weights are NaN or infinite")
+        empty = weight.numel() == 0
+        self.data = GranularityData.of(torch.zeros([1] * weight.dim()) if empty else weight, output_axis)
+        sizes = self.data.group_sizes
+        axes = [(f"{axis} (size {size})", axis) for axis, size in enumerate(shape)]
+        controls = {
+            "granularity": ipywidgets.ToggleButtons(
+                options=["tensor", "channel", "group"],
+                value=granularity,
+                description="A scale per",
+                style={"button_width": "5.5em"},
+            ),
+            "axis": ipywidgets.Dropdown(options=axes, value=output_axis, description="Scale axis"),
+            "group_size": ipywidgets.SelectionSlider(
+                options=sizes, value=min(sizes, key=lambda n: abs(n - 32)), description="Group size"
+            ),
+            "bits": ipywidgets.IntSlider(bits, 2, 8, description="Bits"),
+            "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
+            "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
+        }
+        channels = len(self.data.weight)
+        step = math.ceil(channels / _DRAWN)
+        self._shown = torch.arange(self.data.widest % step, channels, step)
+        super().__init__(controls, _figure(self._shown, self.data.widest))
+        if empty:
+            self.show_only(f"The weight of shape {shape} is empty: there is no value to quantize.")
+
+    make_state = GranularityState
+
+    def compute(self, state: GranularityState) -> GranularityResult:
+        return explore_granularity(self.data, state)
+
+    def draw(self, result: GranularityResult) -> None:
+        state, shown = self.state, self._shown
+        self.controls["axis"].disabled = state.granularity != "channel"
+        self.controls["group_size"].disabled = state.granularity != "group"
+        ranges, codes, channels, overall, median = self.figure.data
+        ranges.base, ranges.y = result.low[shown].numpy(), (result.high - result.low)[shown].numpy()
+        codes.y = result.codes[shown].numpy()
+        channels.y = result.per_channel[shown].nan_to_num(posinf=math.nan).numpy()
+        overall.y, median.y = ([None if math.isinf(level) else level] * 2 for level in (result.overall, result.median))
+        overall.text, median.text = ["", f"overall {result.overall:.1f}"], ["", f"median {result.median:.1f}"]
+
+
+def _figure(shown: Tensor, widest: int) -> go.FigureWidget:
+    """Draw what no control changes, and leave the heights of the bars and lines open."""
+    titles = ("Range of the weights (▾ turned up)", "Codes in use", "SQNR of each channel")
+    figure = make_subplots(1, 3, horizontal_spacing=0.075, subplot_titles=titles)
+    turned = (shown == widest).tolist()
+    for column, (name, colour) in enumerate((("range", plots.BLUE), ("codes", plots.GREEN), ("SQNR", plots.GREY)), 1):
+        colours = [plots.VERMILLION if t else colour for t in turned]
+        label = {"text": ["▾" if t else "" for t in turned], "textposition": "outside", "textfont_size": 16}
+        label |= {"textfont_color": plots.VERMILLION, "textangle": 0, "constraintext": "none", "cliponaxis": False}
+        figure.add_bar(
+            x=shown.numpy(), name=name, marker_color=colours, marker_line_width=0, row=1, col=column, **label
+        )
+    ends = [int(shown[0]) - 0.5, int(shown[-1]) + 0.5]
+    for name, dash, place in (("overall", "solid", "top right"), ("median", "dash", "bottom right")):
+        label = {"mode": "lines+text", "textposition": place, "textfont": {"color": plots.INK}, "cliponaxis": False}
+        line = {"color": plots.INK, "dash": dash, "width": 2}
+        figure.add_scatter(x=ends, name=name, line=line, row=1, col=3, **label)
+    figure.update_layout(
+        template=plots.TEMPLATE, showlegend=False, autosize=True, bargap=0.15, margin={"t": 48, "r": 104}
+    )
+    figure.update_annotations(font_size=15)
+    figure.update_xaxes(title="output channel", range=ends)
+    figure.update_yaxes(title="weight", row=1, col=1)
+    figure.update_yaxes(title="different codes", rangemode="tozero", row=1, col=2)
+    figure.update_yaxes(title="dB", rangemode="tozero", row=1, col=3)
+    return go.FigureWidget(figure)

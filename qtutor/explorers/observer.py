@@ -1,0 +1,272 @@
+"""ObserverExplorer: a stream of batches with one hot value, and what five observers make of it."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from qtutor import plots
+from qtutor.affine import QParams, choose_qparams, grid
+from qtutor.explorers.explorer import Explorer
+from qtutor.histogram import StreamingHistogram
+from qtutor.observers import BINS, HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
+
+OBSERVERS = ("min-max", "moving average", "percentile", "squared error", "entropy")
+"""The observers that run side by side, in the order of every tensor of a result."""
+
+STRENGTHS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+MOST_BATCHES = 32
+
+_LOOKS = (  # colour, dash, symbol
+    (plots.VERMILLION, "solid", "circle"),
+    (plots.BLUE, "dash", "square"),
+    (plots.GREEN, "dot", "diamond"),
+    (plots.PURPLE, "dashdot", "triangle-up"),
+    (plots.INK, "longdash", "x"),
+)
+
+
+@dataclass(frozen=True)
+class ObserverState:
+    """What the controls of an ObserverExplorer say.
+
+    Attributes:
+        seen: how many batches the observers have seen, from 1.
+        strength: the hot value, in multiples of the largest magnitude of the clean stream; 1 is none.
+        hot_batch: the batch that holds the hot value, from 1.
+        bits: 2 to 8.
+    """
+
+    seen: int
+    strength: float
+    hot_batch: int
+    bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class ObserverResult:
+    """What the observers make of a stream.
+
+    Attributes:
+        qparams: of `(5, N)` ranges, for each of `OBSERVERS` after 1, 2, ... N batches.
+        history: `(5, N)` SQNR in dB of the whole clean stream under each of them.
+        ranges: lowest and highest value with a code, by observer, after the batches seen.
+        sqnr: SQNR in dB, by observer, after the batches seen.
+        sentence: the result in words.
+    """
+
+    qparams: QParams
+    history: Tensor
+    ranges: dict[str, tuple[float, float]]
+    sqnr: dict[str, float]
+    sentence: str
+
+
+class Stream:
+    """A stream made ready for many hot values: one histogram for the first batch, the first two, ... all of them.
+
+    Args:
+        batches: at least one floating-point tensor.
+    """
+
+    def __init__(self, batches: Sequence[Tensor]):
+        stream, after = StreamingHistogram(1, BINS), []
+        ends, self.signal = [], 0.0
+        for i, batch in enumerate(batches):
+            observer = MinMaxObserver()
+            try:
+                observer.observe(batch)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"ObserverExplorer, batch {i}: {error}") from None
+            ends.append(torch.stack(observer.range()))
+            row = batch.detach().to(torch.float32).reshape(1, -1)
+            stream.add(row, *ends[-1][:, None])
+            after.append(copy.deepcopy(stream))
+            self.signal += float(torch.linalg.vector_norm(row, dtype=torch.float64) ** 2)
+        self.ends = torch.stack(ends, dim=1)  # (2, N)
+        self.largest = float(self.ends.view(-1)[self.ends.abs().argmax()])  # with its sign
+        self.squared_error = stream.squared_error()
+        self.after = after[0]  # one row for each number of batches
+        for name in ("counts", "zeros", "low", "high", "exponent", "first"):
+            setattr(self.after, name, torch.cat([getattr(histogram, name) for histogram in after]))
+        self._searched: dict[int, Tensor] = {}  # what a search over histograms found in the clean stream, by bits
+        self._judged: dict[tuple, tuple[QParams, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return self.ends.shape[1]
+
+    def judge(self, strength: float, hot_batch: int, bits: int) -> tuple[QParams, Tensor]:
+        """Judge each observer after 1, 2, ... N batches; asked again, from memory.
+
+        Returns:
+            `(5, N)` qparams, and the `(5, N)` SQNR in dB of the whole clean stream under them.
+        """
+        question = strength, hot_batch, bits
+        if question not in self._judged:
+            quant_min, quant_max = grid(bits)
+            low, high = self._ranges(strength, hot_batch, bits)
+            qparams = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
+            flat = QParams(qparams.scale.view(1, -1), qparams.zero_point.view(1, -1), quant_min, quant_max)
+            error = self.squared_error(flat).view_as(low)
+            decibels = torch.where(error > 0, 10 * (self.signal / error).log10(), math.inf)
+            self._judged[question] = qparams, decibels
+        return self._judged[question]
+
+    def _ranges(self, strength: float, hot_batch: int, bits: int) -> Tensor:
+        """The `(2, 5, N)` lowest and highest values that each observer represents after 1, 2, ... N batches."""
+        quant_min, quant_max = grid(bits)
+        chosen = [
+            PercentileObserver(quant_min=quant_min, quant_max=quant_max),
+            HistogramObserver(quant_min=quant_min, quant_max=quant_max),
+            HistogramObserver(quant_min=quant_min, quant_max=quant_max, criterion="entropy"),
+        ]
+
+        def choose(histograms: StreamingHistogram) -> Tensor:
+            return torch.stack([torch.stack(observer.choose(histograms)) for observer in chosen], dim=1)
+
+        if bits not in self._searched:
+            self._searched[bits] = choose(self.after)  # (2, 3, N)
+        searched, (low, high), hot = self._searched[bits], self.ends, strength * self.largest
+        if strength > 1 and hot:
+            value = torch.full((len(self) - hot_batch + 1, 1), hot)
+            touched = copy.deepcopy(self.after.select(slice(hot_batch - 1, None)))
+            touched.add(value, value[:, 0], value[:, 0])
+            searched = torch.cat([searched[..., : hot_batch - 1], choose(touched)], dim=2)
+            here = torch.arange(len(self)) == hot_batch - 1
+            low = torch.where(here, low.clamp(max=hot), low)
+            high = torch.where(here, high.clamp(min=hot), high)
+        every = torch.stack([low.cummin(0).values, high.cummax(0).values])
+        return torch.cat([every[:, None], _moving_average(torch.stack([low, high]))[:, None], searched], dim=1)
+
+
+def _moving_average(ends: Tensor) -> Tensor:
+    """`(2, N)` averages of the extremes after 1, 2, ... N batches."""
+    average, share = [ends[:, 0]], MovingAverageMinMaxObserver.averaging_constant
+    for new in ends.unbind(dim=1)[1:]:
+        average.append(average[-1] + share * (new - average[-1]))
+    return torch.stack(average, dim=1)
+
+
+def explore_observers(stream: Stream, state: ObserverState) -> ObserverResult:
+    """Compute what the observers make of `stream` under `state`."""
+    qparams, history = stream.judge(state.strength, state.hot_batch, state.bits)
+    last = state.seen - 1
+    ends = zip(qparams.low[:, last].tolist(), qparams.high[:, last].tolist(), strict=True)
+    ranges = dict(zip(OBSERVERS, ends, strict=True))
+    sqnr = dict(zip(OBSERVERS, history[:, last].tolist(), strict=True))
+    return ObserverResult(qparams, history, ranges, sqnr, _describe(stream, state, ranges, sqnr))
+
+
+def _describe(stream: Stream, state: ObserverState, ranges: dict, sqnr: dict) -> str:
+    if state.strength == 1:
+        hot = "the stream is clean"
+    else:
+        tense = "is still to come" if state.hot_batch > state.seen else "was among them"
+        hot = f"a value {state.strength:g} times the largest, in batch {state.hot_batch}, {tense}"
+    parts = [f"{name} {low:.3g} to {high:.3g} ({sqnr[name]:.1f} dB)" for name, (low, high) in ranges.items()]
+    best = max(sqnr, key=sqnr.get)
+    return (
+        f"{state.seen} of {len(stream)} batches seen; {hot}. Ranges at {state.bits} bits, and the SQNR of the whole "
+        f"clean stream in them: {', '.join(parts)}. Best: {best}."
+    )
+
+
+class ObserverExplorer(Explorer):
+    """Explore what five observers make of a stream of batches of your own, and of one hot value in it.
+
+    Args:
+        batches: 1 to 32 finite floating-point tensors, such as what one layer gives for batches of images; by
+            default batches of random values after a ReLU.
+        bits: where the bit width starts, and likewise the other controls; `seen` starts at the last batch.
+
+    Raises:
+        TypeError: `batches` is not a sequence of floating-point tensors.
+        ValueError: a batch is empty or holds NaN or infinity, or there are too many.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[Tensor] | None = None,
+        *,
+        seen: int | None = None,
+        strength: float = 1,
+        hot_batch: int | None = None,
+        bits: int = 8,
+    ):
+        if isinstance(batches, Tensor):
+            raise TypeError("ObserverExplorer needs a sequence of batches, got one tensor: cut it with x.split(64)")
+        batches = random_stream() if batches is None else list(batches)
+        if len(batches) > MOST_BATCHES:
+            raise ValueError(f"ObserverExplorer takes up to {MOST_BATCHES} batches, got {len(batches)}: pass some")
+        self.stream = Stream(batches or [torch.zeros(1)])
+        last = len(self.stream)
+        controls = {
+            "seen": ipywidgets.IntSlider(seen or last, 1, last, description="Batches seen"),
+            "strength": ipywidgets.SelectionSlider(
+                options=[(f"x {s:g}", s) for s in STRENGTHS], value=strength, description="Hot value"
+            ),
+            "hot_batch": ipywidgets.IntSlider(hot_batch or (last + 2) // 3, 1, last, description="Hot batch"),
+            "bits": ipywidgets.IntSlider(bits, 2, 8, description="Bits"),
+        }
+        figure = _figure(last)
+        self._lines = figure.data
+        self._marks = figure.layout.shapes
+        super().__init__(controls, figure)
+        if not batches:
+            self.show_only("The stream holds no batch: there is nothing to observe.")
+
+    make_state = ObserverState
+
+    def compute(self, state: ObserverState) -> ObserverResult:
+        return explore_observers(self.stream, state)
+
+    def draw(self, result: ObserverResult) -> None:
+        seen, count = torch.arange(1, self.state.seen + 1).numpy(), len(OBSERVERS)
+        width = (result.qparams.high - result.qparams.low).numpy()
+        for i in range(count):
+            for line, values in ((self._lines[i], width[i]), (self._lines[count + i], result.history[i].numpy())):
+                line.x, line.y = seen, values[: self.state.seen]
+        for mark in self._marks:
+            mark.x0 = mark.x1 = self.state.hot_batch
+            mark.visible = self.state.strength > 1
+
+
+def _figure(batches: int) -> go.FigureWidget:
+    """Draw what no control changes, and leave empty traces for what does."""
+    titles = ("Width of the range (log scale)", "SQNR of the whole clean stream")
+    figure = make_subplots(1, 2, horizontal_spacing=0.1, subplot_titles=titles)
+    size = 7 if batches <= 16 else 5
+    for column, axis in ((1, ""), (2, "2")):
+        for name, (colour, dash, symbol) in zip(OBSERVERS, _LOOKS, strict=True):
+            figure.add_scatter(
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": colour, "dash": dash, "width": 2},
+                marker={"symbol": symbol, "size": size},
+                row=1,
+                col=column,
+            )
+        place = {"xref": f"x{axis}", "yref": f"y{axis} domain", "x0": 1, "x1": 1, "y0": 0, "y1": 1}
+        figure.add_shape(type="line", line={"color": plots.GREY, "dash": "dot", "width": 1.5}, **place)
+    figure.update_layout(template=plots.TEMPLATE, autosize=True, height=420, margin_t=84)
+    figure.update_layout(legend={"y": 1.12})
+    figure.update_annotations(font_size=15)
+    figure.update_xaxes(range=[0.5, batches + 0.5], title="batches seen (dotted: the hot one)")
+    figure.update_yaxes(type="log", title="unit of the values", row=1, col=1)
+    figure.update_yaxes(title="dB", row=1, col=2)
+    return go.FigureWidget(figure)
+
+
+def random_stream(batches: int = 16, size: int = 4096) -> list[Tensor]:
+    """Return batches of normal values after a ReLU, each with a spread of its own; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.rand(batches, 1, generator=generator) + 0.5
+    return list((torch.randn(batches, size, generator=generator) * spread).relu())

@@ -1,0 +1,489 @@
+import copy
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.ao.quantization as ao
+from torch import nn
+from torch.ao.nn.quantized import FloatFunctional
+
+from qtutor import affine, vision, workflows  # noqa: F401
+from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
+from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what torchvision says of its missing extension
+    from torchvision.models import resnet18
+
+ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+ROWS = torch.rand(5, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Staged(nn.Module):
+    """Says itself where integers begin and end. One ReLU serves twice, so it must not be fused away."""
+
+    def __init__(self, *, plain_add=False, quantizes=True):
+        super().__init__()
+        self.plain_add, self.quantizes = plain_add, quantizes
+        self.quant, self.dequant = ao.QuantStub(), ao.DeQuantStub()
+        self.conv, self.bn, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
+        self.last, self.add = nn.Conv2d(3, 4, 1), FloatFunctional()
+
+    def forward(self, x):
+        x = self.quant(x) if self.quantizes else x
+        y = self.relu(self.bn(self.conv(x)))
+        y = y + x if self.plain_add else self.relu(self.add.add(y, x))
+        return self.dequant(self.last(y))
+
+
+class Reusing(nn.Module):
+    def __init__(self, reused):
+        super().__init__()
+        self.first, self.second, self.act, self.reused = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU(), reused
+
+    def forward(self, x):
+        if self.reused == "act":
+            return self.act(self.second(self.act(self.first(x))))
+        return self.first(self.act(self.first(x)))
+
+
+class Branching(nn.Module):
+    def __init__(self, on):
+        super().__init__()
+        self.linear, self.on = nn.Linear(8, 8), on
+
+    def forward(self, x):
+        if (x.sum() if self.on == "values" else x.shape[1]) > 0:  # the branch
+            return self.linear(x)
+        return x
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True), nn.GRU(12, 8)
+        self.lstm_cell, self.gru_cell, self.linear = nn.LSTMCell(8, 4), nn.GRUCell(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        y = self.gru(self.lstm(x)[0])[0]
+        return self.linear(self.gru_cell(self.lstm_cell(y[:, 0])[0]))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, a, b):
+        return self.linear(a) + b
+
+
+class Warns(nn.Module):
+    def forward(self, x):
+        warnings.warn("of the user's own", UserWarning, stacklevel=2)
+        return x
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_changes():
+    torch.manual_seed(0)
+    before = torch.backends.quantized.engine
+    yield
+    assert torch.backends.quantized.engine == before
+
+
+def sqnr(model, quantized, x):
+    with torch.no_grad():
+        return affine.sqnr(copy.deepcopy(model).eval()(x), quantized(x))
+
+
+def settled(model, x):
+    """A model whose batch norms have seen data, in eval mode."""
+    with torch.no_grad():
+        for _ in range(4):
+            model.train()(x)
+    return model.eval()
+
+
+@pytest.mark.parametrize("flow", ["eager", "fx", "pt2e"])
+def test_a_static_model_is_close_smaller_for_any_batch_size_and_comes_back_exactly(tmp_path, flow):
+    x = IMAGES
+    make = {"eager": Staged, "fx": SlimResNet, "pt2e": lambda: SmallCNN(channels=3)}[flow]
+    model = settled(make(), x).train()
+    before = copy.deepcopy(model.state_dict())
+    quantized = quantize_static(model, [(x, None), x[:1]], flow)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert sqnr(model, quantized, x) > 20
+    assert quantized(x[:3]).shape[0] == 3
+    save(quantized, tmp_path / "model")
+    loaded = load(tmp_path / "model", make())
+    assert torch.equal(loaded(x), quantized(x))
+    if flow != "eager":
+        parameters = sum(p.numel() for p in model.parameters())
+        assert parameters < os.path.getsize(tmp_path / "model") < 2 * parameters  # float32 takes 4 bytes each
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_quantizes_and_its_file_comes_back_exactly(tmp_path, engine):
+    model = settled(SmallCNN(channels=3), IMAGES)
+    quantized = quantize_static(model, [IMAGES], engine=engine)
+    assert sqnr(model, quantized, IMAGES) > 25
+    save(quantized, tmp_path / "static")
+    assert torch.equal(load(tmp_path / "static", SmallCNN(channels=3))(IMAGES), quantized(IMAGES))
+    x = torch.rand(3, 5, 8)
+    dynamic = quantize_dynamic(Recurrent(), engine=engine)
+    save(dynamic, tmp_path / "dynamic")
+    assert torch.equal(load(tmp_path / "dynamic", Recurrent())(x), dynamic(x))
+
+
+def test_eager_fuses_but_not_a_relu_that_serves_twice():
+    quantized = quantize_static(settled(Staged(), IMAGES), [IMAGES], "eager")
+    assert isinstance(quantized.bn, nn.Identity)
+    assert isinstance(quantized.relu, nn.ReLU)
+
+
+@pytest.mark.skipif("fbgemm" not in ENGINES, reason="the fault is of the x86 engine")
+def test_a_transposed_convolution_is_kept_off_the_engine_that_computes_it_wrongly():
+    model, x = nn.Sequential(nn.ConvTranspose2d(3, 4, 2)).eval(), torch.randn(8, 3, 8, 8)
+    assert sqnr(model, quantize_static(model, [x]), x) > 25
+
+
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+def test_named_modules_stay_in_floating_point(tmp_path, flow):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    quantized = quantize_static(model, [ROWS], flow, keep_float="2")
+    assert torch.equal(quantized.state_dict()["2.weight"], model[2].weight)
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", copy.deepcopy(model))(ROWS), quantized(ROWS))
+
+
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+def test_several_inputs_are_a_tuple_inside_the_pair(tmp_path, flow):
+    quantized = quantize_static(TwoInputs(), [((ROWS, ROWS), None), [(ROWS, ROWS), torch.zeros(5)]], flow)
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", TwoInputs())(ROWS, ROWS), quantized(ROWS, ROWS))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ([], ValueError, "holds no batch"),
+        (iter(()), ValueError, "holds no batch"),
+        (ROWS, TypeError, "put it in a list"),
+        ((ROWS, torch.zeros(5)), TypeError, "put it in a list"),
+        ([(ROWS, ROWS, ROWS)], TypeError, "3 parts"),
+        ([{"x": ROWS}], TypeError, "got dict"),
+        ([ROWS[:0]], ValueError, "is empty"),
+        ([ROWS, ROWS * float("nan")], ValueError, "batch 1 .* NaN"),
+    ],
+)
+def test_bad_calibration_data_are_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        quantize_static(nn.Sequential(nn.Linear(8, 8)), data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flow": "jit"}, "flow must be one of eager, fx, pt2e"),
+        ({"engine": "cuda"}, "has the engines"),
+        ({"flow": "pt2e", "engine": "qnnpack"}, "has the engines"),
+        ({"keep_float": ["head"]}, "names no module of the model: head"),
+        ({"flow": "eager", "keep_float": ["0"]}, "needs flow='fx' or 'pt2e'"),
+        ({"compile": True}, "is for flow='pt2e'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        quantize_static(nn.Sequential(nn.Linear(8, 8)), [ROWS], **arguments)
+
+
+def test_other_dtypes_and_quantized_models_are_refused():
+    with pytest.raises(ValueError, match=r"0.weight is torch.float64 .*\.float\(\)"):
+        quantize_static(nn.Sequential(nn.Linear(8, 8)).double(), [ROWS])
+    with pytest.raises(ValueError, match="quantized or prepared already"):
+        quantize_static(quantize_static(nn.Sequential(nn.Linear(8, 8)), [ROWS]), [ROWS])
+    with pytest.raises(TypeError, match="got int"):
+        quantize_static(3, [ROWS])
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "flow", "parts"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 3, 1)), IMAGES, "eager", ["no QuantStub and no DeQuantStub", "flow='fx'"]),
+        (Staged(plain_add=True), IMAGES, "eager", ["`y = y + x if", "FloatFunctional", "flow='fx'"]),
+        (Branching("values"), ROWS, "fx", ["# the branch`", "control flow", "flow='eager' could"]),
+        (Branching("values"), ROWS, "pt2e", ["# the branch`", "flow='eager' could"]),
+        (Branching("shape"), ROWS, "fx", ["# the branch`", "flow='pt2e' can take it as it is"]),
+        (Reusing("act"), IMAGES, "pt2e", ["act (2 times)", "flow='fx' can take it as it is"]),
+        (Reusing("first"), IMAGES, "pt2e", ["first (2 times)", "flow='fx' can take it as it is"]),
+    ],
+)
+def test_a_flow_that_cannot_take_a_model_says_where_why_and_which_could(model, x, flow, parts):
+    with pytest.raises(ValueError, match=f"flow='{flow}'") as caught:
+        quantize_static(model, [x], flow)
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_a_stub_that_forward_does_not_call_is_named_by_its_consequence():
+    with pytest.raises(ValueError, match=r"cannot run conv .*gets a floating-point tensor: call a QuantStub"):
+        quantize_static(Staged(quantizes=False), [IMAGES], "eager")
+
+
+def test_torchvision_takes_what_pt2e_refuses():
+    x = torch.rand(2, 3, 32, 32)
+    model = settled(resnet18(num_classes=8), x)
+    with pytest.raises(ValueError, match=r"layer1.0.relu \(2 times\)"):
+        quantize_static(model, [x], "pt2e")
+    assert sqnr(model, quantize_static(model, [x]), x) > 15
+
+
+def test_the_users_own_warnings_still_show():
+    with pytest.warns(UserWarning, match="of the user's own"):
+        quantize_static(nn.Sequential(nn.Linear(8, 8), Warns()), [ROWS])
+
+
+def test_dynamic_equals_torchs_own(tmp_path):
+    model, x = RowReader().eval(), torch.rand(3, 1, 8, 8)
+    quantized = quantize_dynamic(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = ao.quantize_dynamic(model, {nn.Linear, nn.LSTM})
+    assert torch.equal(quantized(x), expected(x))
+
+
+def test_dynamic_says_what_it_found_where_nothing_would_shrink():
+    with pytest.raises(ValueError, match=r"nothing would shrink.* this model has 8 Conv2d, 8 BatchNorm2d"):
+        quantize_dynamic(DepthwiseNet().features[:8])
+    with pytest.raises(ValueError, match=r"0 \(GRU\) has no bias"):
+        quantize_dynamic(nn.Sequential(nn.GRU(3, 3, bias=False)))
+
+
+def trained_a_little(prepared, x, steps=3):
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(prepared(x), torch.arange(len(x)) % 4).backward()
+        optimizer.step()
+    prepared.apply(ao.disable_observer)
+    prepared.apply(importlib.import_module("torchao.quantization.pt2e").disable_observer)
+    return prepared.eval()
+
+
+class Plain(nn.Sequential):
+    def __init__(self):
+        layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+class StagedClassifier(Staged):
+    def forward(self, x):
+        return super().forward(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(("flow", "bits"), [("eager", 8), ("eager", 3), ("fx", 8), ("fx", 3), ("pt2e", 3)])
+def test_a_trained_model_converts_to_what_it_computed_and_comes_back_exactly(tmp_path, flow, bits):
+    make = StagedClassifier if flow == "eager" else Plain
+    model, x = settled(make(), IMAGES), IMAGES
+    before = copy.deepcopy(model.state_dict())
+    prepared = prepare_qat(model, x, flow=flow, bits=bits)
+    assert prepared.training
+    trained_a_little(prepared, x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    quantized = convert(prepared)
+    with torch.no_grad():
+        assert affine.sqnr(prepared(x), quantized(x)) > (18 if bits == 8 else 5)
+    prepared.train()(x)
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", make())(x), quantized(x))
+
+
+@pytest.mark.parametrize(("edge_bits", "edges"), [(8, 100), (3, 8)])
+def test_inner_layers_use_2_to_the_bits_codes_and_the_edges_theirs(edge_bits, edges):
+    prepared = prepare_qat(settled(SmallCNN(8, channels=3), IMAGES), IMAGES, bits=3, edge_bits=edge_bits)
+    quantized = convert(trained_a_little(prepared, IMAGES))
+    codes = {n: len(m.weight().int_repr().unique()) for n, m in quantized.named_modules() if hasattr(m, "scale")}
+    first, *inner, last = codes.values()
+    assert len(inner) == 3
+    assert max(inner) <= 8
+    assert (first > 8, last > 8) == (edges > 8,) * 2
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_beyond_a_byte_are_refused(bits):
+    with pytest.raises(ValueError, match="from 2 to"):
+        prepare_qat(SmallCNN(), torch.rand(2, 1, 8, 8), bits=bits)
+
+
+def test_convert_needs_a_prepared_model_that_has_seen_data():
+    with pytest.raises(ValueError, match="prepare_qat"):
+        convert(SmallCNN())
+    with pytest.raises(ValueError, match="seen no data"):
+        convert(prepare_qat(nn.Sequential(nn.Linear(8, 8)), ROWS))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save(quantize_static(nn.Sequential(nn.Linear(8, 8)), [ROWS]), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_header(path, **changes):
+    """Change the header and seal the file again."""
+    magic, header, content = path.read_bytes().split(b"\n", 2)
+    body = json.dumps(json.loads(header) | changes).encode() + b"\n" + content
+    path.write_bytes(magic[:-64] + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def test_the_header_says_what_is_inside(saved):
+    header = json.loads(saved.read_bytes().split(b"\n")[1])
+    assert header["flow"] == "fx"
+    assert header["engine"] in ENGINES
+    assert header["torch"] == torch.__version__
+    assert {"torchao", "qtutor"} < header.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "an engine of another machine"}, "is for the engine an engine of another machine"),
+        ({"torch": "1.13.0"}, "was saved with torch 1.13.0, and 2"),
+        ({"qtutor": "9.0.0"}, "was saved with qtutor 9.0.0"),
+    ],
+)
+def test_a_file_of_another_engine_or_version_is_refused(saved, changes, message):
+    edit_header(saved, **changes)
+    with pytest.raises(ValueError, match=message):
+        load(saved, nn.Sequential(nn.Linear(8, 8)))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b[:-99] + b"x" + b[-98:]])
+def test_a_damaged_file_is_refused(saved, damage):
+    saved.write_bytes(damage(saved.read_bytes()))
+    with pytest.raises(ValueError, match="is damaged"):
+        load(saved, nn.Sequential(nn.Linear(8, 8)))
+
+
+@pytest.mark.parametrize("content", [b"", b"something else", b"qtutor model 2 \n"])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    (tmp_path / "model").write_bytes(content)
+    with pytest.raises(ValueError, match=r"is not a model that|has a format that"):
+        load(tmp_path / "model", nn.Linear(8, 8))
+
+
+def test_code_in_a_file_is_not_executed(saved, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    torch.save({"state": Evil(), "numbers": []}, tmp_path / "payload")
+    magic, header, _ = saved.read_bytes().split(b"\n", 2)
+    saved.write_bytes(b"\n".join([magic, header, (tmp_path / "payload").read_bytes()]))
+    edit_header(saved)
+    with pytest.raises(ValueError, match="more than tensors"):
+        load(saved, nn.Sequential(nn.Linear(8, 8)))
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_file_of_another_model_is_refused(saved):
+    with pytest.raises(ValueError, match="another model than float_model"):
+        load(saved, nn.Sequential(nn.Linear(8, 9)))
+
+
+def test_only_quantized_models_of_these_flows_are_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"quantize it with qtutor\.workflows first"):
+        save(nn.Linear(8, 8), tmp_path / "model")
+    with pytest.raises(ValueError, match="convert it first"):
+        save(prepare_qat(nn.Sequential(nn.Linear(8, 8)), ROWS), tmp_path / "model")
+
+
+def test_an_error_in_calibration_leaves_the_engine_alone():
+    with pytest.raises(RuntimeError):
+        quantize_static(nn.Sequential(nn.Linear(8, 8)), [ROWS, ROWS[:, :3]], engine=ENGINES[-1])
+
+
+@pytest.mark.parametrize("side", ["keys", "values"])
+def test_what_torch_retires_and_what_replaces_it_are_both_here(side):
+    for name in getattr(workflows.REPLACEMENTS, side)():
+        home, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(home), attribute), name
+
+
+def run(script, **environment):
+    lines = ["import sys, torch, warnings", "from torch import nn", script]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+HIDE = """
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r} or name.startswith({name!r} + "."):
+            raise ModuleNotFoundError(name)
+for name in [name for name in sys.modules if name == {name!r} or name.startswith({name!r} + ".")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Hidden())
+from qtutor import workflows
+from qtutor.workflows import quantize_dynamic, quantize_static
+model, x = nn.Sequential(nn.Linear(8, 8)), torch.rand(3, 8)
+for flow in {flows}:
+    try:
+        eval(flow)
+    except workflows.Unavailable as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "flows"),
+    [
+        ("torch.ao", ["quantize_dynamic(model)", *(f"quantize_static(model, [x], {f!r})" for f in ("eager", "fx"))]),
+        ("torchao", ["quantize_static(model, [x], 'pt2e')"]),
+    ],
+)
+def test_without_a_package_only_the_flows_that_need_it_say_so(name, flows):
+    said = run(HIDE.format(name=name, flows=flows)).stdout.splitlines()
+    assert len(said) == len(flows)
+    assert all(("torch.ao.quantization" if name == "torch.ao" else "needs torchao") in line for line in said)
+
+
+COMPILE = """
+warnings.simplefilter("error")
+from qtutor import workflows
+model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.rand(3, 3, 8, 8)
+try:
+    quantized = workflows.quantize_static(model, [x], "pt2e", compile=True)
+except workflows.Unavailable as error:
+    print(error)
+else:
+    plain = workflows.quantize_static(model, [x], "pt2e")
+    workflows.save(quantized, {path!r})
+    loaded = workflows.load({path!r}, model)
+    print(torch.equal(loaded(x), plain(x)), torch.allclose(quantized(x[:2]), plain(x[:2]), atol=1e-4))
+"""
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_pt2e_compiles_or_says_that_there_is_no_compiler(tmp_path, hidden):
+    script = COMPILE.format(path=str(tmp_path / "model"))
+    environment = {"CXX": "no-such-compiler", "PATH": ""} if hidden else {}
+    result = run(script, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), **environment)
+    if "No working C++ compiler" not in result.stdout:
+        assert not hidden
+        assert result.stdout == "True True\n"
+    assert result.stderr == ""
