@@ -185,13 +185,10 @@ def channel_ranges(ranges: dict[str, Tensor], title: str, *, lost_below: float |
         marker = {"color": colour, "symbol": symbol, "size": 9}
         drawn.add_scatter(x=list(range(len(values))), y=values.tolist(), mode="markers", name=name, marker=marker)
     if lost_below is not None:
-        drawn.add_hline(
-            y=lost_below,
-            line={"color": INK, "dash": "dash", "width": 1.5},
-            # On a log axis plotly places lines by their value, and annotations by its logarithm.
-            annotation={"text": "half a step: what lies below becomes zero", "y": math.log10(lost_below)},
-            annotation_position="top right",
-        )
+        ends = [-0.5, max(map(len, ranges.values())) - 0.5]
+        line = {"color": INK, "dash": "dash", "width": 1.5}
+        name = "half a step: what lies below becomes zero"
+        drawn.add_scatter(x=ends, y=[lost_below] * 2, mode="lines", name=name, line=line)
     return drawn
 
 

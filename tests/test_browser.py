@@ -19,6 +19,7 @@ LESSONS = sorted(path.name for path in (COURSE / "lessons").glob("*.ipynb"))
 EXPLORERS = {
     "01_affine_mapping.ipynb": ["Bits", "Clip range, minimum", "Clip range, maximum", "Follow x"],
     "02_granularity.ipynb": ["Bits", "Turn up ×"],
+    "03_observers.ipynb": ["Hot value", "Hot batch", "Batches", "Bits"],
 }
 
 
@@ -43,12 +44,13 @@ def lesson(request, address):
     """A lesson that was opened and run to its end; leaves a screenshot when a test on it fails."""
     with chromium() as page:
         notebook = Notebook(page, address, f"lessons/{request.param}")
-        failed = request.session.testsfailed
+        failed, finished = request.session.testsfailed, False
         try:
             notebook.run_all()
+            finished = True
             yield notebook
         finally:
-            if request.session.testsfailed > failed or notebook.path.name not in page.title():
+            if not finished or request.session.testsfailed > failed:
                 screenshots = COURSE / "screenshots"
                 screenshots.mkdir(exist_ok=True)
                 page.screenshot(path=screenshots / f"{Path(request.param).stem}.png")
@@ -82,9 +84,10 @@ def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, co
         drawing = explorer.locator(".js-plotly-plot .plot-container")
         before = sentence.inner_text(), drawing.inner_html()
         handle = explorer.get_by_role("slider", name=name, exact=True)
+        at_its_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
         handle.focus()
         for _ in range(6):
-            lesson.page.keyboard.press("ArrowLeft" if name.endswith(("maximum", "x")) else "ArrowRight")
+            lesson.page.keyboard.press("ArrowLeft" if at_its_end else "ArrowRight")
         expect(sentence).not_to_have_text(before[0])
         lesson.page.wait_for_function(
             "([plot, before]) => plot.innerHTML !== before", arg=[drawing.element_handle(), before[1]]

@@ -138,8 +138,8 @@ def test_the_factor_turns_up_the_widest_channel_and_leaves_the_given_weight_alon
         [float(w.max()) * (32 if i == 3 else 1) for i, w in enumerate(weight)]
     )
     assert "channel 3 times 32" in explorer.sentence.text
-    for bars in explorer.figure.data[:3]:
-        assert [i for i, mark in enumerate(bars.text) if mark] == [3]
+    marks = [note for note in explorer.figure.layout.annotations if note.text == "▾"]
+    assert [(mark.x, mark.xref) for mark in marks] == [(3, "x"), (3, "x2"), (3, "x3")]
 
 
 def test_the_picture_shows_what_was_computed(weight):
@@ -178,6 +178,21 @@ def test_of_many_channels_some_are_drawn_and_all_are_measured():
     assert all(len(trace.x) <= 300 for trace in explorer.figure.data)
     assert 333 in explorer.figure.data[0].x
     assert len(explorer.result.per_channel) == 1000
+
+
+def test_of_a_large_weight_some_channels_are_explored_and_the_sentence_says_so():
+    weight = torch.randn(1200, 2500, generator=torch.Generator().manual_seed(0))
+    weight[1001] *= 3
+    explorer = GranularityExplorer(weight)
+    kept = explorer.data.kept
+    assert kept.tolist() == list(range(1001 % 3, 1200, 3))
+    assert "All figures are those of 400 of the 1,200 channels." in explorer.sentence.text
+    explorer.set(factor=8)
+    assert "channel 1001 times 8" in explorer.sentence.text
+    assert explorer.result.high.tolist() == [float(weight[i].max()) * (8 if i == 1001 else 1) for i in kept.tolist()]
+    ranges = explorer.figure.data[0]
+    heights = dict(zip(ranges.x.tolist(), ranges.y.tolist(), strict=True))
+    assert heights[1001] == pytest.approx(8 * float(weight[1001].max() - weight[1001].min()))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +234,8 @@ def test_a_channel_of_zeros_costs_nothing_and_leaves_a_gap_in_the_picture(weight
         (torch.ones(2, 2, dtype=torch.int8), {}, TypeError, r"got a tensor of torch\.int8"),
         (torch.ones(3), {}, ValueError, r"2 to 5 dimensions, got one of shape \(3,\)"),
         (torch.ones(1, 1, 1, 1, 1, 1), {}, ValueError, "2 to 5 dimensions"),
-        (torch.tensor([[1.0, math.nan], [math.inf, 0.0]]), {}, ValueError, "2 of 4 weights are NaN or infinite"),
+        (torch.tensor([[1.0, math.nan], [math.inf, 0.0]]), {}, ValueError, "2 of 4 weights are NaN, infinite or too"),
+        (torch.full((1, 2), 2e36), {}, ValueError, "2 of 2 weights are NaN, infinite or too large to turn up"),
         (
             torch.ones(2, 3),
             {"output_axis": 2},

@@ -78,14 +78,14 @@ diagnose_collapse = lesson.value(
     "c",
     hints=[
         "What do the scales say? A wide range gives a large scale.",
-        "The weights are as always. Every activation scale is 16 times what it was. One image explains that.",
+        "The weights are as always. The activation scales are a hundred times too large. One image can do that.",
     ],
     mistakes={
         "a": "A few images give ranges that are too narrow, so scales would be smaller, not larger.",
-        "b": "One class gives ranges that are somewhat too narrow. It cannot make a scale 16 times as large.",
+        "b": "One class gives ranges that are somewhat too narrow. It cannot make a scale a hundred times as large.",
         "d": "Then nothing would have been observed, and every scale would be exactly 1.",
     },
-    because="Pixels of 0 to 16 instead of 0 to 1 widen every range; min-max never forgets the one image.",
+    because="Pixels of 0 to 255 instead of 0 to 1 widen every range, and min-max never forgets the one image.",
 )
 
 

@@ -19,6 +19,10 @@ SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
 
 FACTORS = tuple(2**n for n in range(8))
 
+EXACT_UP_TO = 1_000_000
+"""Of a weight of more values than this, evenly spread output channels are explored instead of all."""
+
+_FEWEST = 32  # the fewest channels of a large weight that still have a median worth the name
 _DRAWN = 256  # the most channels drawn: of more, every second, third, ... is
 
 
@@ -85,27 +89,37 @@ class GranularityData:
     """A weight made ready for many quantizations.
 
     Attributes:
-        weight: the float32 weight, its output channels brought to the front.
+        weight: float32, its output channels brought to the front.
         output_axis: where they were.
-        widest: the channel of the largest magnitude, which the factor applies to.
+        kept: `(channels,)` their numbers in the weight that was given, all of them unless it is large.
+        given: how many channels that had.
+        widest: the place in `kept` of the channel of the largest magnitude, which the factor applies to.
     """
 
     weight: Tensor
     output_axis: int
+    kept: Tensor
+    given: int
     widest: int
 
     @classmethod
     def of(cls, weight: Tensor, output_axis: int) -> "GranularityData":
-        weight = (
-            weight.detach().movedim(output_axis, 0).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        )
-        return cls(weight, output_axis, int(weight.abs().flatten(1).amax(dim=1).argmax()))
+        rows = weight.detach().movedim(output_axis, 0)
+        widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
+        step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))
+        kept, place = _every(len(rows), step, widest)
+        return cls(rows[kept].to(torch.float32).contiguous(), output_axis, kept, len(rows), place)
 
     @property
     def group_sizes(self) -> list[int]:
         """The sizes of group that an output channel can be cut into."""
         size = self.weight[0].numel()
         return [n for n in range(2, size + 1) if size % n == 0] or [1]
+
+
+def _every(count: int, step: int, through: int) -> tuple[Tensor, int]:
+    """Every `step`-th number below `count` such that `through` is one of them, and its place among them."""
+    return torch.arange(through % step, count, step), through // step
 
 
 def explore_granularity(data: GranularityData, state: GranularityState) -> GranularityResult:
@@ -151,7 +165,9 @@ def _sentence(data: GranularityData, state: GranularityState, result: Granularit
         "channel": f"One scale per channel along axis {state.axis}, {scales:,} in all",
         "group": f"One scale per group of {state.group_size}, {scales:,} in all",
     }[state.granularity]
-    turned = f"channel {data.widest} times {state.factor}" if state.factor > 1 else "no channel turned up"
+    turned = (
+        f"channel {int(data.kept[data.widest])} times {state.factor}" if state.factor > 1 else "no channel turned up"
+    )
     qualities = [
         f"{name} without error" if quality == math.inf else f"{name} {quality:.1f} dB"
         for name, quality in (
@@ -160,10 +176,12 @@ def _sentence(data: GranularityData, state: GranularityState, result: Granularit
             ("worst channel", result.worst),
         )
     ]
+    channels = len(data.kept)
+    sampled = f" All figures are those of {channels:,} of the {data.given:,} channels." if channels < data.given else ""
     return (
         f"{shared}, {state.bits} bits, {turned}: SQNR {', '.join(qualities)}. The median channel uses "
         f"{int(result.codes.median())} of {2**state.bits} codes. Scales take {result.scale_bytes:,} bytes, "
-        f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes."
+        f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes.{sampled}"
     )
 
 
@@ -177,7 +195,8 @@ class GranularityExplorer(Explorer):
 
     Raises:
         TypeError: `weight` is not a floating-point tensor.
-        ValueError: `weight` holds NaN or infinity, has too few or too many dimensions or no such output axis.
+        ValueError: `weight` holds NaN, infinity or more than 1e36, has less than 2 or more than 5 dimensions, or
+            no such output axis.
     """
 
     def __init__(self, weight: Tensor, *, output_axis: int = 0, granularity: str = "tensor", bits: int = 8):
@@ -190,8 +209,9 @@ class GranularityExplorer(Explorer):
             raise ValueError(f"{name} needs a weight of 2 to 5 dimensions, got one of shape {shape}")
         if not 0 <= output_axis < weight.dim():
             raise ValueError(f"{name}: output_axis={output_axis} is not an axis of a weight of shape {shape}")
-        if bad := int((~weight.isfinite()).sum()):
-            raise ValueError(f"{name}: {bad} of {weight.numel()} weights are NaN or infinite")
+        widest_range = 2 * FACTORS[-1] * weight.detach().to(torch.float32)
+        if bad := int((~widest_range.isfinite()).sum()):
+            raise ValueError(f"{name}: {bad} of {weight.numel()} weights are NaN, infinite or too large to turn up")
         empty = weight.numel() == 0
         self.data = GranularityData.of(torch.zeros([1] * weight.dim()) if empty else weight, output_axis)
         sizes = self.data.group_sizes
@@ -202,6 +222,7 @@ class GranularityExplorer(Explorer):
                 value=granularity,
                 description="A scale per",
                 style={"button_width": "5.5em"},
+                layout={"width": "max-content"},
             ),
             "axis": ipywidgets.Dropdown(options=axes, value=output_axis, description="Scale axis"),
             "group_size": ipywidgets.SelectionSlider(
@@ -212,9 +233,8 @@ class GranularityExplorer(Explorer):
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
         channels = len(self.data.weight)
-        step = math.ceil(channels / _DRAWN)
-        self._shown = torch.arange(self.data.widest % step, channels, step)
-        super().__init__(controls, _figure(self._shown, self.data.widest))
+        self._shown, place = _every(channels, math.ceil(channels / _DRAWN), self.data.widest)
+        super().__init__(controls, _figure(self.data.kept[self._shown], place))
         if empty:
             self.show_only(f"The weight of shape {shape} is empty: there is no value to quantize.")
 
@@ -235,27 +255,25 @@ class GranularityExplorer(Explorer):
         overall.text, median.text = ["", f"overall {result.overall:.1f}"], ["", f"median {result.median:.1f}"]
 
 
-def _figure(shown: Tensor, widest: int) -> go.FigureWidget:
+def _figure(channels: Tensor, widest: int) -> go.FigureWidget:
     """Draw what no control changes, and leave the heights of the bars and lines open."""
     titles = ("Range of the weights (▾ turned up)", "Codes in use", "SQNR of each channel")
     figure = make_subplots(1, 3, horizontal_spacing=0.075, subplot_titles=titles)
-    turned = (shown == widest).tolist()
     for column, (name, colour) in enumerate((("range", plots.BLUE), ("codes", plots.GREEN), ("SQNR", plots.GREY)), 1):
-        colours = [plots.VERMILLION if t else colour for t in turned]
-        label = {"text": ["▾" if t else "" for t in turned], "textposition": "outside", "textfont_size": 16}
-        label |= {"textfont_color": plots.VERMILLION, "textangle": 0, "constraintext": "none", "cliponaxis": False}
-        figure.add_bar(
-            x=shown.numpy(), name=name, marker_color=colours, marker_line_width=0, row=1, col=column, **label
-        )
-    ends = [int(shown[0]) - 0.5, int(shown[-1]) + 0.5]
+        colours = [plots.VERMILLION if place == widest else colour for place in range(len(channels))]
+        figure.add_bar(x=channels.numpy(), name=name, marker_color=colours, marker_line_width=0, row=1, col=column)
+    ends = [int(channels[0]) - 0.5, int(channels[-1]) + 0.5]
     for name, dash, place in (("overall", "solid", "top right"), ("median", "dash", "bottom right")):
         label = {"mode": "lines+text", "textposition": place, "textfont": {"color": plots.INK}, "cliponaxis": False}
         line = {"color": plots.INK, "dash": dash, "width": 2}
         figure.add_scatter(x=ends, name=name, line=line, row=1, col=3, **label)
     figure.update_layout(
-        template=plots.TEMPLATE, showlegend=False, autosize=True, bargap=0.15, margin={"t": 48, "r": 104}
+        template=plots.TEMPLATE, showlegend=False, autosize=True, bargap=0.15, margin={"t": 60, "r": 104}
     )
-    figure.update_annotations(font_size=15)
+    figure.update_annotations(font_size=15, yshift=12)
+    for axis in ("x", "x2", "x3"):
+        place = {"x": int(channels[widest]), "xref": axis, "y": 1, "yref": "paper", "yanchor": "bottom"}
+        figure.add_annotation(text="▾", showarrow=False, font={"color": plots.VERMILLION, "size": 18}, **place)
     figure.update_xaxes(title="output channel", range=ends)
     figure.update_yaxes(title="weight", row=1, col=1)
     figure.update_yaxes(title="different codes", rangemode="tozero", row=1, col=2)

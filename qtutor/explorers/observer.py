@@ -78,12 +78,12 @@ class Stream:
     def __init__(self, batches: Sequence[Tensor]):
         stream, after = StreamingHistogram(1, BINS), []
         ends, self.signal = [], 0.0
-        for i, batch in enumerate(batches):
+        for number, batch in enumerate(batches, start=1):
             observer = MinMaxObserver()
             try:
                 observer.observe(batch)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"ObserverExplorer, batch {i}: {error}") from None
+                raise type(error)(f"ObserverExplorer, batch {number}: {error}") from None
             ends.append(torch.stack(observer.range()))
             row = batch.detach().to(torch.float32).reshape(1, -1)
             stream.add(row, *ends[-1][:, None])
@@ -199,15 +199,16 @@ class ObserverExplorer(Explorer):
         hot_batch: int | None = None,
         bits: int = 8,
     ):
-        if isinstance(batches, Tensor):
-            raise TypeError("ObserverExplorer needs a sequence of batches, got one tensor: cut it with x.split(64)")
-        batches = random_stream() if batches is None else list(batches)
+        batches = random_stream() if batches is None else batches
+        if not isinstance(batches, Sequence):
+            kind = "one tensor: cut it with x.split(64)" if isinstance(batches, Tensor) else type(batches).__name__
+            raise TypeError(f"ObserverExplorer needs a sequence of batches, got {kind}")
         if len(batches) > MOST_BATCHES:
             raise ValueError(f"ObserverExplorer takes up to {MOST_BATCHES} batches, got {len(batches)}: pass some")
         self.stream = Stream(batches or [torch.zeros(1)])
         last = len(self.stream)
         controls = {
-            "seen": ipywidgets.IntSlider(seen or last, 1, last, description="Batches seen"),
+            "seen": ipywidgets.IntSlider(seen or last, 1, last, description="Batches"),
             "strength": ipywidgets.SelectionSlider(
                 options=[(f"x {s:g}", s) for s in STRENGTHS], value=strength, description="Hot value"
             ),
@@ -217,6 +218,7 @@ class ObserverExplorer(Explorer):
         figure = _figure(last)
         self._lines = figure.data
         self._marks = figure.layout.shapes
+        self._width_axis = figure.layout.yaxis
         super().__init__(controls, figure)
         if not batches:
             self.show_only("The stream holds no batch: there is nothing to observe.")
@@ -232,6 +234,9 @@ class ObserverExplorer(Explorer):
         for i in range(count):
             for line, values in ((self._lines[i], width[i]), (self._lines[count + i], result.history[i].numpy())):
                 line.x, line.y = seen, values[: self.state.seen]
+        # Plotly's own ticks are good within a factor of two; across more it labels 30 as "3".
+        shown = width[:, : self.state.seen]
+        self._width_axis.tickmode = "array" if shown.max() > 2 * shown.min() else "auto"
         for mark in self._marks:
             mark.x0 = mark.x1 = self.state.hot_batch
             mark.visible = self.state.strength > 1
@@ -260,7 +265,9 @@ def _figure(batches: int) -> go.FigureWidget:
     figure.update_layout(legend={"y": 1.12})
     figure.update_annotations(font_size=15)
     figure.update_xaxes(range=[0.5, batches + 0.5], title="batches seen (dotted: the hot one)")
-    figure.update_yaxes(type="log", title="unit of the values", row=1, col=1)
+    ticks = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 2, 5)]
+    labels = {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    figure.update_yaxes(type="log", title="unit of the values", **labels, row=1, col=1)
     figure.update_yaxes(title="dB", row=1, col=2)
     return go.FigureWidget(figure)
 
