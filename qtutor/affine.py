@@ -23,7 +23,7 @@ from torch import Tensor
 EPS = torch.finfo(torch.float32).eps
 """The smallest scale that `choose_qparams` returns, as in PyTorch's observers."""
 
-_BLOCK = 1 << 20  # elements per pass: few enough for the cache, enough to keep every core busy
+_BLOCK = 1 << 21  # elements per pass: small temporaries, and few hand-overs between threads on a busy machine
 _CODE_DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NARROW = 1 << 23  # codes up to here, either sign: float32 holds every one of them and every difference of two
@@ -325,6 +325,7 @@ def _fake_quantize(x: Tensor, qparams: QParams, track: bool) -> tuple[Tensor, Te
     per_element = (qparams.scale, 1 / qparams.scale, qparams.quant_min - zero_point, qparams.quant_max - zero_point)
     out = torch.empty_like(x)
     inside = torch.empty_like(x, dtype=torch.bool) if track else None
+    zero = torch.zeros((), dtype=torch.float64 if wide else torch.float32)
     for block, (scale, reciprocal, low, high) in _blocks(x.shape, per_element):
         steps = _steps(x[block], reciprocal, wide)
         # The zero point cancels: clamping between shifted ends equals adding it, clamping and
@@ -332,7 +333,7 @@ def _fake_quantize(x: Tensor, qparams: QParams, track: bool) -> tuple[Tensor, Te
         clamped = steps.clamp(low, high)
         if inside is not None:
             torch.eq(steps, clamped, out=inside[block])
-        torch.mul(clamped.add_(0.0), scale, out=out[block])
+        torch.addcmul(zero, clamped, scale.to(clamped.dtype), out=out[block])
     return out, inside
 
 
