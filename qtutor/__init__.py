@@ -8,8 +8,12 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     vision       makes a torchvision that does not match torch importable
     storage      where qtutor keeps things, whole or not at all
     observers    what range to represent
+    capture      what a model calls and computes; where and why capturing it fails
     fusion       what may be merged, proven, and the memory traffic it saves
     samples      the data and the models that the lessons use
+    batches      calibration data as people hand them in, checked
+    narrow       fewer than 8 bits in kernels that know 8 alone
+    saved        a quantized model as a file without code
     workflows    PyTorch's own quantization flows behind thin, stable names
     benchmark    size, accuracy and latency, compared fairly
     plots        a result in, a plotly figure out

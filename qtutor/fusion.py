@@ -18,9 +18,6 @@ import copy
 import functools
 import inspect
 import math
-import os
-import sysconfig
-import traceback
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
+
+from qtutor.capture import where
 
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _NORM_AFTER = {nn.Linear: nn.BatchNorm1d}
@@ -318,17 +317,18 @@ class _Meter(fx.Interpreter):
         storages = {_storage(t) for t in versions}
         results = {t for t, version in versions.items() if t._version != version}
         results |= {t for t in _tensors(output) if _storage(t) not in storages}
-        kind, read, parameters, written = _function_name(n), 0, 0, self.size(results, self.activation_bytes)
-        if n.op == "call_module":
-            module = self.submodules[n.target]
-            kind = _kind(module)
-            own = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
-            if isinstance(module, nn.Embedding):  # reads the rows that it is asked for
-                own = results
-            parameters = self.size(own, self.weight_bytes) if results else 0
+        module = self.submodules[n.target] if n.op == "call_module" else None
+        kind = _function_name(n) if module is None else _kind(module)
+        read = parameters = written = 0
         if results:
-            parameters += self.size((t for t in versions if _storage(t) in self.weights), self.weight_bytes)
+            own = [t for t in versions if _storage(t) in self.weights]
+            if isinstance(module, nn.Embedding):  # reads the rows that it is asked for
+                own += results
+            elif module is not None:
+                own += [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
+            parameters = self.size(own, self.weight_bytes)
             read = self.size((t for t in versions if _storage(t) not in self.weights), self.activation_bytes)
+            written = self.size(results, self.activation_bytes)
         self.rows[n] = OperatorTraffic(_label(n), kind, read, parameters, written)
         return output
 
@@ -446,15 +446,9 @@ def _trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> _Trace
     try:
         tracer.trace(root)
     except Exception as error:
-        # The line to blame is the innermost of the user's own code, or else of any package but torch.
-        libraries = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
-        skipped = os.path.join(os.path.dirname(torch.__file__), ""), __file__
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skipped)]
-        frames = [f for f in frames if not f.filename.startswith(libraries)] or frames
-        where = f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
         raise ValueError(
-            f"{caller} cannot trace {_kind(model)}{where}\n{_kind(error)}: {error}\nA trace passes stand-ins without "
-            "values, so Python cannot branch, loop or compute on them. Write the line with tensor operations "
+            f"{caller} cannot trace {_kind(model)}{where(error)}\n{_kind(error)}: {error}\nA trace passes stand-ins "
+            "without values, so Python cannot branch, loop or compute on them. Write the line with tensor operations "
             "(torch.where), or treat the submodules that have no such line one by one."
         ) from None
     return tracer

@@ -317,6 +317,15 @@ def test_inner_layers_use_2_to_the_bits_codes_and_the_edges_theirs(edge_bits, ed
     assert (first > 8, last > 8) == (edges > 8,) * 2
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_narrow_layers_run_on_every_engine_while_it_is_in_use(monkeypatch, engine):
+    prepared = prepare_qat(settled(StagedClassifier(), IMAGES), IMAGES, flow="eager", bits=3, engine=engine)
+    quantized = convert(trained_a_little(prepared, IMAGES))
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(torch.backends.quantized, "engine", engine)
+        assert quantized(IMAGES).shape == (4, 4)
+
+
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_beyond_a_byte_are_refused(bits):
     with pytest.raises(ValueError, match="from 2 to"):
