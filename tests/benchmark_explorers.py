@@ -78,13 +78,23 @@ def with_matplotlib(explorer, name):
     import matplotlib.pyplot as plt
 
     drawn, slider = frames(explorer, name)
-    panels = [(int((t.xaxis or "x")[1:] or 1) - 1, t.type) for t in explorer.figure.data]
+    layout = explorer.figure.layout
+    titles = [annotation.text for annotation in layout.annotations]
+    names = [str(number or "") for number in (None, *range(2, len(titles) + 1))]
 
     def redraw(value):
-        _, axes = plt.subplots(1, 1 + max(panel for panel, _ in panels), figsize=(10, 3.8), squeeze=False)
-        for (panel, kind), trace in zip(panels, drawn[value], strict=True):
-            draw = axes[0, panel].bar if kind == "bar" else axes[0, panel].step
-            draw(trace["x"], trace["y"])
+        _, axes = plt.subplots(1, len(titles), figsize=(11, 3.8), layout="constrained")
+        for axis, name, title in zip(axes, names, titles, strict=True):
+            axis.set(title=title, xlabel=layout[f"xaxis{name}"].title.text, ylabel=layout[f"yaxis{name}"].title.text)
+            axis.grid()
+        for trace, data in zip(explorer.figure.data, drawn[value], strict=True):
+            axis = axes[names.index(trace.xaxis[1:])]
+            if trace.type == "bar":
+                axis.bar_label(axis.bar(data["x"], data["y"]), data["text"])
+            elif trace.fill:
+                axis.fill_between(data["x"], data["y"], step="post")
+            else:
+                axis.plot(data["x"], data["y"], drawstyle="steps-post")
         plt.show()
 
     return ipywidgets.interactive(redraw, value=slider).add_class("matplotlib")

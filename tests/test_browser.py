@@ -59,11 +59,11 @@ def lesson(request, address):
 def test_every_cell_runs_without_error_or_warning(lesson, course):
     notebook = nbformat.read(course / lesson.path, 4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code)
     for cell in code:
         for output in cell.outputs:
             assert output.output_type != "error", f"{cell.source}\n{output.get('evalue')}"
             assert output.get("name") != "stderr", f"{cell.source}\n{output.text}"
+    assert all(cell.execution_count for cell in code)
 
 
 def test_no_dialog_no_news_and_nothing_on_the_console(lesson):
