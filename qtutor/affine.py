@@ -60,7 +60,7 @@ class QParams:
     quant_max: int
 
     def __post_init__(self):
-        quant_min, quant_max = _check_grid(self.quant_min, self.quant_max)
+        quant_min, quant_max = check_grid(self.quant_min, self.quant_max)
         # Copies: what a caller later does to their own tensors, as an optimizer does, must not reach in here.
         scale = _as_tensor(self.scale, "scale").to(torch.float32, copy=True)
         _check_values(scale, (scale > 0) & scale.isfinite(), "scale", "must be positive and finite")
@@ -181,7 +181,7 @@ def choose_qparams(
         >>> qparams.scale.item(), qparams.zero_point.item()
         (0.25, 4)
     """
-    quant_min, quant_max = _check_grid(quant_min, quant_max)
+    quant_min, quant_max = check_grid(quant_min, quant_max)
     low = _as_tensor(min_val, "min_val").to(torch.float32)
     high = _as_tensor(max_val, "max_val").to(torch.float32)
     if low.shape != high.shape:
@@ -192,17 +192,31 @@ def choose_qparams(
         raise ValueError(f"min_val must not exceed max_val, got {_brief(low)} and {_brief(high)}: swap them?")
 
     low, high = low.clamp(max=0), high.clamp(min=0)
-    steps = float(quant_max - quant_min)
-    scale = torch.maximum(-low, high) / (steps / 2) if symmetric else (high - low) / steps
+    scale, zero_point = scale_and_zero_point(low, high, quant_min, quant_max, symmetric)
     if not scale.isfinite().all():
         raise ValueError(f"the range {_brief(low)} to {_brief(high)} is wider than float32 can hold")
-    scale = scale.clamp(min=EPS)
+    return QParams(scale, zero_point, quant_min, quant_max)
+
+
+def scale_and_zero_point(
+    low: Tensor, high: Tensor, quant_min: int, quant_max: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the arithmetic of `choose_qparams` without its checks, for searches over many ranges.
+
+    Args:
+        low: float32, at most zero; any shape.
+        high: float32, at least zero; same shape.
+
+    Returns:
+        The scales, float32, and the zero points, int64, of that shape.
+    """
+    steps = float(quant_max - quant_min)
     if symmetric:
         middle = 0 if quant_min < 0 <= quant_max else (quant_min + quant_max + 1) // 2
-        zero_point = torch.full_like(scale, middle, dtype=torch.int32)
-    else:
-        zero_point = (quant_min - (low / scale).round().to(torch.int64)).clamp(quant_min, quant_max)
-    return QParams(scale, zero_point, quant_min, quant_max)
+        scale = (torch.maximum(-low, high) / (steps / 2)).clamp(min=EPS)
+        return scale, torch.full_like(scale, middle, dtype=torch.int64)
+    scale = ((high - low) / steps).clamp(min=EPS)
+    return scale, (quant_min - (low / scale).round().to(torch.int64)).clamp(quant_min, quant_max)
 
 
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
@@ -499,7 +513,13 @@ def _as_tensor(value: object, name: str) -> Tensor:
     return tensor
 
 
-def _check_grid(quant_min: int, quant_max: int) -> tuple[int, int]:
+def check_grid(quant_min: int, quant_max: int) -> tuple[int, int]:
+    """Return the ends of a grid of codes as ints.
+
+    Raises:
+        TypeError: an end is not a whole number.
+        ValueError: the grid is empty or beyond int32.
+    """
     try:
         quant_min, quant_max = operator.index(quant_min), operator.index(quant_max)
     except TypeError:

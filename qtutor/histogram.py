@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError
 
-_BLOCK = (1 << 15) - 1  # values per pass of a stream: in cache, and too few for torch to wait for other threads
+_BLOCK = 1 << 17  # values per pass of a stream: in cache, and enough that two threads pay
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class StreamingHistogram:
     The bins of a row are 2**exponent wide with edges on the multiples of that, so where the range
     outgrows them whole bins merge: the counts equal those of one pass over all the values, whatever
     batches they came in. The range of a row spans a quarter to all of `bins` bins, unless it is too
-    narrow for float32.
+    narrow for float32. A value on an edge lies in the bin further from zero.
 
     Args:
         rows: how many histograms.
@@ -169,8 +169,9 @@ class StreamingHistogram:
             self._fit(torch.minimum(low, self.low), torch.maximum(high, self.high))
         columns = max(_BLOCK, self.counts.numel()) // len(values)
         for block in values.split(columns, dim=1):
-            steps = (block * self._per_width).floor_()
-            index = steps.to(torch.int32).add_(self._offset).flatten()
+            steps = (block * self._per_width).add_(0.0)  # + 0.0: never -0.0
+            # Rounded towards zero, less one where the sign bit is set: several times as fast as floor.
+            index = steps.to(torch.int32).add_(steps.view(torch.int32) >> 31).add_(self._offset).flatten()
             self.counts += torch.bincount(index, minlength=self.counts.numel()).view_as(self.counts)
             # Several times as fast as count_nonzero.
             self.zeros += torch.eq(block, 0, out=steps).sum(dim=1).to(torch.int64)
@@ -207,8 +208,10 @@ class StreamingHistogram:
         values = values.clamp(self.low[:, None], self.high[:, None])
         return torch.lerp(values[:, 0], values[:, 1], (rank - ranks[:, :1])[:, 0]).to(torch.float32)
 
-    def squared_error(self) -> Callable[[QParams], Tensor]:
-        """Return what estimates, as `(rows, k)`, the sum of squared errors of each row under `(rows, k)` qparams.
+    def squared_error(self) -> Callable[[Tensor, Tensor, int, int], Tensor]:
+        """Return what estimates the sum of squared errors of each row under many qparams.
+
+        It takes `(rows, k)` scales and zero points, quant_min and quant_max, and returns `(rows, k)` sums.
 
         With c the value of the highest code and t the thresholds between neighbouring codes,
 
@@ -227,20 +230,22 @@ class StreamingHistogram:
         below = counts.cumsum(dim=1).sub_(counts)
         table = torch.add(below, counts, alpha=0.5)
         table = table.cumsum(dim=1).sub_(table)  # E at the left edges, in widths
-        first, width = self.first[:, None], self.width
+        half, first, widths = counts / 2, self.first[:, None].to(torch.float64), 1 / self.width
+        once, area = 2 * once, self.width.square()
 
-        def estimate(qparams: QParams) -> Tensor:
-            scale = qparams.scale / width  # (rows, k) in widths
-            codes = torch.arange(qparams.quant_min, qparams.quant_max, dtype=torch.float64) + 0.5
-            thresholds = (codes - qparams.zero_point[..., None]) * scale[..., None] - first[..., None]
+        def estimate(scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+            scale = scale * widths  # (rows, k) in widths
+            steps = torch.arange(quant_max - quant_min, dtype=torch.float64)
+            lowest = (quant_min + 0.5 - zero_point) * scale - first
+            thresholds = torch.addcmul(lowest[..., None], steps, scale[..., None])
             thresholds = thresholds.flatten(1).clamp_(min=0)  # (rows, k * t)
             index = thresholds.to(torch.int64).clamp_(max=2 * self.bins)
             into = thresholds.sub_(index)
-            shortfall = counts.gather(1, index).mul_(into / 2).add_(below.gather(1, index)).mul_(into)
+            shortfall = half.gather(1, index).mul_(into).add_(below.gather(1, index)).mul_(into)
             shortfall = shortfall.add_(table.gather(1, index)).view(*scale.shape, -1).sum(dim=-1)
-            highest = (qparams.quant_max - qparams.zero_point) * scale - first
-            squared = twice - 2 * highest * once + highest.square() * zeroth - 2 * scale * shortfall
-            return squared.clamp(min=0) * width.square()
+            highest = (quant_max - zero_point) * scale - first
+            squared = twice + highest * (highest * zeroth - once) - 2 * scale * shortfall
+            return squared.clamp_(min=0).mul_(area)
 
         return estimate
 
@@ -260,7 +265,8 @@ class StreamingHistogram:
         finest = torch.maximum((high.to(torch.float64) - low) / (self.bins - 2), largest * 2**-22)
         exponent = torch.maximum(torch.frexp(finest).exponent, self.exponent)
         # At a multiple of `bins`, so that most growth moves nothing.
-        first = (low / _power_of_two(exponent)).floor().to(torch.int64) & -self.bins
+        lowest = low / _power_of_two(exponent)
+        first = torch.where(lowest < 0, lowest.ceil() - 1, lowest.floor()).to(torch.int64) & -self.bins
         if not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first)):
             index = self.edges() >> (exponent - self.exponent).clamp(max=63)[:, None]
             self.exponent, self.first = exponent, first

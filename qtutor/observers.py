@@ -17,12 +17,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from qtutor.affine import QParams, choose_qparams
+from qtutor.affine import QParams, check_grid, choose_qparams, scale_and_zero_point
 from qtutor.histogram import StreamingHistogram
 
 BINS = 1 << 13
@@ -30,6 +30,7 @@ BINS = 1 << 13
 
 _ENTROPY_BINS = 1 << 11
 _CANDIDATES = 49  # ranges tried at once
+_CLIPS = torch.logspace(0, -12, _CANDIDATES, base=2)
 _WORK = 1 << 22  # numbers per pass of a search over ranges
 
 
@@ -58,7 +59,7 @@ class Observer(ABC):
     _shape: tuple[int, ...] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
-        choose_qparams(0.0, 0.0, quant_min=self.quant_min, quant_max=self.quant_max)
+        check_grid(self.quant_min, self.quant_max)
         for name, value in (("axis", self.axis), ("group_size", self.group_size)):
             if value is not None and type(value) is not int:
                 raise TypeError(f"{self._name}: {name} must be a whole number or None, got {value!r}")
@@ -309,11 +310,14 @@ class HistogramObserver(_StreamObserver):
         if self.symmetric:
             top = torch.maximum(-bottom, top)
             bottom = -top
-        clip = torch.maximum(-bottom, top) * torch.logspace(0, -12, _CANDIDATES, base=2)
+        clip = torch.maximum(-bottom, top) * _CLIPS
         low, high = torch.maximum(bottom, -clip), torch.minimum(top, clip)
         estimate = stream.squared_error()
-        for below, above in (*_closer_and_closer(self.symmetric), (None, None)):
-            best = estimate(self._qparams(low, high)).argmin(dim=1, keepdim=True)
+        one_end = self.symmetric or not bottom.any() or not top.any()
+        for below, above in (*_closer_and_closer(one_end), (None, None)):
+            grid = self.quant_min, self.quant_max
+            error = estimate(*scale_and_zero_point(low, high, *grid, self.symmetric), *grid)
+            best = error.argmin(dim=1, keepdim=True)
             low, high = low.gather(1, best), high.gather(1, best)
             if below is not None:
                 low, high = torch.maximum(low * below, bottom), torch.minimum(high * above, top)
@@ -360,15 +364,18 @@ class HistogramObserver(_StreamObserver):
         return low.gather(1, best), high.gather(1, best)
 
 
-def _closer_and_closer(symmetric: bool) -> Iterator[tuple[Tensor, Tensor]]:
+@cache
+def _closer_and_closer(one_end: bool) -> list[tuple[Tensor, Tensor]]:
     """What to multiply the ends of the best range by, from a coarse search to a fine one."""
-    if not symmetric:  # one end may be worth giving up
+    factors = []
+    if not one_end:  # one of two ends may be worth giving up
         fade, stay = torch.logspace(0, -12, _CANDIDATES // 2, base=2), torch.ones(_CANDIDATES // 2)
         fade[-1] = 0
-        yield torch.cat([fade, stay]), torch.cat([stay, fade])
-    for octaves in (1 / 4, 1 / 12, 1 / 36, 1 / 108):
+        factors.append((torch.cat([fade, stay]), torch.cat([stay, fade])))
+    for octaves in (1 / 4, 1 / 20, 1 / 100):
         near = torch.logspace(-octaves, octaves, 7, base=2)
-        yield (near, near) if symmetric else torch.cartesian_prod(near, near).unbind(dim=1)
+        factors.append((near, near) if one_end else torch.cartesian_prod(near, near).unbind(dim=1))
+    return factors
 
 
 @contextmanager

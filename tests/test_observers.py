@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.ao.quantization import observer as oracle
 
-from qtutor.affine import QParams, choose_qparams, measure_error, quantize
+from qtutor.affine import QParams, choose_qparams, measure_error, quantize, scale_and_zero_point
 from qtutor.histogram import Histogram, StreamingHistogram
 from qtutor.observers import (
     HistogramObserver,
@@ -131,7 +131,8 @@ def test_the_streamed_error_equals_the_histograms_closed_form(low, high, zeros, 
     first, width = float(stream.first), float(stream.width)
     histogram = Histogram(counts, first * width, (first + len(counts)) * width, zeros, 0.0)
     grid = {"quant_min": -(2 ** (bits - 1)), "quant_max": 2 ** (bits - 1) - 1, "symmetric": symmetric}
-    estimate = stream.squared_error()(choose_qparams(torch.tensor([[low]]), torch.tensor([[high]]), **grid))
+    ends = torch.tensor([[low]]), torch.tensor([[high]])
+    estimate = stream.squared_error()(*scale_and_zero_point(*ends, **grid), grid["quant_min"], grid["quant_max"])
     assert float(estimate) == pytest.approx(histogram.error(choose_qparams(low, high, **grid)).total, rel=1e-6)
 
 

@@ -112,8 +112,8 @@ class Stream:
             quant_min, quant_max = grid(bits)
             low, high = self._ranges(strength, hot_batch, bits)
             qparams = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
-            flat = QParams(qparams.scale.view(1, -1), qparams.zero_point.view(1, -1), quant_min, quant_max)
-            error = self.squared_error(flat).view_as(low)
+            flat = qparams.scale.view(1, -1), qparams.zero_point.view(1, -1)
+            error = self.squared_error(*flat, quant_min, quant_max).view_as(low)
             decibels = torch.where(error > 0, 10 * (self.signal / error).log10(), math.inf)
             self._judged[question] = qparams, decibels
         return self._judged[question]
