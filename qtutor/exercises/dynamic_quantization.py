@@ -104,11 +104,14 @@ def _models(generator: torch.Generator) -> tuple:
     from qtutor.workflows import quantize_dynamic
 
     first, second = (8 * torch.randint(4, 40, (2,), generator=generator)).tolist()
-    return (quantize_dynamic(nn.Sequential(nn.Linear(first, second), nn.ReLU(), nn.LayerNorm(second))),)
+    return (quantize_dynamic(nn.Sequential(nn.Linear(first, second), nn.ReLU(), nn.BatchNorm1d(second))),)
 
 
 def _counts_parameters(model):
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    size = 0
+    for parameter in model.parameters():
+        size += parameter.numel() * parameter.element_size()
+    return size
 
 
 @lesson.function(
@@ -132,7 +135,9 @@ def _with_buffers(model):
     return _counts_parameters(model) + sum(b.numel() * b.element_size() for b in model.buffers())
 
 
-@mend_size.mistake("In the state dict the packed weights stand inside a tuple, which you skip. What does torch.save write?")
+@mend_size.mistake(
+    "In the state dict the packed weights stand inside a tuple: you skip it. What does torch.save write?"
+)
 def _plain_tensors(model):
     tensors = [t for t in model.state_dict().values() if isinstance(t, torch.Tensor)]
     return sum(t.numel() * t.element_size() for t in tensors)
@@ -249,7 +254,7 @@ def _clip_goal(explorer: "DynamicRangeExplorer") -> str | None:
     ahead = dynamic - result.sqnr["static"]
     if ahead >= 20:
         return None
-    return f"The worse of the two dynamic ranges is {ahead:.1f} dB ahead of static; the mission is 20 dB. Is it too loud?"
+    return f"The worse dynamic range is {ahead:.1f} dB ahead of static; the mission is 20 dB. Is it too loud?"
 
 
 make_it_clip = lesson.mission(
