@@ -123,7 +123,7 @@ def explore_dynamic_range(batch: Batch, state: DynamicRangeState) -> DynamicRang
         values=values,
         rows=ends[:, :, now],
         stored=stored,
-        ranges=name(torch.stack([low, high], dim=1)),
+        ranges=dict(zip(SCHEMES, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
         clipped=name(outside.sum(dim=1)),
         sqnr={scheme: sqnr(values, kept) for scheme, kept in zip(SCHEMES, stored, strict=True)},
         history=quality,
@@ -208,12 +208,13 @@ class DynamicRangeExplorer(Explorer):
             trace.x, trace.y = _bars(result.rows[:, shown], places[shown])
         order = result.values.argsort()
         order = order[:: math.ceil(len(order) / _DRAWN)]
+        # Both axes of every trace, even those that stay: a page loses an axis that the first update leaves out.
         for i, scheme in enumerate(SCHEMES):
             qualities = result.history.tolist() if scheme == "per tensor" else [result.sqnr[scheme]] * len(FACTORS)
             level = [None if math.isinf(quality) else quality for quality in qualities]
-            bars[i].x = list(result.ranges[scheme])
+            bars[i].x, bars[i].y = list(result.ranges[scheme]), [count + 2.5 - i] * 2
             points[i].x, points[i].y = result.values[order].numpy(), result.stored[i, order].numpy()
-            lines[i].y = level
+            lines[i].x, lines[i].y = list(FACTORS), level
             marks[i].x, marks[i].y = [state.factor], [level[FACTORS.index(state.factor)]]
 
 
@@ -235,18 +236,17 @@ def _figure(rows: int) -> go.FigureWidget:
     for name, colour in (("other rows", "#9AA5B1"), ("neighbour", plots.PURPLE), ("your row", plots.INK)):
         look = {"mode": "lines", "line": {"color": colour, "width": width}, "hoverinfo": "skip"}
         figure.add_scatter(name=name, showlegend=False, row=1, col=1, **look)
-    for i, (scheme, (colour, _, _)) in enumerate(zip(SCHEMES, _LOOKS, strict=True)):
+    for scheme, (colour, _, _) in zip(SCHEMES, _LOOKS, strict=True):
         look = {"mode": "lines+markers", "line": {"color": colour, "width": 3}}
         marker = {"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 3}}
-        place = {"y": [rows + 2.5 - i] * 2, "showlegend": False, "row": 1, "col": 1}
-        figure.add_scatter(name=f"range, {scheme}", marker=marker, **look, **place)
+        figure.add_scatter(name=f"range, {scheme}", showlegend=False, marker=marker, row=1, col=1, **look)
     for scheme, (colour, _, symbol) in zip(SCHEMES, _LOOKS, strict=True):
         marker = {"symbol": symbol, "size": 7, "color": colour}
         figure.add_scatter(name=scheme, legendgroup=scheme, mode="markers", marker=marker, row=1, col=2)
     for scheme, (colour, dash, _) in zip(SCHEMES, _LOOKS, strict=True):
         line = {"color": colour, "dash": dash, "width": 2.5}
         place = {"legendgroup": scheme, "showlegend": False, "row": 1, "col": 3}
-        figure.add_scatter(name=scheme, mode="lines", line=line, x=list(FACTORS), **place)
+        figure.add_scatter(name=scheme, mode="lines", line=line, **place)
     for scheme, (colour, _, symbol) in zip(SCHEMES, _LOOKS, strict=True):
         marker = {"symbol": symbol, "size": 12, "color": colour, "line": {"width": 2}}
         place = {"legendgroup": scheme, "showlegend": False, "row": 1, "col": 3}
