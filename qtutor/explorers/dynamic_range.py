@@ -235,7 +235,7 @@ def _figure(rows: int) -> go.FigureWidget:
     width = max(3, min(9, 90 // rows))
     for name, colour in (("other rows", "#9AA5B1"), ("neighbour", plots.PURPLE), ("your row", plots.INK)):
         look = {"mode": "lines", "line": {"color": colour, "width": width}, "hoverinfo": "skip"}
-        figure.add_scatter(name=name, showlegend=False, row=1, col=1, **look)
+        figure.add_scatter(name=name, row=1, col=1, **look)
     for scheme, (colour, _, _) in zip(SCHEMES, _LOOKS, strict=True):
         look = {"mode": "lines+markers", "line": {"color": colour, "width": 3}}
         marker = {"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 3}}
