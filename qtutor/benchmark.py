@@ -251,7 +251,8 @@ def size_bytes(model: nn.Module) -> int:
     if not isinstance(model, nn.Module):
         raise TypeError(f"size_bytes needs an nn.Module, got {type(model).__name__}: only a model has a state to save")
     counter = _Counter()
-    torch.save(model.state_dict(), counter)
+    with torch.inference_mode(False):  # torchao's tensors cannot be detached in it
+        torch.save(model.state_dict(), counter)
     return counter.bytes
 
 

@@ -221,16 +221,24 @@ class DepthwiseNet(_Classifier):
 
 
 class RowReader(nn.Module):
-    """An LSTM that reads an image row by row: `(N, 1, H, W)` -> `(N, classes)`."""
+    """An LSTM, or a GRU, that reads an image row by row: `(N, 1, H, W)` -> `(N, classes)`."""
 
-    def __init__(self, columns: int = 8, hidden: int = 64, classes: int = 10):
+    def __init__(self, columns: int = 8, hidden: int = 64, classes: int = 10, kind: type[nn.RNNBase] = nn.LSTM):
         super().__init__()
-        self.lstm = nn.LSTM(columns, hidden, batch_first=True)
+        self.reader = kind(columns, hidden, batch_first=True)
         self.classifier = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        states, _ = self.lstm(x.squeeze(1))  # (N, H, hidden)
+        states, _ = self.reader(x.squeeze(1))  # (N, H, hidden)
         return self.classifier(states[:, -1])
+
+
+class MLP(nn.Sequential):
+    """Three linear layers: `(N, 1, H, W)` -> `(N, classes)`."""
+
+    def __init__(self, pixels: int = 64, hidden: int = 256, classes: int = 10):
+        layers = nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        super().__init__(nn.Flatten(), *layers)
 
 
 @contextmanager
@@ -307,6 +315,8 @@ RECIPES = {
     "digits_cnn": Recipe(SmallCNN, digits, epochs=15),
     "digits_depthwise": Recipe(DepthwiseNet, digits, epochs=20),
     "digits_lstm": Recipe(RowReader, digits, epochs=30),
+    "digits_gru": Recipe(lambda: RowReader(kind=nn.GRU), digits, epochs=30),
+    "digits_mlp": Recipe(MLP, digits, epochs=15, max_lr=4e-3),
     "flowers_cnn": Recipe(lambda: SmallCNN(24, 3), flowers, epochs=6, threads=2),
     "flowers_resnet": Recipe(SlimResNet, flowers, epochs=4, threads=2),
     "flowers_depthwise": Recipe(lambda: DepthwiseNet(32, 3), flowers, epochs=6, max_lr=1.5e-2, threads=2),

@@ -13,6 +13,7 @@ function returns a new model and leaves the given one, and PyTorch's quantized e
 import copy
 import importlib
 import itertools
+import logging
 import platform
 import warnings
 from collections import Counter
@@ -67,6 +68,9 @@ _NOTICES = (
 )
 """How the warnings begin that PyTorch raises about its own plans, not about what the learner did."""
 
+_LOGGERS = {"torchao": "Failed to load", "torch.utils._pytree": "is an Enum subclass"}
+"""Who logs when torchao is imported, and what: that kernels for other hardware are missing, and plans again."""
+
 _FLOWS = ("eager", "fx", "pt2e")
 _INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -84,6 +88,12 @@ def hide_torch_notices() -> None:
     """
     for notice in _NOTICES:
         warnings.filterwarnings("ignore", message=f"\\s*{notice}")
+    for logger in _LOGGERS:
+        logging.getLogger(logger).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return _LOGGERS[record.name] not in record.getMessage()
 
 
 def quantize_static(
@@ -143,8 +153,10 @@ def quantize_static(
 def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Module:
     """Quantize the weights of linear and recurrent layers to INT8; activations get a range at each call.
 
+    One range for the whole input of a layer: a row's result depends on the other rows of its batch.
+
     Raises:
-        ValueError: the model has no such layer, so nothing would shrink.
+        ValueError: the model has no such layer, so nothing would shrink, or one that has no INT8 kernel.
         Unavailable: no torch.ao or no engine.
     """
     recipe = _new_recipe(model, "dynamic", (), engine)
@@ -156,8 +168,12 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
             "quantize_static takes convolutions"
         )
     for name, module in model.named_modules():
-        if type(module) in (nn.LSTM, nn.GRU) and not (module.bias and module.proj_size == 0):
-            raise ValueError(f"{name} ({_kind(module)}) has no bias, or a proj_size: PyTorch has no INT8 kernel for it")
+        if type(module) is nn.LSTM and module.proj_size:
+            layer = f"{name} ({_kind(module)})" if name else f"this {_kind(module)}"
+            raise ValueError(
+                f"{layer} has a proj_size, and PyTorch has no INT8 kernel for it in any flow: project with a linear "
+                "layer behind an LSTM without proj_size instead"
+            )
     with _at_work(recipe["engine"]):
         return _dynamic(model, recipe)
 
@@ -298,14 +314,14 @@ def _at_work(engine: str) -> Iterator[None]:
             torch.backends.quantized.engine = before
 
 
-def _torch_ao() -> ModuleType:
+def _torch_ao(instead: str = "use flow='pt2e', which lives on in torchao") -> ModuleType:
     try:
         importlib.import_module("torch.ao.quantization.quantize_fx")
         return importlib.import_module("torch.ao.quantization")
     except ImportError as error:
         raise Unavailable(
             f"PyTorch {torch.__version__} has no torch.ao.quantization, which eager, FX and dynamic quantization "
-            "need: use flow='pt2e', which lives on in torchao."
+            f"need: {instead}."
         ) from error
 
 
@@ -377,8 +393,16 @@ def _float_copy(model: nn.Module, training: bool = False) -> nn.Module:
 
 
 def _dynamic(model: nn.Module, recipe: dict) -> nn.Module:
-    quantize = _torch_ao().quantize_dynamic
-    return _remember(quantize(_float_copy(model), {*_DYNAMIC}, dtype=torch.qint8, inplace=True), recipe)
+    quantize = _torch_ao("use torchao.quantization.quantize_ instead, for linear layers").quantize_dynamic
+    holder = nn.Sequential(_float_copy(model))  # PyTorch replaces the children of a module, never the module itself
+    for module in holder.modules():
+        if type(module) in _DYNAMIC[1:] and not module.bias:  # the kernels need biases, and zero is one
+            for name, weight in [*module.named_parameters(recurse=False)]:
+                setattr(module, name.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
+            module.bias = True
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # or it reads the float weights of linear layers that have none now
+    return _remember(quantize(holder, {*_DYNAMIC}, dtype=torch.qint8, inplace=True)[0], recipe)
 
 
 def _prepare(given: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import nn
 from qtutor import benchmark
 from qtutor.benchmark import accuracy, compare, flips, size_bytes
 from qtutor.machine import describe
+from qtutor.workflows import hide_torch_notices
 
 X = torch.arange(6.0).reshape(2, 3)
 TORCH_NOTICES = (
@@ -315,6 +316,15 @@ def test_packed_int8_weights_count():
             assert size_bytes(full) > 4 * codes
     finally:
         torch.backends.quantized.engine = before
+
+
+def test_size_of_a_model_that_torchao_quantized_is_found_in_a_comparison_too():
+    hide_torch_notices()
+    torchao = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(64, 32))
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    row = compare({"int8": model}, torch.rand(2, 64), repeats=1).table.loc["int8"]
+    assert (row["error"], row["size_mb"]) == ("", saved(model) / 1e6)
 
 
 def test_only_a_model_has_a_size():

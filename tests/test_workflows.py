@@ -2,6 +2,7 @@ import copy
 import hashlib
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 import torch.ao.quantization as ao
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional
+from torch.utils._pytree import tree_leaves
 
 from qtutor import affine, vision, workflows  # noqa: F401
 from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
@@ -263,8 +265,46 @@ def test_dynamic_equals_torchs_own(tmp_path):
 def test_dynamic_says_what_it_found_where_nothing_would_shrink():
     with pytest.raises(ValueError, match=r"nothing would shrink.* this model has 8 Conv2d, 8 BatchNorm2d"):
         quantize_dynamic(DepthwiseNet().features[:8])
-    with pytest.raises(ValueError, match=r"0 \(GRU\) has no bias"):
-        quantize_dynamic(nn.Sequential(nn.GRU(3, 3, bias=False)))
+    with pytest.raises(ValueError, match=r"0 \(LSTM\) has a proj_size"):
+        quantize_dynamic(nn.Sequential(nn.LSTM(3, 3, proj_size=2)))
+
+
+DYNAMIC = {
+    "a linear layer alone": (lambda: nn.Linear(16, 16, bias=False), (5, 16)),
+    "an LSTM alone": (lambda: nn.LSTM(16, 12, 2, bidirectional=True, dropout=0.3), (4, 3, 16)),
+    "an LSTM without bias": (lambda: nn.LSTM(16, 12, 2, bias=False, bidirectional=True), (4, 3, 16)),
+    "a GRU without bias": (lambda: nn.GRU(16, 12, bias=False, batch_first=True), (4, 3, 16)),
+    "an LSTM cell": (lambda: nn.LSTMCell(16, 12), (4, 16)),
+    "a GRU cell without bias": (lambda: nn.GRUCell(16, 12, bias=False), (4, 16)),
+    "nested": (lambda: nn.Sequential(nn.ModuleList([nn.Sequential(nn.Linear(16, 8))])[0], nn.Linear(8, 4)), (5, 16)),
+    "one layer twice": (lambda: nn.Sequential(*[nn.Linear(16, 16)] * 2), (5, 16)),
+    "a transformer layer": (lambda: nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), (2, 5, 16)),
+    "a transformer": (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32), 2), (2, 5, 16)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_dynamic_takes_it_and_its_file_gives_it_back(name, tmp_path):
+    make, shape = DYNAMIC[name]
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.rand(shape)
+    before = copy.deepcopy(model.state_dict())
+    quantized = quantize_dynamic(model)
+    y, expected = (tree_leaves(m(x))[0] for m in (quantized, model))
+    assert 0 < (y - expected).abs().max() < 0.05  # INT8, and still the same function
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    save(quantized, tmp_path / "model")
+    assert torch.equal(tree_leaves(load(tmp_path / "model", make())(x))[0], y)
+
+
+def test_hiding_torchs_notices_hides_those_of_importing_torchao_and_no_others(caplog):
+    workflows.hide_torch_notices()
+    logger = logging.getLogger("torchao")
+    logger.warning("Failed to load /somewhere/_C_cutlass.so")
+    logger.warning("something new")
+    assert [record.getMessage() for record in caplog.records] == ["something new"]
 
 
 def trained_a_little(prepared, x, steps=3):

@@ -1,0 +1,294 @@
+"""DynamicRangeExplorer: one row of a batch, and what a static, a per-tensor and a per-row range make of it."""
+
+import math
+from dataclasses import dataclass, replace
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from qtutor import plots
+from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
+from qtutor.explorers.explorer import Explorer
+from qtutor.observers import MinMaxObserver
+
+SCHEMES = ("static", "per tensor", "per row")
+"""Where a range may come from: calibration, the whole batch as it comes, or each row of it."""
+
+FACTORS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+MOST_ROWS = 64
+
+_DRAWN = 128  # the most values of the row that are drawn: of more, every second, third, ... by size
+_LOOKS = ((plots.GREEN, "dot", "square-open"), (plots.VERMILLION, "solid", "x"), (plots.BLUE, "dash", "circle-open"))
+
+
+@dataclass(frozen=True)
+class DynamicRangeState:
+    """What the controls of a DynamicRangeExplorer say.
+
+    Attributes:
+        row: your row of the batch, from 0; its neighbour is the next one.
+        factor: what the neighbour is multiplied by.
+        shift: what is added to the whole batch, in multiples of the largest calibrated magnitude.
+        bits: 2 to 8.
+    """
+
+    row: int
+    factor: float
+    shift: float
+    bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicRangeResult:
+    """What a state does to your row.
+
+    Attributes:
+        values: `(features,)` your row, shifted.
+        rows: `(2, N)` lowest and highest value of each row of the batch.
+        stored: `(3, features)` what each of `SCHEMES` keeps of your row.
+        ranges: lowest and highest value with a code, by scheme.
+        clipped: how many values of your row lie outside, by scheme.
+        sqnr: of your row in dB, by scheme.
+        history: SQNR of your row in dB, per tensor, with the neighbour times each of `FACTORS`.
+        moved: by how much the neighbour's factor alone moves a value of your row at most, by scheme.
+        sentence: the result in words.
+    """
+
+    values: Tensor
+    rows: Tensor
+    stored: Tensor
+    ranges: dict[str, tuple[float, float]]
+    clipped: dict[str, int]
+    sqnr: dict[str, float]
+    history: Tensor
+    moved: dict[str, float]
+    sentence: str
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch made ready for many ranges.
+
+    Attributes:
+        x: `(N, features)` float32.
+        ends: `(2, N)` lowest and highest value of each row.
+        calibrated: `(2,)` the ends of the static range.
+    """
+
+    x: Tensor
+    ends: Tensor
+    calibrated: Tensor
+
+    @property
+    def unit(self) -> float:
+        """What a shift of 1 adds."""
+        return float(self.calibrated.abs().max())
+
+    def qparams(self, state: DynamicRangeState) -> tuple[Tensor, QParams]:
+        """Choose ranges with the neighbour times each of `FACTORS`.
+
+        Returns:
+            The ends of all rows, `(2, N, factors)`, and `(3, factors, 1)` qparams, for each of `SCHEMES`.
+        """
+        factors = torch.tensor(FACTORS)
+        ends = self.ends[:, :, None].expand(-1, -1, len(factors)).clone()
+        ends[:, _neighbour(state.row, len(self.x))] *= factors
+        ends += state.shift * self.unit
+        static = self.calibrated[:, None].expand(-1, len(factors))
+        batch = torch.stack([ends[0].amin(dim=0), ends[1].amax(dim=0)])
+        low, high = torch.stack([static, batch, ends[:, state.row]], dim=1)  # (3, factors) each
+        quant_min, quant_max = grid(state.bits)
+        chosen = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
+        return ends, QParams(chosen.scale[..., None], chosen.zero_point[..., None], quant_min, quant_max)
+
+
+def explore_dynamic_range(batch: Batch, state: DynamicRangeState) -> DynamicRangeResult:
+    """Compute what `state` does to your row of `batch`."""
+    values = batch.x[state.row] + state.shift * batch.unit
+    ends, qparams = batch.qparams(state)
+    every = fake_quantize(values.expand(len(SCHEMES), len(FACTORS), -1), qparams)  # (3, factors, features)
+    now = FACTORS.index(state.factor)
+    stored, low, high = every[:, now], qparams.low[:, now, 0], qparams.high[:, now, 0]
+    half = qparams.scale[:, now] / 2 * (1 + 1e-6)  # what rounds to the last code is not clipped
+    outside = (values < low[:, None] - half) | (values > high[:, None] + half)
+    quality = sqnr(values.expand(len(FACTORS), -1), every[1], axis=0)
+
+    def name(numbers: Tensor) -> dict:
+        return dict(zip(SCHEMES, numbers.tolist(), strict=True))
+
+    result = DynamicRangeResult(
+        values=values,
+        rows=ends[:, :, now],
+        stored=stored,
+        ranges=dict(zip(SCHEMES, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
+        clipped=name(outside.sum(dim=1)),
+        sqnr={scheme: sqnr(values, kept) for scheme, kept in zip(SCHEMES, stored, strict=True)},
+        history=quality,
+        moved=name((stored - every[:, 0]).abs().amax(dim=1)),
+        sentence="",
+    )
+    return replace(result, sentence=_sentence(batch, state, result))
+
+
+def _sentence(batch: Batch, state: DynamicRangeState, result: DynamicRangeResult) -> str:
+    count = len(result.values)
+    shifted = f"the batch shifted by {state.shift * batch.unit:.3g}" if state.shift else "nothing shifted"
+    parts = []
+    for scheme in SCHEMES:
+        low, high = result.ranges[scheme]
+        quality = result.sqnr[scheme]
+        said = "without error" if math.isinf(quality) else f"SQNR {quality:.1f} dB"
+        parts.append(f"{scheme} {low:.3g} to {high:.3g}, {said}, {result.clipped[scheme]} of {count} values clipped")
+    moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
+    return (
+        f"Row {state.row} of {len(batch.x)}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "
+        f"Ranges, and what your row keeps in them: {'; '.join(parts)}. "
+        f"The neighbour's factor alone moves a value of your row by up to: {moved}."
+    )
+
+
+class DynamicRangeExplorer(Explorer):
+    """Explore who else is in the batch: your row of it under a static, a per-tensor and a per-row range.
+
+    Args:
+        x: finite, `(..., features)`, such as what a linear layer receives; each place before the last axis is a
+            row, 2 to 64 in all. By default rows of random values.
+        calibration: what the static range was chosen on; by default `x` as it is given.
+        row: where your row starts, and likewise the other controls.
+
+    Raises:
+        TypeError: `x` or `calibration` is not a floating-point tensor.
+        ValueError: it holds NaN or infinity, or `x` has too few or too many rows, or `calibration` is empty.
+    """
+
+    def __init__(
+        self,
+        x: Tensor | None = None,
+        *,
+        calibration: Tensor | None = None,
+        row: int = 0,
+        factor: float = 1,
+        shift: float = 0.0,
+        bits: int = 8,
+    ):
+        x = random_rows() if x is None else x
+        self.batch = _ready(x, calibration)
+        last = len(self.batch.x) - 1
+        controls = {
+            "factor": ipywidgets.SelectionSlider(
+                options=[(f"x {f:g}", f) for f in FACTORS], value=factor, description="Neighbour"
+            ),
+            "shift": ipywidgets.FloatSlider(shift, min=-2, max=2, step=0.05, description="Shift"),
+            "bits": ipywidgets.IntSlider(bits, 2, 8, description="Bits"),
+            "row": ipywidgets.IntSlider(row, 0, last, description="Your row"),
+        }
+        super().__init__(controls, _figure(len(self.batch.x)))
+        if not x.numel():
+            self.show_only(f"The batch of shape {tuple(x.shape)} is empty: there is no row to look at.")
+
+    make_state = DynamicRangeState
+
+    def compute(self, state: DynamicRangeState) -> DynamicRangeResult:
+        return explore_dynamic_range(self.batch, state)
+
+    def draw(self, result: DynamicRangeResult) -> None:
+        state, count = self.state, len(self.batch.x)
+        others, neighbour, own, *rest = self.figure.data
+        bars, points, lines, marks = rest[:3], rest[3:6], rest[6:9], rest[9:]
+        places = torch.arange(count)
+        next_row = _neighbour(state.row, count)
+        for trace, shown in (
+            (others, (places != state.row) & (places != next_row)),
+            (neighbour, places == next_row),
+            (own, places == state.row),
+        ):
+            trace.x, trace.y = _bars(result.rows[:, shown], places[shown])
+        order = result.values.argsort()
+        order = order[:: math.ceil(len(order) / _DRAWN)]
+        # Both axes of every trace, even those that stay: a page loses an axis that the first update leaves out.
+        for i, scheme in enumerate(SCHEMES):
+            qualities = result.history.tolist() if scheme == "per tensor" else [result.sqnr[scheme]] * len(FACTORS)
+            level = [None if math.isinf(quality) else quality for quality in qualities]
+            bars[i].x, bars[i].y = list(result.ranges[scheme]), [count + 2.5 - i] * 2
+            points[i].x, points[i].y = result.values[order].numpy(), result.stored[i, order].numpy()
+            lines[i].x, lines[i].y = list(FACTORS), level
+            marks[i].x, marks[i].y = [state.factor], [level[FACTORS.index(state.factor)]]
+
+
+def _neighbour(row: int, rows: int) -> int:
+    return (row + 1) % rows
+
+
+def _bars(ends: Tensor, places: Tensor) -> tuple[list, list]:
+    """Line segments from low to high, with gaps between them."""
+    x = [v for low, high in ends.T.tolist() for v in (low, high, None)]
+    return x, [v for place in places.tolist() for v in (place, place, None)]
+
+
+def _figure(rows: int) -> go.FigureWidget:
+    """Draw what no control changes, and leave empty traces for what does."""
+    titles = ("Who is in the batch", "Your row: value and what is stored", "SQNR of your row")
+    figure = make_subplots(1, 3, horizontal_spacing=0.085, column_widths=[0.36, 0.32, 0.32], subplot_titles=titles)
+    width = max(3, min(9, 90 // rows))
+    for name, colour in (("other rows", "#9AA5B1"), ("neighbour", plots.PURPLE), ("your row", plots.INK)):
+        look = {"mode": "lines", "line": {"color": colour, "width": width}, "hoverinfo": "skip"}
+        figure.add_scatter(name=name, row=1, col=1, **look)
+    for scheme, (colour, _, _) in zip(SCHEMES, _LOOKS, strict=True):
+        look = {"mode": "lines+markers", "line": {"color": colour, "width": 3}}
+        marker = {"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 3}}
+        figure.add_scatter(name=f"range, {scheme}", showlegend=False, marker=marker, row=1, col=1, **look)
+    for scheme, (colour, _, symbol) in zip(SCHEMES, _LOOKS, strict=True):
+        marker = {"symbol": symbol, "size": 7, "color": colour}
+        figure.add_scatter(name=scheme, legendgroup=scheme, mode="markers", marker=marker, row=1, col=2)
+    for scheme, (colour, dash, _) in zip(SCHEMES, _LOOKS, strict=True):
+        line = {"color": colour, "dash": dash, "width": 2.5}
+        place = {"legendgroup": scheme, "showlegend": False, "row": 1, "col": 3}
+        figure.add_scatter(name=scheme, mode="lines", line=line, **place)
+    for scheme, (colour, _, symbol) in zip(SCHEMES, _LOOKS, strict=True):
+        marker = {"symbol": symbol, "size": 12, "color": colour, "line": {"width": 2}}
+        place = {"legendgroup": scheme, "showlegend": False, "row": 1, "col": 3}
+        figure.add_scatter(name=f"{scheme}, now", mode="markers", marker=marker, **place)
+    figure.update_layout(template=plots.TEMPLATE, autosize=True, height=430, margin={"t": 92, "l": 84})
+    figure.update_layout(legend={"y": 1.14})
+    figure.update_annotations(font_size=15)
+    every = math.ceil(rows / 16)
+    ticks = {"tickvals": [*range(0, rows, every), *(rows + 2.5 - i for i in range(3))]}
+    ticks["ticktext"] = [f"row {i}" for i in range(0, rows, every)] + list(SCHEMES)
+    figure.update_yaxes(range=[-0.7, rows + 3.2], showgrid=False, zeroline=False, **ticks, row=1, col=1)
+    figure.update_xaxes(title="values: rows below, ranges above", row=1, col=1)
+    figure.update_xaxes(title="true value", row=1, col=2)
+    figure.update_yaxes(title="stored value", row=1, col=2)
+    shown = [1, 3, 10, 30, 100]
+    axis = {"type": "log", "tickvals": shown, "ticktext": [f"x {n}" for n in shown], "range": [-0.1, 2.1]}
+    figure.update_xaxes(title="neighbour (log scale)", **axis, row=1, col=3)
+    figure.update_yaxes(title="dB", row=1, col=3)
+    return go.FigureWidget(figure)
+
+
+def _ready(x: Tensor, calibration: Tensor | None) -> Batch:
+    for name, tensor in (("x", x), ("calibration", calibration)):
+        if tensor is None or (name == "x" and isinstance(x, Tensor) and x.is_floating_point() and not x.numel()):
+            continue
+        try:
+            MinMaxObserver().observe(tensor)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"DynamicRangeExplorer, {name}: {error}") from None
+    if not x.numel():
+        x = torch.zeros(2, 1)
+    rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1] if x.dim() else 1)
+    if not (4 * FACTORS[-1] * rows).isfinite().all():
+        raise ValueError("DynamicRangeExplorer, x: values are too large to turn up or to shift")
+    if not 2 <= len(rows) <= MOST_ROWS:
+        raise ValueError(f"DynamicRangeExplorer needs 2 to {MOST_ROWS} rows, got {len(rows)} of shape {tuple(x.shape)}")
+    seen = rows if calibration is None else calibration.detach().to(torch.float32)
+    return Batch(rows, torch.stack(rows.aminmax(dim=1)), torch.stack(seen.aminmax()))
+
+
+def random_rows(rows: int = 8, features: int = 64) -> Tensor:
+    """Return rows of normal values, each with a spread of its own; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.rand(rows, 1, generator=generator) + 0.5
+    return torch.randn(rows, features, generator=generator) * spread
