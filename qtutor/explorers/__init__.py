@@ -1,7 +1,8 @@
 """Live widgets: move a control, watch the mathematics answer."""
 
 from qtutor.explorers.affine import AffineExplorer
+from qtutor.explorers.fusion import FusionExplorer
 from qtutor.explorers.granularity import GranularityExplorer
 from qtutor.explorers.observer import ObserverExplorer
 
-__all__ = ["AffineExplorer", "GranularityExplorer", "ObserverExplorer"]
+__all__ = ["AffineExplorer", "FusionExplorer", "GranularityExplorer", "ObserverExplorer"]
