@@ -344,10 +344,12 @@ class FusionExplorer(Explorer):
     """
 
     def __init__(self, model: nn.Module, example_input: Any, *, numbers: str = "float"):
-        self.data = data = FusionData(model, example_input if isinstance(example_input, tuple) else (example_input,))
+        data = FusionData(model, example_input if isinstance(example_input, tuple) else (example_input,))
+        empty = not data.operators
+        self.data = data = FusionData(nn.ReLU(), (torch.zeros(1),)) if empty else data
         options = [(f"{name}  ({fusion.kind})", name) for name, (fusion, _) in data.found.items()]
         controls = {
-            "operator": ipywidgets.IntSlider(1, 1, max(1, len(data.operators)), description="Operator"),
+            "operator": ipywidgets.IntSlider(1, 1, len(data.operators), description="Operator"),
             "numbers": ipywidgets.ToggleButtons(
                 options=[(data.float_name, "float"), ("INT8", "INT8")],
                 value=numbers,
@@ -367,11 +369,12 @@ class FusionExplorer(Explorer):
         buttons = [ipywidgets.Button(description=name, layout={"width": "max-content"}) for name in presses]
         for button, press in zip(buttons, presses.values(), strict=True):
             button.on_click(press)
-        if data.operators:
-            self._widest = max(ribbon.size for ribbon in data.flow((), "float").ribbons)
+        self._widest = max(ribbon.size for ribbon in data.flow((), "float").ribbons)
         figure = _figure(data.float_name)
         self._parts = {trace.name: trace for trace in figure.data}
         super().__init__(controls, figure, buttons=tuple(buttons))
+        if empty:
+            self.show_only("No operator of this model moves data: there is nothing to fuse.")
 
     make_state = FusionState
 
@@ -399,11 +402,11 @@ class FusionExplorer(Explorer):
             shape = shapes["INT8" if ribbon.numbers == "INT8" else "float"]
             if target - source == 1:
                 shape.band(source + _HALF, target - _HALF, thick)
-                texts.append((source + 0.5, -0.62, ribbon))
+                texts.append((source + 0.5, -0.52, ribbon))
             else:
                 height = 0.72 + 0.34 * (lane % 3)
                 shape.arch(max(source, -1) + _HALF, min(target, len(shown)) - _HALF, height, thick)
-                texts.append(((max(source, -1) + min(target, len(shown))) / 2, height + thick / 2 + 0.1, ribbon))
+                texts.append(((max(source, -1) + min(target, len(shown))) / 2, height + thick / 2 + 0.28, ribbon))
                 lane += 1
         for name, shape in shapes.items():
             parts[name].x, parts[name].y = shape.x, shape.y
@@ -426,7 +429,7 @@ class FusionExplorer(Explorer):
             parts[name].x, parts[name].text = [value for value, _ in pairs], [text for _, text in pairs]
 
 
-_HALF = 0.27  # half the width of an operator's box
+_HALF = 0.35  # half the width of an operator's box
 
 
 class _Shapes:
@@ -448,7 +451,7 @@ class _Shapes:
 
     def arch(self, start: float, end: float, height: float, thick: float) -> None:
         """A band that leaves at the top of a box, passes above others and comes down to a box."""
-        share = [i / 12 for i in range(13)]
+        share = [i / 20 for i in range(21)]
         x = [start + (end - start) * t for t in share]
         middle = [0.3 + (height - 0.3) * min(1.0, 4 * t * (1 - t) * 1.6) for t in share]
         self.add([*x, *x[::-1]], [*(y + thick / 2 for y in middle), *(y - thick / 2 for y in middle[::-1])])
@@ -459,7 +462,9 @@ def _box_text(row: OperatorTraffic, int8: bool) -> str:
     if int8 and parts[0].startswith(("Conv", "Linear")):
         parts.insert(1, "<i>sums INT32</i>")
     return (
-        "<br>".join(part if len(part) < 14 else f"{part[:12]}…" for part in parts) if not int8 else "<br>".join(parts)
+        "<br>".join(part if len(part) < 18 or "<" in part else f"{part[:11]}…" for part in parts)
+        .replace("ConvTranspose", "Conv<br>Transpose")
+        .replace("AdaptiveAvg", "AdaptiveAvg<br>")
     )
 
 
@@ -499,10 +504,10 @@ def _figure(float_name: str) -> go.FigureWidget:
     add("INT8", mode="lines", fill="toself", fillcolor="rgba(0,114,178,.55)", line={"color": plots.BLUE, "width": 1})
     add("operators", mode="lines", fill="toself", fillcolor="white", line={"color": plots.GREY, "width": 1.5})
     add("current", mode="lines", fill="toself", fillcolor="#FFF6D6", line={"color": plots.INK, "width": 3})
-    add("kinds", mode="text", textfont={"size": 12})
-    add("sizes", mode="text", textfont={"size": 11}, cliponaxis=False)
+    add("kinds", mode="text", textfont={"size": 11})
+    add("sizes", mode="text", textposition="bottom center", textfont={"size": 11}, cliponaxis=False)
     for row, name in enumerate(("bytes", "pairs", "quality"), start=1):
-        look = {"marker_color": [plots.BLUE, "#B9C2CC"], "marker_pattern_shape": ["", "/"], "textposition": "auto"}
+        look = {"marker_color": [plots.BLUE, "#C3CBD4"], "textposition": "auto", "cliponaxis": False}
         figure.add_bar(
             name=name, x=[0, 0], y=["now", "no fusion"], orientation="h", hoverinfo="skip", row=row, col=2, **look
         )
