@@ -15,7 +15,8 @@ import torch
 import qtutor.exercises
 from qtutor.exercises import affine_mapping, progress
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
-from qtutor.explorers import AffineExplorer, GranularityExplorer, ObserverExplorer
+from qtutor.explorers import AffineExplorer, FusionExplorer, GranularityExplorer, ObserverExplorer
+from qtutor.samples import SmallCNN, digits
 
 LESSONS = [
     module.lesson
@@ -30,6 +31,7 @@ OPEN = {
         torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(0))
     ),
     "03_observers": ObserverExplorer,
+    "07_fusion": lambda: FusionExplorer(SmallCNN().eval(), digits().train.images[:64]),
 }
 """How each lesson with missions opens its explorer."""
 

@@ -54,6 +54,7 @@ _ROUNDING_CALLS |= {F.adaptive_avg_pool2d, F.avg_pool2d, F.interpolate, F.hardsw
 # What PyTorch has INT8 kernels for; those of _EXACT choose among codes or clamp them, so they round nothing.
 
 _SHOWN = 5  # operators in view
+_NOTHING = 1e-3  # plotly writes no text at a bar of length 0
 _NAMES = {torch.float32: "FP32", torch.float64: "FP64", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
 
@@ -372,6 +373,7 @@ class FusionExplorer(Explorer):
         self._widest = max(ribbon.size for ribbon in data.flow((), "float").ribbons)
         figure = _figure(data.float_name)
         self._parts = {trace.name: trace for trace in figure.data}
+        self._axes = {"bytes": figure.layout.xaxis2, "pairs": figure.layout.xaxis3, "quality": figure.layout.xaxis4}
         super().__init__(controls, figure, buttons=tuple(buttons))
         if empty:
             self.show_only("No operator of this model moves data: there is nothing to fuse.")
@@ -422,11 +424,12 @@ class FusionExplorer(Explorer):
         parts["sizes"].text = [f"{r.numbers.replace(' → ', '<br>→ ')}<br>{_bytes(r.size)}" for *_, r in texts]
         bars = {
             "bytes": [(flow.total, _bytes(flow.total)) for flow in (result.now, result.plain)],
-            "pairs": [(len(flow.rounded), str(len(flow.rounded))) for flow in (result.now, result.plain)],
+            "pairs": [(len(flow.rounded) or _NOTHING, str(len(flow.rounded))) for flow in (result.now, result.plain)],
             "quality": [_quality(flow.sqnr) for flow in (result.now, result.plain)],
         }
         for name, pairs in bars.items():
             parts[name].x, parts[name].text = [value for value, _ in pairs], [text for _, text in pairs]
+            self._axes[name].range = [0, max(1, *(value for value, _ in pairs))]
 
 
 _HALF = 0.35  # half the width of an operator's box
@@ -476,7 +479,7 @@ def _bytes(size: float) -> str:
 
 
 def _quality(quality: float) -> tuple[float, str]:
-    return (0, "no error") if quality == math.inf else (max(quality, 0), f"{quality:.1f} dB")
+    return (_NOTHING, "no error") if quality == math.inf else (max(quality, 0), f"{quality:.1f} dB")
 
 
 def _figure(float_name: str) -> go.FigureWidget:
@@ -516,6 +519,6 @@ def _figure(float_name: str) -> go.FigureWidget:
     figure.update_annotations(font_size=15)
     figure.update_xaxes(visible=False, range=[-0.8, _SHOWN - 0.2], row=1, col=1)
     figure.update_yaxes(visible=False, range=[-1.0, 1.9], row=1, col=1)
-    figure.update_xaxes(rangemode="tozero", visible=False, col=2)
+    figure.update_xaxes(visible=False, col=2)
     figure.update_yaxes(autorange="reversed", showline=False, ticks="", col=2)
     return go.FigureWidget(figure)
