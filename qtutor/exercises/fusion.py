@@ -141,7 +141,7 @@ diagnose_fused = lesson.value(
         "b": "Folding works per channel with or without groups: you proved it on a depthwise layer.",
         "d": "A ReLU that runs inside the kernel before it computes the same numbers.",
     },
-    because="In training mode a batch norm uses the statistics of each batch and overwrites its own. Call eval() first.",
+    because="In training mode a batch norm uses the statistics of each batch. Call eval() before you measure.",
 )
 
 # --- Go deeper: take a decision.
