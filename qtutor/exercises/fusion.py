@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from qtutor.exercises.exercise import Lesson
 
@@ -96,7 +95,7 @@ def _codes(generator: torch.Generator) -> tuple:
 
 
 def _pads_with_code_zero(codes, zero_point):
-    return F.pad(codes, (1, 1, 1, 1))
+    return torch.nn.functional.pad(codes, (1, 1, 1, 1))
 
 
 @lesson.function(
@@ -104,27 +103,27 @@ def _pads_with_code_zero(codes, zero_point):
     given=_pads_with_code_zero,
     hints=[
         "A convolution pads with the real number 0. Which code stands for it?",
-        "F.pad takes value=..., the code to pad with.",
+        "torch.nn.functional.pad takes value=..., the code to pad with.",
     ],
     because="The code of zero is the zero point. Code 0 stands for -zero_point * scale, the lowest value on the grid.",
 )
 def mend_padding(codes, zero_point):
-    return F.pad(codes, (1, 1, 1, 1), value=zero_point)
+    return torch.nn.functional.pad(codes, (1, 1, 1, 1), value=zero_point)
 
 
 @mend_padding.mistake("128 is the middle of the codes. Zero has it only on a symmetric grid.")
 def _pads_with_the_middle(codes, zero_point):
-    return F.pad(codes, (1, 1, 1, 1), value=128)
+    return torch.nn.functional.pad(codes, (1, 1, 1, 1), value=128)
 
 
 @mend_padding.mistake("255 stands for the highest value on the grid.")
 def _pads_with_the_highest(codes, zero_point):
-    return F.pad(codes, (1, 1, 1, 1), value=255)
+    return torch.nn.functional.pad(codes, (1, 1, 1, 1), value=255)
 
 
 @mend_padding.mistake("You shift the codes as well. They are codes already: only the border needs the zero point.")
 def _shifts_the_codes(codes, zero_point):
-    return F.pad(codes.int() - zero_point, (1, 1, 1, 1))
+    return torch.nn.functional.pad(codes.int() - zero_point, (1, 1, 1, 1))
 
 
 # --- Go deeper: diagnose a symptom.
