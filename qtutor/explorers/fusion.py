@@ -348,7 +348,7 @@ class FusionExplorer(Explorer):
         data = FusionData(model, example_input if isinstance(example_input, tuple) else (example_input,))
         empty = not data.operators
         self.data = data = FusionData(nn.ReLU(), (torch.zeros(1),)) if empty else data
-        options = [(f"{name}  ({fusion.kind})", name) for name, (fusion, _) in data.found.items()]
+        options = [(f"{fusion.names[0]}  ({fusion.kind})", name) for name, (fusion, _) in data.found.items()]
         controls = {
             "operator": ipywidgets.IntSlider(1, 1, len(data.operators), description="Operator"),
             "numbers": ipywidgets.ToggleButtons(
@@ -359,7 +359,7 @@ class FusionExplorer(Explorer):
                 layout={"width": "max-content"},
             ),
             "fused": ipywidgets.SelectMultiple(
-                options=options, description="Fused", rows=min(6, max(2, len(options))), layout={"width": "30em"}
+                options=options, description="Fused", rows=min(6, max(2, len(options))), layout={"width": "28em"}
             ),
         }
         presses = {
@@ -511,14 +511,14 @@ def _figure(float_name: str) -> go.FigureWidget:
     add("sizes", mode="text", textposition="bottom center", textfont={"size": 11}, cliponaxis=False)
     for row, name in enumerate(("bytes", "pairs", "quality"), start=1):
         look = {"marker_color": [plots.BLUE, "#C3CBD4"], "textposition": "auto", "cliponaxis": False}
-        figure.add_bar(
-            name=name, x=[0, 0], y=["now", "no fusion"], orientation="h", hoverinfo="skip", row=row, col=2, **look
-        )
+        figure.add_bar(name=name, x=[0, 0], y=[0, 1], orientation="h", hoverinfo="skip", row=row, col=2, **look)
     figure.update_layout(template=plots.TEMPLATE, showlegend=False, autosize=True, height=430, bargap=0.25)
     figure.update_layout(margin={"t": 44, "b": 24, "l": 12, "r": 24})
     figure.update_annotations(font_size=15)
     figure.update_xaxes(visible=False, range=[-0.8, _SHOWN - 0.2], row=1, col=1)
     figure.update_yaxes(visible=False, range=[-1.0, 1.9], row=1, col=1)
     figure.update_xaxes(visible=False, col=2)
-    figure.update_yaxes(autorange="reversed", showline=False, ticks="", col=2)
+    rows = {"tickvals": [0, 1], "ticktext": ["now", "no fusion"], "range": [1.6, -0.6]}
+    figure.update_yaxes(showline=False, ticks="", showgrid=False, zeroline=False, col=2, **rows)
+    figure.update_yaxes(visible=False, range=[-1.0, 1.9], row=1, col=1)
     return go.FigureWidget(figure)
