@@ -520,5 +520,4 @@ def _figure(float_name: str) -> go.FigureWidget:
     figure.update_xaxes(visible=False, col=2)
     rows = {"tickvals": [0, 1], "ticktext": ["now", "no fusion"], "range": [1.6, -0.6]}
     figure.update_yaxes(showline=False, ticks="", showgrid=False, zeroline=False, col=2, **rows)
-    figure.update_yaxes(visible=False, range=[-1.0, 1.9], row=1, col=1)
     return go.FigureWidget(figure)
