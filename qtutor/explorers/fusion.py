@@ -54,7 +54,6 @@ _ROUNDING_CALLS |= {F.adaptive_avg_pool2d, F.avg_pool2d, F.interpolate, F.hardsw
 # What PyTorch has INT8 kernels for; those of _EXACT choose among codes or clamp them, so they round nothing.
 
 _SHOWN = 5  # operators in view
-_NOTHING = 1e-3  # plotly writes no text at a bar of length 0
 _NAMES = {torch.float32: "FP32", torch.float64: "FP64", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
 
@@ -424,12 +423,13 @@ class FusionExplorer(Explorer):
         parts["sizes"].text = [f"{r.numbers.replace(' → ', '<br>→ ')}<br>{_bytes(r.size)}" for *_, r in texts]
         bars = {
             "bytes": [(flow.total, _bytes(flow.total)) for flow in (result.now, result.plain)],
-            "pairs": [(len(flow.rounded) or _NOTHING, str(len(flow.rounded))) for flow in (result.now, result.plain)],
+            "pairs": [(len(flow.rounded), str(len(flow.rounded))) for flow in (result.now, result.plain)],
             "quality": [_quality(flow.sqnr) for flow in (result.now, result.plain)],
         }
         for name, pairs in bars.items():
-            parts[name].x, parts[name].text = [value for value, _ in pairs], [text for _, text in pairs]
-            self._axes[name].range = [0, max(1, *(value for value, _ in pairs))]
+            most = max(value for value, _ in pairs) or 1
+            parts[name].x, parts[name].text = [value or most / 250 for value, _ in pairs], [text for _, text in pairs]
+            self._axes[name].range = [0, most]  # and a bar of length 0 would carry no text
 
 
 _HALF = 0.35  # half the width of an operator's box
@@ -479,7 +479,7 @@ def _bytes(size: float) -> str:
 
 
 def _quality(quality: float) -> tuple[float, str]:
-    return (_NOTHING, "no error") if quality == math.inf else (max(quality, 0), f"{quality:.1f} dB")
+    return (0, "no error") if quality == math.inf else (max(quality, 0), f"{quality:.1f} dB")
 
 
 def _figure(float_name: str) -> go.FigureWidget:
