@@ -9,6 +9,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     storage      where qtutor keeps things, whole or not at all
     observers    what range to represent
     capture      what a model calls and computes; where and why capturing it fails
+    dataflow     which tensors go where in a model, and the bytes that moves
     fusion       what may be merged, proven, and the memory traffic it saves
     samples      the data and the models that the lessons use
     batches      calibration data as people hand them in, checked

@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stderr
 import torch
 from torch import Tensor, nn
 
-_OURS = ("qtutor.capture", "qtutor.fusion", "qtutor.narrow", "qtutor.workflows")
+_OURS = ("qtutor.capture", "qtutor.dataflow", "qtutor.fusion", "qtutor.narrow", "qtutor.workflows")
 
 
 def where(error: BaseException) -> str:

@@ -15,9 +15,6 @@ for efficient inference: A whitepaper", section 3.
 """
 
 import copy
-import functools
-import inspect
-import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,9 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from qtutor.capture import where
+from qtutor.dataflow import (
+    Meter,
+    OperatorTraffic,
+    Tracer,
+    Traffic,
+    copy_model,
+    has_hooks,
+    kind_of,
+    label,
+    tensors_in,
+    trace,
+)
 
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _NORM_AFTER = {nn.Linear: nn.BatchNorm1d}
@@ -38,7 +46,6 @@ _NORM_AFTER |= {
 }
 _RELU_CALLS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
 _LAYER_ROLES = ("Conv", "ConvTranspose", "Linear")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -59,48 +66,6 @@ class Fusion:
     def accepted(self) -> bool:
         """Whether the fused model computes the same."""
         return not self.reason
-
-
-@dataclass(frozen=True)
-class OperatorTraffic:
-    """The bytes that one operator moves.
-
-    Attributes:
-        name: qualified name, or several joined by " + " where they run as one operator.
-        kind: class of the module, name of the function, or kind of the fusion.
-        read: bytes of the input tensors; one that is given twice counts once.
-        parameters: bytes of weights, biases and statistics.
-        written: bytes of the output tensors.
-    """
-
-    name: str
-    kind: str
-    read: int
-    parameters: int
-    written: int
-
-    @property
-    def total(self) -> int:
-        """All bytes moved."""
-        return self.read + self.parameters + self.written
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """The bytes that a model moves for one batch: one row an operator, in the order in which they run."""
-
-    rows: tuple[OperatorTraffic, ...]
-
-    @property
-    def totals(self) -> OperatorTraffic:
-        """The sum of all rows, as a row."""
-        sums = (sum(getattr(row, column) for row in self.rows) for column in ("read", "parameters", "written"))
-        return OperatorTraffic("total", "model", *sums)
-
-    @property
-    def total(self) -> int:
-        """All bytes moved."""
-        return self.totals.total
 
 
 def fold_batch_norm(layer: nn.Module, bn: nn.Module) -> nn.Module:
@@ -132,7 +97,8 @@ def fold_batch_norm(layer: nn.Module, bn: nn.Module) -> nn.Module:
     """
     if not _base(layer) or not _fits(layer, bn):
         pairs = ", ".join(f"{norm.__name__} into {base.__name__}" for base, norm in _NORM_AFTER.items())
-        raise TypeError(f"fold_batch_norm folds {pairs}, SyncBatchNorm into any; got {_kind(bn)} and {_kind(layer)}")
+        given = f"{kind_of(bn)} and {kind_of(layer)}"
+        raise TypeError(f"fold_batch_norm folds {pairs}, SyncBatchNorm into any; got {given}")
     if reason := _obstacle(layer, "the layer") or _norm_obstacle(layer, bn, "the batch norm"):
         raise ValueError(f"fold_batch_norm: {reason}")
     weight, bias, mean, var, gamma, beta = (
@@ -172,7 +138,7 @@ def find_fusions(model: nn.Module) -> tuple[Fusion, ...]:
         Conv-BN-ReLU ('0', '1', '2') accepted
         BN ('3',) 3 follows 2: only a batch norm right after its layer is folded
     """
-    return tuple(fusion for fusion, _ in _patterns(_trace(model, "find_fusions")))
+    return tuple(fusion for fusion, _ in patterns(trace(model, "find_fusions")))
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -189,12 +155,12 @@ def fuse(model: nn.Module) -> nn.Module:
         )
     """
     replacements: dict[int, Any] = {}
-    for fusion, _ in _patterns(_trace(model, "fuse")):
+    for fusion, _ in patterns(trace(model, "fuse")):
         if fusion.accepted and "-BN" in fusion.kind:
             layer, bn = map(model.get_submodule, fusion.names[:2])
             replacements[id(layer)] = fold_batch_norm(layer, bn).train(layer.training)
             replacements[id(bn)] = nn.Identity().eval()
-    fused = _copy(model, replacements)
+    fused = copy_model(model, replacements)
     fused._counts_as_fused = True  # for `traffic`; copies and pickles keep it
     return fused
 
@@ -238,102 +204,32 @@ def traffic(
         if width is not None and not width > 0:
             raise ValueError(f"traffic: {name} must be positive, got {width}: 1 stands for INT8")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version, which _Meter needs
-        tracer = _trace(model, "traffic", inputs)
-        meter = _Meter(tracer, activation_bytes, weight_bytes)
-        meter.run(*(tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, i) for i in inputs if _tensors(i)))
-    rows = meter.rows
+    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version, which Meter needs
+        tracer = trace(model, "traffic", inputs)
+        meter = Meter(tracer, activation_bytes, weight_bytes)
+        meter.run(*(tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, i) for i in inputs if tensors_in(i)))
+    rows = dict(meter.rows)
     if getattr(model, "_counts_as_fused", False) if fused is None else fused:
-        for fusion, nodes in _patterns(tracer):
+        for fusion, nodes in patterns(tracer):
             if fusion.accepted:
-                first, *_, last = (rows.pop(node) for node in nodes)
-                parameters = first.parameters
-                if "-BN" in fusion.kind and tracer.root.get_submodule(fusion.names[0]).bias is None:
-                    parameters += meter.size([tracer.root.get_submodule(fusion.names[1]).running_mean], weight_bytes)
-                name = " + ".join(fusion.names)
-                rows[nodes[0]] = OperatorTraffic(name, fusion.kind, first.read, parameters, last.written)
+                rows[nodes[0]] = as_one_operator(meter, fusion, nodes)
+                for node in nodes[1:]:
+                    del rows[node]
     return Traffic(tuple(rows[node] for node in tracer.graph.nodes if node in rows))
 
 
-class _Tracer(fx.Tracer):
-    """Record the `forward` of `root`: for a call with `inputs`, or with what it takes by all means."""
-
-    def __init__(self, root: nn.Module, inputs: tuple | None):
-        super().__init__()
-        self.inputs = inputs
-        self.watched: set[fx.Node] = set()  # what goes into or comes out of a block with hooks
-        self.hooked = {m for m in root.modules() if _has_hooks(m) and not self.is_leaf_module(m, "")}
-        for module in self.hooked:  # a hook expects tensors: it would fail on, or keep, the stand-ins of a trace
-            for hooks in _HOOKS:
-                getattr(module, hooks).clear()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        subclass = isinstance(m, (*_NORM_AFTER, _BatchNorm)) and next(m.children(), None) is None
-        return subclass or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
-        output = super().call_module(m, forward, args, kwargs)
-        if m in self.hooked:
-            self.watched.update(v.node for v in tree_leaves((args, kwargs, output)) if isinstance(v, fx.Proxy))
-        return output
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple:
-        def stand_in(name: str) -> fx.Proxy:
-            return self.create_proxy("placeholder", name, (), {})
-
-        signature = inspect.signature(self.root.forward)
-        if self.inputs is None:
-            needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-            values = {p.name: (stand_in(p.name),) if p.kind is p.VAR_POSITIONAL else stand_in(p.name) for p in needed}
-            bound = inspect.BoundArguments(signature, values)
-        else:
-            bound = signature.bind(*(stand_in(f"input_{i}") if _tensors(v) else v for i, v in enumerate(self.inputs)))
-        return functools.partial(self.root.forward, *bound.args, **bound.kwargs), []
+def as_one_operator(meter: Meter, fusion: Fusion, nodes: list[fx.Node]) -> OperatorTraffic:
+    """Return the traffic of an accepted fusion: nothing between its parts, no parameters but the folded layer's."""
+    first, last = meter.rows[nodes[0]], meter.rows[nodes[-1]]
+    parameters = first.parameters
+    if "-BN" in fusion.kind:
+        layer, bn = map(meter.module.get_submodule, fusion.names[:2])
+        if layer.bias is None:  # the folded one has a bias
+            parameters += meter.size([bn.running_mean], meter.weight_bytes)
+    return OperatorTraffic(" + ".join(fusion.names), fusion.kind, first.read, parameters, last.written)
 
 
-class _Meter(fx.Interpreter):
-    """Run a traced model and keep in `rows` the traffic of each node that gives tensors."""
-
-    def __init__(self, tracer: _Tracer, activation_bytes: float | None, weight_bytes: float | None):
-        super().__init__(tracer.root, graph=tracer.graph)
-        self.extra_traceback = False
-        self.activation_bytes, self.weight_bytes = activation_bytes, weight_bytes
-        self.weights = {_storage(t) for t in (*tracer.root.parameters(), *tracer.root.buffers())}
-        self.rows: dict[fx.Node, OperatorTraffic] = {}
-
-    def size(self, tensors: Any, width: float | None) -> int:
-        size = 0.0
-        for t in tensors:
-            elements = min(t.numel(), t.untyped_storage().nbytes() // t.element_size())  # fewer where it is expanded
-            size += elements * (width if width and t.is_floating_point() else t.element_size())
-        return math.ceil(size)
-
-    def run_node(self, n: fx.Node) -> Any:
-        versions = {t: t._version for t in _tensors(self.fetch_args_kwargs_from_env(n))}
-        output = super().run_node(n)
-        if not n.op.startswith("call_") or not _tensors(output):
-            return output
-        # An operator in place raises the version of an input. A view shares its storage and leaves the version.
-        storages = {_storage(t) for t in versions}
-        results = {t for t, version in versions.items() if t._version != version}
-        results |= {t for t in _tensors(output) if _storage(t) not in storages}
-        module = self.submodules[n.target] if n.op == "call_module" else None
-        kind = _function_name(n) if module is None else _kind(module)
-        read = parameters = written = 0
-        if results:
-            own = [t for t in versions if _storage(t) in self.weights]
-            if isinstance(module, nn.Embedding):  # reads the rows that it is asked for
-                own += results
-            elif module is not None:
-                own += [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
-            parameters = self.size(own, self.weight_bytes)
-            read = self.size((t for t in versions if _storage(t) not in self.weights), self.activation_bytes)
-            written = self.size(results, self.activation_bytes)
-        self.rows[n] = OperatorTraffic(_label(n), kind, read, parameters, written)
-        return output
-
-
-def _patterns(tracer: _Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
+def patterns(tracer: Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
     """Find the fusions of a traced model, each with its nodes, from the layer on."""
     modules, graph = dict(tracer.root.named_modules()), tracer.graph
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
@@ -349,18 +245,18 @@ def _patterns(tracer: _Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
             return base.__name__.rstrip("123d")
         if isinstance(module, _BatchNorm):
             return "BN"
-        if type(module) is nn.Identity and not _has_hooks(module):
+        if type(module) is nn.Identity and not has_hooks(module):
             return "Identity"
         is_call = node.op in ("call_function", "call_method") and node.target in _RELU_CALLS
         return "ReLU" if is_call or type(module) in (nn.ReLU, nn.ReLU6) else ""
 
     def refusal(nodes: list[fx.Node]) -> str:
         for node, after in pairwise(nodes):
-            if others := [_label(user) for user in node.users if user is not after]:
-                return f"the output of {_label(node)} is also used by {' and '.join(others)}"
+            if others := [label(user) for user in node.users if user is not after]:
+                return f"the output of {label(node)} is also used by {' and '.join(others)}"
             if node in tracer.watched:
-                return f"a hook on a block sees the output of {_label(node)}"
-        if nodes[-1].op == "call_module" and _has_hooks(modules[nodes[-1].target]):
+                return f"a hook on a block sees the output of {label(node)}"
+        if nodes[-1].op == "call_module" and has_hooks(modules[nodes[-1].target]):
             return f"{nodes[-1].target} has a hook, which would see other values or none"
         layer = modules[nodes[0].target]
         for name in [node.target for node in nodes if role(node) not in ("ReLU", "Identity")]:
@@ -393,12 +289,12 @@ def _patterns(tracer: _Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
                 found.pop(source, None)
         elif role(node) == "BN":
             parts = [node, *(user for user in node.users if role(user) in _LAYER_ROLES)][:2]
-            reason = f"{node.target} follows {_label(source)}: only a batch norm right after its layer is folded"
+            reason = f"{node.target} follows {label(source)}: only a batch norm right after its layer is folded"
             if len(parts) == 2:
                 reason += ", since zeros that pad the input of the next would miss the shift"
         else:
             continue
-        found[node] = Fusion("-".join(map(role, parts)), tuple(map(_label, parts)), reason), nodes
+        found[node] = Fusion("-".join(map(role, parts)), tuple(map(label, parts)), reason), nodes
     return list(found.values())
 
 
@@ -411,13 +307,13 @@ def _obstacle(module: nn.Module, name: str) -> str:
                 "spectral_norm or pruning: make it permanent first"
             )
         if type(parameter := module._parameters[attribute]) not in (nn.Parameter, type(None)):
-            return f"the {attribute} of {name} is not a plain parameter but {_kind(parameter)}"
-    if _has_hooks(module):
+            return f"the {attribute} of {name} is not a plain parameter but {kind_of(parameter)}"
+    if has_hooks(module):
         return f"{name} has a hook, which would see other values or none"
     base = _base(module) or next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
     for method in ("forward", "_conv_forward"):
         if method in vars(module) or getattr(type(module), method, None) is not getattr(base, method, None):
-            return f"{name} is {_kind(module)} with a {method} of its own"
+            return f"{name} is {kind_of(module)} with a {method} of its own"
     return ""
 
 
@@ -425,7 +321,8 @@ def _norm_obstacle(layer: nn.Module, bn: nn.Module, name: str) -> str:
     """Why a batch norm cannot be folded into `layer`, or ""."""
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     if not _fits(layer, bn):
-        return f"{_kind(bn)} after {_kind(layer)}: only {_NORM_AFTER[_base(layer)].__name__} normalizes its channels"
+        only = _NORM_AFTER[_base(layer)].__name__
+        return f"{kind_of(bn)} after {kind_of(layer)}: only {only} normalizes its channels"
     if bn.training:
         return f"{name} is in training mode, where it normalizes by the statistics of each batch: call .eval() first"
     if bn.running_mean is None or bn.running_var is None:
@@ -435,65 +332,9 @@ def _norm_obstacle(layer: nn.Module, bn: nn.Module, name: str) -> str:
     return _obstacle(bn, name)
 
 
-def _trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> _Tracer:
-    """Trace a copy of the model, for a trace may leave constants and stand-ins behind in the modules."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{caller} needs a torch.nn.Module, got {_kind(model)}")
-    if inputs is not None:
-        inspect.signature(model.forward).bind(*inputs)
-    root = _copy(model)
-    tracer = _Tracer(root, inputs)
-    try:
-        tracer.trace(root)
-    except Exception as error:
-        raise ValueError(
-            f"{caller} cannot trace {_kind(model)}{where(error)}\n{_kind(error)}: {error}\nA trace passes stand-ins "
-            "without values, so Python cannot branch, loop or compute on them. Write the line with tensor operations "
-            "(torch.where), or treat the submodules that have no such line one by one."
-        ) from None
-    return tracer
-
-
-def _copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
-    """Deep-copy a model, with some modules (by id) replaced wherever the model refers to them."""
-    memo = dict(replacements or {})
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses it
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
-
-
 def _base(module: nn.Module | None) -> type[nn.Module] | None:
     return next((base for base in _NORM_AFTER if isinstance(module, base)), None)
 
 
 def _fits(layer: nn.Module, bn: nn.Module) -> bool:
     return isinstance(bn, (_NORM_AFTER[_base(layer)], nn.SyncBatchNorm))
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, hooks) for hooks in _HOOKS)
-
-
-def _label(node: fx.Node) -> str:
-    if node.op not in ("call_function", "call_method"):
-        return str(node.target)
-    scope = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return ".".join([*scope[-1:], f"{_function_name(node)}()"])
-
-
-def _function_name(node: fx.Node) -> str:
-    return getattr(node.target, "__name__", str(node.target))
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -303,3 +303,32 @@ def calibration_size(sizes: Sequence[int], decibels: Tensor, title: str, *, clai
     look = {"mode": "lines+markers", "line": {"color": BLUE, "width": 2}, "marker": {"size": 9}}
     drawn.add_scatter(x=list(sizes), y=middle.numpy(), error_y=error, **look)
     return drawn.update_xaxes(type="log", tickvals=list(sizes), ticktext=[str(n) for n in sizes])
+
+
+def datapath(paths: dict[str, Sequence[tuple[str, str, int]]], title: str) -> go.Figure:
+    """Draw what operators pass on, one row a datapath, with ribbons as wide as bytes.
+
+    Args:
+        paths: by name, in order, `(operator, what it writes, bytes)`; the first is the input, its operator "".
+        title: what the picture shows.
+    """
+    drawn = figure(title, "", "", height=110 + 170 * len(paths))
+    widest = max(size for path in paths.values() for _, _, size in path)
+    for row, (name, path) in enumerate(paths.items()):
+        place = {"y": -row + 0.4, "xanchor": "left", "showarrow": False, "font": {"size": 14}}
+        drawn.add_annotation(x=-0.35, text=f"<b>{name}</b>", **place)
+        for i, (operator, numbers, size) in enumerate(path):
+            half, is_float = 0.24 * size / widest, numbers.startswith("FP")
+            colour = VERMILLION if is_float else PURPLE if numbers == "INT32" else BLUE
+            ends = {"x0": i - 0.34, "x1": i + 0.66, "y0": -row - half, "y1": -row + half}
+            drawn.add_shape(type="rect", fillcolor=colour, opacity=0.5, line_width=0, layer="below", **ends)
+            text = f"{numbers}<br>{size:,} B"
+            drawn.add_annotation(x=i + 0.33, y=-row - 0.4, text=text, showarrow=False, font={"size": 12})
+            if operator:
+                box = {"x0": i - 0.34, "x1": i + 0.02, "y0": -row - 0.27, "y1": -row + 0.27}
+                drawn.add_shape(type="rect", fillcolor="white", line={"color": INK, "width": 1.5}, **box)
+                drawn.add_annotation(x=i - 0.16, y=-row, text=operator, showarrow=False, font={"size": 12})
+    most = max(map(len, paths.values()))
+    drawn.update_xaxes(visible=False, range=[-0.4, most - 0.25])
+    drawn.update_yaxes(visible=False, range=[-len(paths) + 0.3, 0.6])
+    return drawn.update_layout(margin={"l": 12, "r": 12, "t": 52, "b": 8})

@@ -275,6 +275,10 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
         return _Compiled(model, inputs) if compile and flow == "pt2e" else model
 
 
+class _Skipped(nn.Identity):
+    """An Identity that torch.fx does not see, so that what it stands between can be merged."""
+
+
 class _Compiled(nn.Module):
     """A PT2E model that Inductor lowers, anew for each shape of the inputs; `model` is the one it came from."""
 
@@ -464,6 +468,9 @@ def _fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[str]]:
 
 def _prepare_fx(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> nn.Module:
     ao = _torch_ao()
+    for module in model.modules():
+        if type(module) is nn.Identity:  # as where `fuse` folded a batch norm
+            module.__class__ = _Skipped
     prepare = ao.quantize_fx.prepare_qat_fx if recipe["trained"] else ao.quantize_fx.prepare_fx
     return prepare(model, _qconfigs(ao, recipe), inputs)
 

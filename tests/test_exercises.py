@@ -15,7 +15,14 @@ import torch
 import qtutor.exercises
 from qtutor.exercises import affine_mapping, progress
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
-from qtutor.explorers import AffineExplorer, DynamicRangeExplorer, GranularityExplorer, ObserverExplorer
+from qtutor.explorers import (
+    AffineExplorer,
+    DynamicRangeExplorer,
+    FusionExplorer,
+    GranularityExplorer,
+    ObserverExplorer,
+)
+from qtutor.samples import SmallCNN, digits
 
 LESSONS = [
     module.lesson
@@ -31,6 +38,7 @@ OPEN = {
     ),
     "03_observers": ObserverExplorer,
     "04_dynamic_quantization": DynamicRangeExplorer,
+    "07_fusion": lambda: FusionExplorer(SmallCNN().eval(), digits().train.images[:64]),
 }
 """How each lesson with missions opens its explorer."""
 

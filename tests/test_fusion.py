@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 import qtutor.vision  # noqa: F401  makes torchvision importable
 from qtutor.fusion import Fusion, OperatorTraffic, find_fusions, fold_batch_norm, fuse, traffic
+from qtutor.workflows import quantize_static
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 BLOCK_INPUT = torch.linspace(-2, 3, 2 * 3 * 5 * 5, dtype=torch.float64).sin().view(2, 3, 5, 5)
@@ -341,6 +342,16 @@ def test_every_spelling_of_relu_is_found(activation, name):
     assert find_fusions(fuse(model)) == (Fusion("Linear-ReLU", ("0", name)),)
 
 
+def test_what_the_model_also_returns_is_not_folded_away():
+    class Both(Block):
+        def forward(self, x):
+            y = self.conv(x)
+            return self.bn(y), y
+
+    (fusion,) = find_fusions(ready(Both()))
+    assert fusion.reason == "the output of conv is also used by the output of the model"
+
+
 def test_kinds_are_named_by_their_roles():
     layers = [nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2), nn.Tanh(), nn.Conv1d(2, 2, 1), nn.ReLU()]
     layers += [nn.ReLU(), nn.ConvTranspose1d(2, 2, 1), nn.SyncBatchNorm(2), nn.BatchNorm1d(2), nn.Conv1d(2, 2, 1)]
@@ -546,6 +557,21 @@ def test_bytes_per_element_can_stand_for_a_quantized_model():
     for wrong in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="activation_bytes must be positive"):
             traffic(model, x, activation_bytes=wrong)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+def test_a_quantized_model_moves_the_bytes_of_its_codes_and_packed_weights():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), torch.randn(2, 3, 6, 6)
+    rows = traffic(quantize_static(model.eval(), [x]), x).rows
+    elements, activations = x.numel(), 2 * 8 * 4 * 4
+    assert [(row.kind, row.read, row.written) for row in rows] == [
+        ("quantize_per_tensor", 4 * elements, elements),
+        ("ConvReLU2d", elements, activations),
+        ("dequantize", activations, 4 * activations),
+    ]
+    assert 8 * 27 + 4 * 8 <= rows[1].parameters < 8 * 27 + 4 * 8 + 32  # a scale and a zero point
 
 
 def test_traffic_runs_in_inference_mode():

@@ -16,6 +16,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.utils._pytree import tree_leaves
 
 from qtutor import affine, vision, workflows  # noqa: F401
+from qtutor.fusion import fuse
 from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
 from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
 
@@ -536,3 +537,14 @@ def test_pt2e_compiles_or_says_that_there_is_no_compiler(tmp_path, hidden):
         assert not hidden
         assert result.stdout == "True True\n"
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+def test_what_was_folded_beforehand_is_merged_as_if_it_were_not(flow, tmp_path):
+    model = SmallCNN(4, 3).eval()
+    whole, folded = (quantize_static(m, [IMAGES], flow) for m in (model, fuse(model)))
+    torch.testing.assert_close(folded(IMAGES), whole(IMAGES), rtol=0.02, atol=0.02)
+    called = [node.target for node in folded.graph.nodes if node.op == "call_module"]
+    assert not any("bn" in name or "relu" in name for name in called)
+    save(folded, tmp_path / "folded")
+    assert torch.equal(load(tmp_path / "folded", fuse(model))(IMAGES), folded(IMAGES))
