@@ -167,7 +167,7 @@ def ratios(values: dict[str, float], title: str) -> go.Figure:
     drawn.update_xaxes(
         type="log", range=[math.log10(least), math.log10(most)], tickvals=ticks, ticktext=[f"{t:g}" for t in ticks]
     )
-    return drawn.update_layout(showlegend=False, margin_l=170)
+    return drawn.update_yaxes(automargin=True).update_layout(showlegend=False)
 
 
 def channel_ranges(ranges: dict[str, Tensor], title: str, *, lost_below: float | None = None) -> go.Figure:
