@@ -5,13 +5,15 @@ noise power of the output over its signal power,
 
     harm = N(only this layer rounded) + N(all rounded) - N(all but this layer rounded)
 
-in the order of which the table stands. What a layer does to its own tensors (SQNR overall, of the median
+in the order of which the table stands. Where well rounded weights hurt only because another layer gives
+them extreme values, their harm is counted with that layer's too: the cause stands before its effect. What a layer does to its own tensors (SQNR overall, of the median
 and of the worst channel, ranges, shifted means) explains the harm, and does not rank it: a large error
 that later layers ignore is harmless, and an overall SQNR hides a channel that is lost.
 """
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from qtutor import repair
 from qtutor.batches import Batch, read
@@ -97,6 +100,14 @@ class Diagnosis:
             self._measured[configuration] = Measured(score.sqnr, score.metric, self.bytes(configuration))
         return self._measured[configuration]
 
+    def quick(self, seconds: float) -> "Diagnosis":
+        """Return one that measures on as many batches, at least one, as take about so long."""
+        started = time.perf_counter()
+        self._prepared[self.configuration][0].run(self._batches[0])
+        taken = 2 * (time.perf_counter() - started)
+        count = max(1, int(seconds / max(taken, 1e-6)))
+        return self if count >= len(self._batches) else replace(self, _batches=self._batches[:count], _measured={})
+
     def bytes(self, configuration: Configuration) -> int:
         """Return what the parameters take: codes and scales where rounded, else as in the model."""
         total = sum(p.numel() * p.element_size() for p in self._model.parameters())
@@ -132,7 +143,7 @@ class Diagnosis:
         )
         size = f"{got.bytes / 1e6:.3g} MB instead of {self._float_bytes / 1e6:.3g}"
         text = f"Recommended: {configuration}. Output SQNR {got.sqnr:.1f} dB{metric}, {size}."
-        if not self._reaches(got):
+        if not self.reaches(got):
             text += " The goal is not reached: train through the rounding (QAT), take more bits, or round weights only."
         return text
 
@@ -175,6 +186,17 @@ class Diagnosis:
             return workflows.quantize_static(model, data, flow, keep_float=configuration.keep_float)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. Diagnosis.apply(flow='simulate') rounds any model in floating point") from error
+
+    def histograms(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the values of a layer's weights and of what it reads or gives, as left edges and counts of bins."""
+        simulation = self._prepared[self.configuration][0]
+        weights = torch.cat([w.flatten() for w in simulation.weights(name).values()]).float()
+        low, high = float(weights.min()), float(weights.max())
+        edges = torch.linspace(low, high if high > low else low + 1, 61)[:-1]
+        found = {"weights": (edges, weights.histc(60, low, high if high > low else low + 1))}
+        for side in self.statistics[name].sides:
+            found[side] = simulation.histogram(name, side)
+        return found
 
     def to_json(self, path: Path | str | None = None) -> str | None:
         """Return the whole diagnosis as JSON, or write it; NaN and infinity become null."""
@@ -265,7 +287,8 @@ class Diagnosis:
     def _rounded_in(self, configuration: Configuration, simulation: Simulation) -> frozenset[str]:
         return frozenset(simulation.layers) - frozenset(configuration.keep_float)
 
-    def _reaches(self, got: Measured) -> bool:
+    def reaches(self, got: Measured) -> bool:
+        """Whether this is good enough: the metric within `tolerance`, or without labels an SQNR of `GOOD_ENOUGH`."""
         if not self.metric_name:
             return not got.sqnr < GOOD_ENOUGH
         return got.metric >= self.float_metric - self.tolerance - 1e-9 and not got.sqnr < _LEAST
@@ -281,7 +304,7 @@ class Diagnosis:
             ("bias correction", {"bias_corrected": True}),
         ]
         for step, change in tries:
-            if self._reaches(self.measure(best)):
+            if self.reaches(self.measure(best)):
                 return rows, best
             candidate = replace(best, **change)
             if candidate == best:
@@ -293,7 +316,7 @@ class Diagnosis:
                 continue
             rows.append(self._row(step, better, candidate))
             best = candidate if better else best
-        if not self._reaches(self.measure(best)) and len(self.table):
+        if not self.reaches(self.measure(best)) and len(self.table):
             goal = (
                 {"metric": self.float_metric - self.tolerance, "sqnr": None if math.isnan(rows[0]["sqnr"]) else _LEAST}
                 if self.metric_name
@@ -415,8 +438,8 @@ def diagnose(
         score = scores.get(frozenset({name})) or scores.get(layers - {name})
         reason = f"rounded, it makes the model raise {score.error}" if score and score.error else "not measured"
         simulation.skipped[name] = simulation.layers[name].kind, reason
-    table = pd.DataFrame(rows, columns=[*_COLUMNS]).sort_values("_key", ascending=False, kind="stable")
-    table = table.drop(columns="_key").reset_index(drop=True)
+    table = pd.DataFrame(rows, columns=[*_COLUMNS]).sort_values("harm", ascending=False, kind="stable")
+    table = table.reset_index(drop=True)
     metric_name = "" if metric is None else "accuracy" if metric is accuracy else "metric"
     both = ["alone_metric", "all_but_metric"]
     table = (
@@ -455,7 +478,7 @@ def diagnose(
 _COLUMNS = (
     *("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_metric", "all_but_metric"),
     *("weight_sqnr", "weight_median", "weight_worst", "activation_sqnr", "activation_median", "activation_worst"),
-    *("weight_spread", "activation_spread", "bias_shift", "parameters", "finding", "suggestion", "_key"),
+    *("weight_spread", "activation_spread", "bias_shift", "parameters", "finding", "suggestion"),
 )
 
 
@@ -530,7 +553,7 @@ def _rows(
             {
                 "layer": name,
                 "kind": layer.kind,
-                "harm": harm,
+                "harm": loss if math.isnan(harm) else harm,
                 "alone_sqnr": alone.sqnr,
                 "all_but_sqnr": all_but.sqnr,
                 "alone_metric": alone.metric,
@@ -538,7 +561,11 @@ def _rows(
                 **statistics[name].columns(),
                 "finding": finding,
                 "suggestion": suggestion,
-                "_key": loss if math.isnan(harm) else harm,
             }
         )
+    by_name = {row["layer"]: row for row in rows}
+    for row in sorted(rows, key=lambda row: -row["harm"]):  # the cause before its effect
+        source = by_name.get(simulation.layers[row["layer"]].source)
+        if source and statistics[row["layer"]].amplified:
+            source["harm"] += row["harm"]
     return rows

@@ -22,6 +22,7 @@ UNEVEN = 16.0
 HARMLESS = 30.0
 """SQNR in dB above which a layer's own error gives no reason to look further."""
 
+_WELL = 25.0  # dB of the median channel: weights that are rounded well
 _FAR = 30.0  # times the root mean square: further out than any bell-shaped distribution goes
 
 
@@ -55,6 +56,15 @@ class ChannelSums:
     def range(self) -> Tensor:
         """`(channels,)` largest magnitudes."""
         return torch.maximum(-self.low, self.high)
+
+    @property
+    def blur(self) -> float:
+        """Noise over variance, overall or of the median channel, whichever is more: a constant is no signal."""
+        variance, noise = self.std.square(), self.noise / self.count
+        live = variance > 0
+        if not live.any():
+            return 0.0
+        return max(float(noise.sum() / variance.sum()), float((noise[live] / variance[live]).median()))
 
     def decibels(self) -> tuple[float, float, float]:
         """SQNR overall, of the median and of the worst channel."""
@@ -102,7 +112,7 @@ class LayerStatistics:
     @property
     def worst_side(self) -> str:
         """The side whose rounding adds more noise, or "" where nothing is rounded but weights."""
-        return min(self.sides, key=lambda side: self.sides[side].decibels()[0], default="")
+        return max(self.sides, key=lambda side: self.sides[side].blur, default="")
 
     @property
     def weight_noise(self) -> float:
@@ -116,7 +126,12 @@ class LayerStatistics:
     def noise(self) -> float:
         """Noise over signal of the weights and of the worse side."""
         side = self.worst_side
-        return self.weight_noise + (10 ** (-self.sides[side].decibels()[0] / 10) if side else 0.0)
+        return self.weight_noise + (self.sides[side].blur if side else 0.0)
+
+    @property
+    def amplified(self) -> bool:
+        """Whether well rounded weights give a bad output: then it is the input that is extreme."""
+        return self.weight_sqnr[1] >= _WELL and self.weight_noise >= max(0.01, 10 * 10 ** (-self.weight_sqnr[0] / 10))
 
     @property
     def bias_shift(self) -> float:
@@ -198,14 +213,16 @@ def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[B
 def explain(statistics: LayerStatistics) -> tuple[str, str]:
     """Say what is wrong with a layer, if anything, and what to do about it."""
     side = statistics.worst_side
-    activation = statistics.sides[side].decibels()[0] if side else math.inf
-    weight = decibels(statistics.weight_noise)
-    if min(weight, activation) >= HARMLESS and not statistics.bias_shift > 0.1:
+    activation, weight = statistics.sides[side].blur if side else 0.0, statistics.weight_noise
+    weight = max(weight, 10 ** (-statistics.weight_sqnr[1] / 10))  # a loud channel must not hide the median one
+    if max(weight, activation) <= 10 ** (-HARMLESS / 10):
         return "healthy", ""
-    return _of_activations(statistics, side) if activation < weight else _of_the_weights(statistics)
+    return _of_activations(statistics, side) if activation > weight else _of_the_weights(statistics)
 
 
 def _of_the_weights(statistics: LayerStatistics) -> tuple[str, str]:
+    if statistics.amplified:
+        return "amplified: its weights are fine, its input is extreme", "repair the layer before it, or correct_bias"
     ranges = statistics.weight_range
     widest, ratio = int(ranges.argmax()), unevenness(ranges)
     output = statistics.spread
@@ -228,8 +245,14 @@ def _of_the_weights(statistics: LayerStatistics) -> tuple[str, str]:
 def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
     sums = statistics.sides[side]
     ratio, gain = unevenness(sums.range), statistics.gain.get(side, 0.0)
+    widest = int(sums.range.argmax())
+    mean, std = float(sums.total[widest]) / sums.count, float(sums.std[widest])
+    if abs(mean) >= 10 * std > 0:
+        return (
+            f"bias shift: channel {widest} of its {side} lies at {mean:.3g} and varies by {std:.2g} only",
+            "move the constant into the bias of the next layer, or keep it in float",
+        )
     if ratio >= UNEVEN:
-        widest = int(sums.range.argmax())
         return (
             f"outlier activation: channel {widest} of its {side} is {ratio:.0f} times as wide as the median",
             "equalize, or keep it in float",

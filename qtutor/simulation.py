@@ -40,7 +40,7 @@ _PASS = {
     *("flatten", "unflatten", "view", "reshape", "view_as", "permute", "transpose", "movedim", "t", "squeeze"),
     *("unsqueeze", "contiguous", "clone", "expand", "chunk", "split", "unbind", "select", "narrow", "__getitem__"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "interpolate", "pixel_shuffle", "to", "float", "detach"),
-    *("channel_shuffle", "repeat", "flip", "roll", "rearrange"),
+    *("channel_shuffle", "repeat", "flip", "roll", "mean", "amax", "max"),
 }
 """Functions whose results lie in the range of their argument: nothing is rounded anew after them."""
 
@@ -94,6 +94,7 @@ class Layer:
         reads: whether its input is rounded on its account.
         relu: whether its output only goes through a ReLU.
         called: whether `forward` calls it; if not, something else reads its weights.
+        source: the layer that gives it its input, or "" where it is not one layer.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Layer:
     reads: bool = True
     relu: bool = False
     called: bool = True
+    source: str = ""
 
     @property
     def output(self) -> str:
@@ -356,6 +358,7 @@ class _Trace(TorchFunctionMode):
         self.norms: dict[str, list[str]] = defaultdict(list)  # whose output each batch norm gets
         self.reads_weight: dict[str, bool] = defaultdict(bool)
         self.calls: dict[str, int] = defaultdict(int)
+        self.sources: dict[str, set[str]] = defaultdict(set)
         self.owner = {id(_get(modules[name], path)): name for name, layer in layers.items() for path in layer.weights}
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -400,6 +403,7 @@ class _Trace(TorchFunctionMode):
                 layer.norm = norm
         for name, layer in self.layers.items():
             layer.relu = self.uses[name, "normed" if layer.norm else "raw"] == {"relu"}
+            layer.source = next(iter(self.sources[name])) if len(self.sources[name]) == 1 else ""
 
     def _folds(self, layer: Layer, norm: str) -> bool:
         module, bn = self.modules[layer.name], self.modules[norm]
@@ -417,6 +421,7 @@ class _Trace(TorchFunctionMode):
             inputs: list[Tensor] = []
             _each_input(args, kwargs, inputs.append)
             layer.reads |= any(not hasattr(x, "_qtutor") for x in inputs)
+            self.sources[name] |= {getattr(x, "_qtutor", ("",))[0] for x in inputs}
 
         return hook
 
