@@ -6,9 +6,11 @@ noise power of the output over its signal power,
     harm = N(only this layer rounded) + N(all rounded) - N(all but this layer rounded)
 
 in the order of which the table stands. Where well rounded weights hurt only because another layer gives
-them extreme values, their harm is counted with that layer's too: the cause stands before its effect. What a layer does to its own tensors (SQNR overall, of the median
-and of the worst channel, ranges, shifted means) explains the harm, and does not rank it: a large error
-that later layers ignore is harmless, and an overall SQNR hides a channel that is lost.
+them extreme values, their harm is counted with that layer's too: the cause stands before its effect.
+
+What a layer does to its own tensors (SQNR overall, of the median and of the worst channel, ranges, shifted
+means) explains the harm, and does not rank it: a large error that later layers ignore is harmless, and an
+overall SQNR hides a channel that is lost.
 """
 
 import json
@@ -91,6 +93,7 @@ class Diagnosis:
         Raises:
             ValueError: `keep_float` names no layer that was simulated, or a repair does not fit the model.
         """
+        configuration = replace(configuration, keep_float=tuple(sorted(configuration.keep_float)))
         if configuration not in self._measured:
             simulation, rounding = self._prepare(configuration)
             trial = self._rounded_in(configuration, simulation)
@@ -468,7 +471,7 @@ def diagnose(
     )
     for trial in (t for t in (everything, *(layers - {name} for name in suspects)) if t in scores):
         if not scores[trial].error:
-            kept = replace(configuration, keep_float=tuple(n for n in table["layer"] if n not in trial))
+            kept = replace(configuration, keep_float=tuple(sorted(layers - trial)))
             score = scores[trial]
             diagnosis._measured[kept] = Measured(score.sqnr, score.metric, diagnosis.bytes(kept))
     diagnosis.all_rounded = diagnosis._measured.get(configuration, diagnosis.all_rounded)
