@@ -1,8 +1,11 @@
 """Measure what rounding some layers of a model does to its output, in one process or many.
 
 The outer loop runs over batches and the inner one over trials, so one reference output serves all
-trials and nothing but sums outlives a batch. Trials are independent: joblib spreads them over what
-`joblib.parallel_config` names, each worker with a copy of the model.
+trials and nothing but sums outlives a batch. Within a batch, up to 256 MB of what layers gave are kept
+in each of two runs: up to the layer whose turn it is, a trial repeats one of them.
+
+Trials are independent: joblib spreads them over what `joblib.parallel_config` names, each worker with a
+copy of the model.
 """
 
 import math
@@ -132,15 +135,33 @@ def sweep(
 ) -> dict[Trial, Score]:
     """Score trials; what is in `scores` when this is interrupted was measured."""
     scores = {} if scores is None else scores
+    everything = frozenset(simulation.layers)
+    only = {frozenset({name}): name for name in everything}
+    all_but = {everything - {name}: name for name in everything}
     for batch in batches:
-        reference = list(tensors_of(simulation.run(batch)))
+        with simulation.recorded() as exact:
+            output = simulation.run(batch)
+        reference = list(tensors_of(output))
+        done, rounded = {frozenset(): output}, {}
+        if any(trial in all_but or trial == everything for trial in trials):
+            try:
+                with simulation.recorded() as rounded, simulation.rounded(rounding, everything):
+                    done[everything] = simulation.run(batch)
+            except Exception:
+                rounded = {}  # the trial will raise again, and say so
         for trial in trials:
             score = scores.get(trial, Score())
             if not score.error:
                 try:
-                    with simulation.rounded(rounding, trial):
-                        output = simulation.run(batch)
-                    score.add(reference, output, batch.labels, metric, batch.size)
+                    if trial not in done:
+                        name, given = only.get(trial), exact
+                        if name is None:
+                            name, given = all_but.get(trial), rounded
+                        # Until the layer's turn comes all is as it was: what came out then need not be computed again.
+                        known = {other: given[other] for other in simulation.before.get(name, ()) if other in given}
+                        with simulation.rounded(rounding, trial, known):
+                            output = simulation.run(batch)
+                    score.add(reference, done.get(trial, output), batch.labels, metric, batch.size)
                 except Exception as error:
                     score.error = f"{type(error).__name__}: {error}".splitlines()[0]
             scores[trial] = score

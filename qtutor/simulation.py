@@ -12,7 +12,7 @@ copy in eval mode; the given model is never touched.
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -137,12 +137,14 @@ class Simulation:
         layers: what can be simulated, by name, in the order of the first call.
         skipped: what cannot: name, class and reason.
         observed: by name, (input, output) observers of each kind.
+        before: for each layer, those that have done all their work when its own begins.
     """
 
     model: nn.Module
     layers: dict[str, Layer] = field(default_factory=dict)
     skipped: dict[str, tuple[str, str]] = field(default_factory=dict)
-    observed: dict[str, dict[str, Observer]] = field(default_factory=dict)
+    observed: dict[tuple[str, str], dict[str, Observer]] = field(default_factory=dict)
+    before: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, batch: Batch) -> "Simulation":
@@ -260,18 +262,50 @@ class Simulation:
         return Rounding(weights, scales["input"], scales["output"])
 
     @contextmanager
-    def rounded(self, rounding: Rounding, names: Iterable[str]) -> Iterator[None]:
-        """Round the named layers while the block runs."""
+    def rounded(
+        self, rounding: Rounding, names: Iterable[str], known: Mapping[str, list[Tensor]] | None = None
+    ) -> Iterator[None]:
+        """Round the named layers while the block runs; those in `known` give again what they gave, call by call."""
+        known = known or {}
         with ExitStack() as stack:
+            for name, outputs in known.items():
+                stack.enter_context(_forward(self.module(name), _replay(outputs)))
             for name in names:
                 layer, module = self.layers[name], self.module(name)
-                for path, weight in rounding.weights[name].items():
+                for path, weight in rounding.weights[name].items() if name not in known else ():
                     stack.enter_context(_replaced(module, path, weight))
-                if qparams := rounding.inputs.get(name):
+                if name not in known and (qparams := rounding.inputs.get(name)):
                     stack.callback(module.register_forward_pre_hook(_input_hook(qparams), with_kwargs=True).remove)
                 if qparams := rounding.outputs.get(name):
                     stack.callback(self.module(layer.output).register_forward_hook(_output_hook(qparams)).remove)
             yield
+
+    @contextmanager
+    def recorded(self, most: int = 1 << 28) -> Iterator[dict[str, list[Tensor]]]:
+        """Keep what convolutions and linear layers give in the block, before any hook, up to `most` bytes."""
+        kept: dict[str, list[Tensor]] = {}
+        left = most
+
+        def keep(name: str, module: nn.Module) -> Callable:
+            forward = module.forward
+
+            def run(*args: Any, **kwargs: Any) -> Tensor:
+                nonlocal left
+                output = forward(*args, **kwargs)
+                left -= output.nbytes
+                if left >= 0:
+                    kept.setdefault(name, []).append(output.clone())  # what follows may change it in place
+                else:
+                    kept.pop(name, None)
+                return output
+
+            return run
+
+        with ExitStack() as stack:
+            for name in self.layers:
+                if isinstance(module := self.module(name), (nn.Linear, _ConvNd)):
+                    stack.enter_context(_forward(module, keep(name, module)))
+            yield kept
 
     @contextmanager
     def weights_rounded(self, rounding: Rounding, name: str) -> Iterator[None]:
@@ -345,6 +379,10 @@ class Simulation:
         order = {name: place for place, name in enumerate(trace.order)}
         used = [layer for name, layer in found.items() if name not in self.skipped]
         self.layers = {layer.name: layer for layer in sorted(used, key=lambda each: order.get(each.name, len(order)))}
+        last = {name: place for place, name in enumerate(trace.order)}
+        for name, layer in self.layers.items():
+            first = trace.order.index(name) if layer.called and name not in trace.foreign else 0
+            self.before[name] = frozenset(other for other, place in last.items() if place < first)
 
 
 class _Trace(TorchFunctionMode):
@@ -359,6 +397,8 @@ class _Trace(TorchFunctionMode):
         self.reads_weight: dict[str, bool] = defaultdict(bool)
         self.calls: dict[str, int] = defaultdict(int)
         self.sources: dict[str, set[str]] = defaultdict(set)
+        self.inside: list[str] = []  # the layers that are at work
+        self.foreign: set[str] = set()  # whose weights others read too
         self.owner = {id(_get(modules[name], path)): name for name, layer in layers.items() for path in layer.weights}
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -368,7 +408,10 @@ class _Trace(TorchFunctionMode):
         output = func(*args, **kwargs)
         for x in given:
             if id(x) in self.owner:
-                self.reads_weight[self.owner[id(x)]] = True
+                name = self.owner[id(x)]
+                self.reads_weight[name] = True
+                if name not in self.inside:
+                    self.foreign.add(name)
         results = list(_tensors(output))
         if not results or not tags:
             return output
@@ -418,6 +461,7 @@ class _Trace(TorchFunctionMode):
             layer.called = True
             self.calls[name] += 1
             self.order.append(name)
+            self.inside.append(name)
             inputs: list[Tensor] = []
             _each_input(args, kwargs, inputs.append)
             layer.reads |= any(not hasattr(x, "_qtutor") for x in inputs)
@@ -427,6 +471,7 @@ class _Trace(TorchFunctionMode):
 
     def _leave(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            self.inside.remove(name)
             value = output[0] if isinstance(output, tuple) and output else output
             if isinstance(value, Tensor) and value.is_floating_point():
                 value._qtutor = (name, "raw")
@@ -504,6 +549,24 @@ def _replaced(module: nn.Module, path: str, weight: Tensor) -> Iterator[None]:
         owner._parameters[name] = before
         if flat is not None:
             owner._flat_weights = [owner._parameters[key] for key in owner._flat_weights_names]
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _replay(outputs: list[Tensor]) -> Callable:
+    again = iter(outputs)
+    return lambda *args, **kwargs: next(again).clone()
 
 
 def _repair_parametrization(module: nn.Module) -> str:
