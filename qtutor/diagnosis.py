@@ -144,7 +144,8 @@ class Diagnosis:
         metric = f", {self.metric_name} {got.metric:.4g} against {self.float_metric:.4g} in float" * bool(
             self.metric_name
         )
-        size = f"{got.bytes / 1e6:.3g} MB instead of {self._float_bytes / 1e6:.3g}"
+        unit, name = (1e6, "MB") if self._float_bytes >= 1e6 else (1e3, "kB")
+        size = f"{got.bytes / unit:.3g} {name} instead of {self._float_bytes / unit:.3g}"
         text = f"Recommended: {configuration}. Output SQNR {got.sqnr:.1f} dB{metric}, {size}."
         if not self.reaches(got):
             text += " The goal is not reached: train through the rounding (QAT), take more bits, or round weights only."
@@ -251,9 +252,14 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         import html
 
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        columns = [c for c in _SHOWN if c in self.table.columns]
-        return notes + self.table[columns].round(4)._repr_html_()
+        columns = ("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_accuracy", "alone_metric")
+        shown = self.table[[c for c in (*columns, "finding", "suggestion") if c in self.table.columns]]
+        shown = shown.rename(columns=lambda name: name.replace("_", " "))
+        notes = [*self.notes, *(f"Skipped: {r.layer} ({r.kind}): {r.reason}" for r in self.skipped.itertuples())]
+        words = "<style>.qtutor-diagnosis td:nth-last-child(-n+2) {text-align: left; min-width: 16em}</style>"
+        table = shown.to_html(index=False, float_format=lambda value: f"{value:.3g}", border=0)
+        said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+        return f"<div class='qtutor-diagnosis'>{words}{table}{said}</div>"
 
     @cached_property
     def _weights(self) -> dict[str, tuple[int, int, int]]:
@@ -434,8 +440,16 @@ def diagnose(
             spread(simulation, rounding, batches, trials, metric, advance, scores)
         except KeyboardInterrupt:
             notes.append("Interrupted: the table holds what was measured until then.")
+        except Exception as error:
+            notes.append(f"Stopped by {type(error).__name__}: {error}: the table holds what was measured until then.")
     if first not in scores or everything not in scores:
-        raise KeyboardInterrupt("interrupted before the first layer was measured")
+        if any(note.startswith("Interrupted") for note in notes):
+            raise KeyboardInterrupt("interrupted before the first layer was measured")
+        raise ValueError(f"nothing could be measured: the model raised on every batch. {' '.join(notes)}")
+    if scores[everything].error:
+        raise ValueError(f"with its layers rounded the model raises {scores[everything].error}")
+    if scores[first].batches < len(batches) and not any(note.startswith("Interrupted") for note in notes):
+        notes.append(f"The model raised on {len(batches) - scores[first].batches} batches, which are left out.")
     rows = _rows(simulation, statistics, scores, first, everything)
     for name in layers - {row["layer"] for row in rows}:
         score = scores.get(frozenset({name})) or scores.get(layers - {name})

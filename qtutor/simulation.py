@@ -572,7 +572,11 @@ def _replay(outputs: list[Tensor]) -> Callable:
 def _repair_parametrization(module: nn.Module) -> str:
     """Make what a parametrization computes at each call permanent, on the copy; why that cannot be, or ""."""
     for name in [*getattr(module, "parametrizations", {})]:
+        value = getattr(module, name).detach().clone()
         parametrize.remove_parametrizations(module, name)
+        if name not in module._parameters:  # what needs no gradient is left as a plain tensor
+            delattr(module, name)
+            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
     if "weight" not in module._parameters and isinstance(module, (nn.Linear, _ConvNd, nn.Embedding)):
         return "its weight is computed anew at each call, by weight_norm, spectral_norm or pruning: make it permanent"
     return ""

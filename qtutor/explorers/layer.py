@@ -244,7 +244,7 @@ def _figure(diagnosis: Diagnosis) -> go.FigureWidget:
         figure.add_bar(x=[], y=[], marker_color=colour, marker_line_width=0, showlegend=False, row=row, col=3)
     figure.update_layout(
         template=plots.TEMPLATE,
-        height=520,
+        height=470,
         autosize=True,
         bargap=0.05,
         margin={"t": 48},
