@@ -212,7 +212,10 @@ class Simulation:
         best = copy.copy(self.observed[name, side]["mse"])
         best.quant_min, best.quant_max = qparams.quant_min, qparams.quant_max
         estimate = best._stream.squared_error()
-        now, then = (float(estimate(_row(each))) for each in (qparams, best.qparams()))
+        now, then = (
+            float(estimate(each.scale.view(1, 1), each.zero_point.view(1, 1), each.quant_min, each.quant_max))
+            for each in (qparams, best.qparams())
+        )
         return 10 * math.log10(now / then) if now > 0 and then > 0 else 0.0
 
     def histogram(self, name: str, side: str) -> tuple[Tensor, Tensor]:
@@ -491,10 +494,6 @@ class _Trace(TorchFunctionMode):
                 output._qtutor = (source, "normed")
 
         return hook
-
-
-def _row(qparams: QParams) -> QParams:
-    return replace(qparams, scale=qparams.scale.view(1, 1), zero_point=qparams.zero_point.view(1, 1))
 
 
 def channel_axis(module: nn.Module) -> int:
