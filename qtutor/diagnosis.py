@@ -418,14 +418,12 @@ def diagnose(
     configuration = Configuration(bits, weights, activations)
     batches, more = read(data, samples)
     notes = [f"The first {sum(b.size for b in batches)} samples were used: samples={samples}."] if more else []
-    simulation, batches, outputs = _first_runs(model, batches, notes)
+    simulation, batches, outputs = _first_runs(model, batches, notes, metric is None)
     if metric is None and all(can_be_classes(output, b.labels) for b, output in zip(batches, outputs, strict=True)):
         metric = accuracy
     elif metric is None and any(batch.labels is not None for batch in batches):
         notes.append("The labels are not one class for each row of scores, so only the SQNR of the output is measured.")
     del outputs
-    if metric is None and not any(True for _ in tensors_of(simulation.run(batches[0]))):
-        raise ValueError("the output of the model holds no floating-point tensor to compare: pass metric=")
 
     rounding = simulation.round(configuration)
     statistics = local_statistics(simulation, rounding, batches)
@@ -511,7 +509,9 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
         yield bar.update
 
 
-def _first_runs(model: nn.Module, batches: list[Batch], notes: list[str]) -> tuple[Simulation, list[Batch], list]:
+def _first_runs(
+    model: nn.Module, batches: list[Batch], notes: list[str], comparing: bool
+) -> tuple[Simulation, list[Batch], list]:
     """Find the layers and observe the float model; batches on which it raises are left out, with a note."""
     simulation, good, outputs, problem = None, [], [], None
     for number, batch in enumerate(batches):
@@ -531,6 +531,8 @@ def _first_runs(model: nn.Module, batches: list[Batch], notes: list[str]) -> tup
                 f"the model itself gives NaN or infinity on batch {number}{simulation.first_not_finite(batch)}: "
                 "there is nothing to compare with"
             )
+        if comparing and next(tensors_of(output), None) is None:
+            raise ValueError("the output of the model holds no floating-point tensor to compare: pass metric=")
         good.append(batch)
         outputs.append(_shapes_only(output))
     if simulation is None or not good:

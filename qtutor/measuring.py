@@ -151,7 +151,7 @@ def sweep(
         done, rounded = {frozenset(): output}, {}
         if any(trial in all_but or trial == everything for trial in trials):
             try:
-                with simulation.recorded() as rounded, simulation.rounded(rounding, everything):
+                with simulation.rounded(rounding, everything), simulation.recorded() as rounded:
                     done[everything] = simulation.run(batch)
             except Exception:
                 rounded = {}  # the trial will raise again, and say so

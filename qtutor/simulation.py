@@ -272,12 +272,13 @@ class Simulation:
         known = known or {}
         with ExitStack() as stack:
             for name, outputs in known.items():
-                stack.enter_context(_forward(self.module(name), _replay(outputs)))
-            for name in names:
+                stack.enter_context(_forward(self.module(name), lambda x=None, *args, **kwargs: x))
+                stack.enter_context(_forward(self.module(self.layers[name].output), _replay(outputs)))
+            for name in set(names) - set(known):
                 layer, module = self.layers[name], self.module(name)
-                for path, weight in rounding.weights[name].items() if name not in known else ():
+                for path, weight in rounding.weights[name].items():
                     stack.enter_context(_replaced(module, path, weight))
-                if name not in known and (qparams := rounding.inputs.get(name)):
+                if qparams := rounding.inputs.get(name):
                     stack.callback(module.register_forward_pre_hook(_input_hook(qparams), with_kwargs=True).remove)
                 if qparams := rounding.outputs.get(name):
                     stack.callback(self.module(layer.output).register_forward_hook(_output_hook(qparams)).remove)
@@ -285,29 +286,25 @@ class Simulation:
 
     @contextmanager
     def recorded(self, most: int = 1 << 28) -> Iterator[dict[str, list[Tensor]]]:
-        """Keep what convolutions and linear layers give in the block, before any hook, up to `most` bytes."""
+        """Keep what convolutions and linear layers give in the block, rounded if they are, up to `most` bytes."""
         kept: dict[str, list[Tensor]] = {}
         left = most
 
-        def keep(name: str, module: nn.Module) -> Callable:
-            forward = module.forward
-
-            def run(*args: Any, **kwargs: Any) -> Tensor:
+        def keep(name: str) -> Callable:
+            def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
                 nonlocal left
-                output = forward(*args, **kwargs)
                 left -= output.nbytes
                 if left >= 0:
                     kept.setdefault(name, []).append(output.clone())  # what follows may change it in place
                 else:
                     kept.pop(name, None)
-                return output
 
-            return run
+            return hook
 
         with ExitStack() as stack:
-            for name in self.layers:
-                if isinstance(module := self.module(name), (nn.Linear, _ConvNd)):
-                    stack.enter_context(_forward(module, keep(name, module)))
+            for name, layer in self.layers.items():
+                if layer.called and isinstance(self.module(name), (nn.Linear, _ConvNd)):
+                    stack.callback(self.module(layer.output).register_forward_hook(keep(name)).remove)
             yield kept
 
     @contextmanager

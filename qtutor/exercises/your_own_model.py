@@ -202,7 +202,7 @@ beat_the_frontier = lesson.mission(
     answer={"weights": "channel", "keep_float": ()},
     hints=["Floating point is a dear way to repair weights. What shares a scale?", "A scale per channel, no floats."],
     mistakes=[
-        ({"weights": "tensor", "keep_float": ()}, "What else can you change?"),
+        ({"weights": "tensor", "keep_float": ("features.1.conv",)}, "What else can you change?"),
         (
             {"weights": "tensor", "keep_float": tuple(f"features.{i}.conv" for i in (1, 3, 5, 7))},
             "Must a layer stay in float at all?",
