@@ -446,8 +446,9 @@ def diagnose(
         raise ValueError(f"nothing could be measured: the model raised on every batch. {' '.join(notes)}")
     if scores[everything].error:
         raise ValueError(f"with its layers rounded the model raises {scores[everything].error}")
-    if scores[first].batches < len(batches) and not any(note.startswith("Interrupted") for note in notes):
-        notes.append(f"The model raised on {len(batches) - scores[first].batches} batches, which are left out.")
+    fewest = min(score.batches for score in scores.values() if not score.error)
+    if fewest < len(batches) and not any(note.startswith("Interrupted") for note in notes):
+        notes.append(f"The model raised later on: on {len(batches) - fewest} batches some layers are left out.")
     rows = _rows(simulation, statistics, scores, first, everything)
     for name in layers - {row["layer"] for row in rows}:
         score = scores.get(frozenset({name})) or scores.get(layers - {name})

@@ -167,7 +167,8 @@ def sweep(
                             output = simulation.run(batch)
                     score.add(reference, done.get(trial, output), batch.labels, metric, batch.size)
                 except Exception as error:
-                    score.error = f"{type(error).__name__}: {error}".splitlines()[0]
+                    if not score.batches:  # else what the batches before gave is kept
+                        score.error = f"{type(error).__name__}: {error}".splitlines()[0]
             scores[trial] = score
             step()
     return scores
