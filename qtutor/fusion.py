@@ -227,49 +227,6 @@ def as_one_operator(meter: Meter, fusion: Fusion, nodes: list[fx.Node]) -> Opera
         if layer.bias is None:  # the folded one has a bias
             parameters += meter.size([bn.running_mean], meter.weight_bytes)
     return OperatorTraffic(" + ".join(fusion.names), fusion.kind, first.read, parameters, last.written)
-def layer_graph(model: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
-    """Return the graph of the calls in a model, and the modules that it calls, those of a copy, by name.
-
-    Raises as `find_fusions`.
-    """
-    tracer = _trace(model, "layer_graph")
-    return tracer.graph, dict(tracer.root.named_modules())
-
-
-class _Tracer(fx.Tracer):
-    """Record the `forward` of `root`: for a call with `inputs`, or with what it takes by all means."""
-
-    def __init__(self, root: nn.Module, inputs: tuple | None):
-        super().__init__()
-        self.inputs = inputs
-        self.watched: set[fx.Node] = set()  # what goes into or comes out of a block with hooks
-        self.hooked = {m for m in root.modules() if _has_hooks(m) and not self.is_leaf_module(m, "")}
-        for module in self.hooked:  # a hook expects tensors: it would fail on, or keep, the stand-ins of a trace
-            for hooks in _HOOKS:
-                getattr(module, hooks).clear()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        subclass = isinstance(m, (*_NORM_AFTER, _BatchNorm)) and next(m.children(), None) is None
-        return subclass or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
-        output = super().call_module(m, forward, args, kwargs)
-        if m in self.hooked:
-            self.watched.update(v.node for v in tree_leaves((args, kwargs, output)) if isinstance(v, fx.Proxy))
-        return output
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple:
-        def stand_in(name: str) -> fx.Proxy:
-            return self.create_proxy("placeholder", name, (), {})
-
-        signature = inspect.signature(self.root.forward)
-        if self.inputs is None:
-            needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-            values = {p.name: (stand_in(p.name),) if p.kind is p.VAR_POSITIONAL else stand_in(p.name) for p in needed}
-            bound = inspect.BoundArguments(signature, values)
-        else:
-            bound = signature.bind(*(stand_in(f"input_{i}") if _tensors(v) else v for i, v in enumerate(self.inputs)))
-        return functools.partial(self.root.forward, *bound.args, **bound.kwargs), []
 
 
 def patterns(tracer: Tracer) -> list[tuple[Fusion, list[fx.Node]]]:

@@ -340,6 +340,8 @@ def datapath(paths: dict[str, Sequence[tuple[str, str, int]]], title: str) -> go
     drawn.update_xaxes(visible=False, range=[-0.4, most - 0.25])
     drawn.update_yaxes(visible=False, range=[-len(paths) + 0.3, 0.6])
     return drawn.update_layout(margin={"l": 12, "r": 12, "t": 52, "b": 8})
+
+
 def sensitivity(table: "pd.DataFrame", title: str, *, most: int = 40) -> go.Figure:
     """Draw what rounding each layer alone, and all but it, does to the output; the most harmful on top.
 

@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from qtutor.batches import read
-from qtutor.fusion import fuse, layer_graph
+from qtutor.dataflow import trace
+from qtutor.fusion import fuse
 from qtutor.simulation import Configuration, Simulation, activation_axis
 
 if TYPE_CHECKING:
@@ -219,7 +220,8 @@ def choose_float_layers(
 
 def _pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Names of the layers, in order, that pass a factor on to one other layer."""
-    graph, modules = layer_graph(model)
+    tracer = trace(model, "equalize")
+    graph, modules = tracer.graph, dict(tracer.root.named_modules())
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":

@@ -22,11 +22,10 @@ from qtutor.explorers import (
     DynamicRangeExplorer,
     FusionExplorer,
     GranularityExplorer,
+    LayerExplorer,
     ObserverExplorer,
 )
-from qtutor.samples import SmallCNN, digits
-from qtutor.explorers import AffineExplorer, GranularityExplorer, LayerExplorer, ObserverExplorer
-from qtutor.samples import DepthwiseNet
+from qtutor.samples import DepthwiseNet, SmallCNN, digits
 
 LESSONS = [
     module.lesson

@@ -7,5 +7,11 @@ from qtutor.explorers.granularity import GranularityExplorer
 from qtutor.explorers.layer import LayerExplorer
 from qtutor.explorers.observer import ObserverExplorer
 
-__all__ = ["AffineExplorer", "DynamicRangeExplorer", "FusionExplorer", "GranularityExplorer", "ObserverExplorer"]
-__all__ = ["AffineExplorer", "GranularityExplorer", "LayerExplorer", "ObserverExplorer"]
+__all__ = [
+    "AffineExplorer",
+    "DynamicRangeExplorer",
+    "FusionExplorer",
+    "GranularityExplorer",
+    "LayerExplorer",
+    "ObserverExplorer",
+]
