@@ -16,6 +16,11 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     narrow       fewer than 8 bits in kernels that know 8 alone
     saved        a quantized model as a file without code
     workflows    PyTorch's own quantization flows behind thin, stable names
+    simulation   any model as if some of its layers were integers
+    measuring    what rounding some layers does to the output, in one process or many
+    local        what rounding a layer does to its own tensors, in words too
+    repair       equalize, correct biases, keep a few layers in floating point
+    diagnosis    which layer hurts, on any model
     benchmark    size, accuracy and latency, compared fairly
     plots        a result in, a plotly figure out
     explorers    live widgets: move a control, watch the mathematics

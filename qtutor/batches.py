@@ -1,12 +1,16 @@
 """Batches as people hand them in, without labels, and fit to calibrate with.
 
 A batch is a tensor, or a pair that is always `(inputs, labels)`. Several inputs are a tuple inside the
-pair, `((a, b), labels)`, where the labels may be None.
+pair, `((a, b), labels)`, where the labels may be None. Where any model is run, a mapping stands for named
+inputs, alone or in the pair.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 def inputs_of(data: Iterable) -> Iterator[tuple[Tensor, ...]]:
@@ -42,3 +46,75 @@ def check_inputs(inputs: tuple, name: str) -> None:
             raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} is empty")
         if not tensor.isfinite().all():
             raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} holds NaN or infinity")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One call of a model: what goes in, and what should come out.
+
+    Attributes:
+        args: the inputs by place.
+        kwargs: the inputs by name.
+        labels: None where there are none.
+    """
+
+    args: tuple
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    labels: Any = None
+
+    @property
+    def size(self) -> int:
+        """How many samples it holds: the length of its first tensor."""
+        tensors = [leaf for leaf in tree_leaves([self.args, self.kwargs]) if isinstance(leaf, Tensor)]
+        return len(tensors[0]) if tensors and tensors[0].dim() else 1
+
+    def clone(self) -> tuple[tuple, dict[str, Any]]:
+        """Return the inputs as copies, which a model may change."""
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs))
+
+
+def read(data: Iterable, most: int) -> tuple[list[Batch], bool]:
+    """Read batches until they hold `most` samples; also return whether there were more.
+
+    Raises:
+        TypeError: these are not batches.
+        ValueError: there is none, or a tensor in one is empty.
+    """
+    if isinstance(data, (Tensor, Mapping, str)) or (isinstance(data, tuple) and data and isinstance(data[0], Tensor)):
+        raise TypeError(f"data is an iterable of batches, got one batch ({type(data).__name__}): put it in a list")
+    try:
+        stream = iter(data)
+    except TypeError:
+        raise TypeError(f"data is an iterable of batches, got {type(data).__name__}") from None
+    batches, samples = [], 0
+    for number, given in enumerate(stream):
+        if samples >= most:
+            return batches, True
+        batch = _batch(given, number)
+        for leaf in tree_leaves([batch.args, batch.kwargs]):
+            if isinstance(leaf, Tensor) and leaf.numel() == 0:
+                raise ValueError(f"batch {number} of data: an input of shape {tuple(leaf.shape)} is empty")
+        batches.append(batch)
+        samples += batch.size
+    if not batches:
+        raise ValueError("data holds no batch: pass a few batches, and make a new generator if this one is used up")
+    return batches, False
+
+
+def _batch(given: Any, number: int) -> Batch:
+    if isinstance(given, Batch):
+        return given
+    labels = None
+    if isinstance(given, (tuple, list)):
+        if len(given) not in (1, 2):
+            raise TypeError(
+                f"batch {number} of data has {len(given)} parts: a pair is (inputs, labels), and several inputs are "
+                "((a, b), labels), where the labels may be None"
+            )
+        given, labels = (*given, None)[:2]
+    if isinstance(given, Mapping):
+        return Batch((), dict(given), labels)
+    inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
+        raise TypeError(f"batch {number} of data holds no tensor, but {type(given).__name__}")
+    return Batch(inputs, {}, labels)

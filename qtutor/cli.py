@@ -1,4 +1,4 @@
-"""The `qtutor` command: open the course, or say what this computer is.
+"""The `qtutor` command: open the course, say what this computer is, or which layer of a model hurts.
 
 Each subcommand imports what it needs when it runs, so that `qtutor --help` answers at once and
 `qtutor doctor` can say that PyTorch is missing.
@@ -78,6 +78,64 @@ def prepare(names: list[str]) -> int:
     return 0
 
 
+def diagnose(model: str, data: str, **options: object) -> int:
+    """Find out which layers quantization hurts most: a table here, and a page or JSON where asked for."""
+    try:
+        from qtutor import diagnosis, plots
+    except ImportError as error:
+        return _not_installed(error)
+
+    page, text = options.pop("html"), options.pop("json")
+    try:
+        found = diagnosis.diagnose(_made(model), _made(data), **options)
+        print(found)
+        print(f"\n{found.steps.drop(columns='configuration').to_string(index=False)}")
+        print(f"\n{found.verdict}\nApply it with diagnosis.apply() after diagnosis = diagnose(model, data).")
+        if page:
+            plots.report(found, page)
+        if text:
+            found.to_json(text)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except (TypeError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path in filter(None, (page, text)):
+        print(f"Written: {path}")
+    return 0
+
+
+def _made(target: str) -> object:
+    """What `module:name` names, called if it can be called and is not itself a model; a module may be a file."""
+    import importlib
+    import importlib.util
+
+    module, _, name = target.rpartition(":")
+    if not module or not name:
+        raise ValueError(f"{target!r} names nothing: write module:function, for example mynet:build or mynet.py:build")
+    sys.path.insert(0, os.getcwd())
+    try:
+        if module.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+            home = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = home
+            spec.loader.exec_module(home)
+        else:
+            home = importlib.import_module(module)
+    except (ImportError, FileNotFoundError) as error:
+        raise ValueError(f"{target!r}: {module} cannot be imported ({error})") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    try:
+        found = getattr(home, name)
+    except AttributeError:
+        raise ValueError(f"{target!r}: {module} has no {name}") from None
+    import torch
+
+    return found() if callable(found) and not isinstance(found, torch.nn.Module) else found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -102,11 +160,24 @@ def main(argv: list[str] | None = None) -> int:
     making = commands.add_parser("prepare", help="train the lessons' models ahead", description=prepare.__doc__)
     making.add_argument("names", nargs="*", metavar="name", help="a model; all of them if none is named")
 
+    hurting = commands.add_parser("diagnose", help="say which layer of a model hurts", description=diagnose.__doc__)
+    hurting.add_argument("model", metavar="module:factory", help="a model, or a function that returns one")
+    hurting.add_argument(
+        "--data", required=True, metavar="module:loader", help="batches, or a function that returns them"
+    )
+    hurting.add_argument("--html", metavar="FILE", help="write a report, one page that opens offline")
+    hurting.add_argument("--json", metavar="FILE", help="write all numbers")
+    hurting.add_argument("--bits", type=int, default=8)
+    hurting.add_argument("--weights", choices=("tensor", "channel"), default="tensor", help="what shares a scale")
+    hurting.add_argument("--samples", type=int, default=1024, help="how many samples to read at most")
+
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "lab":
         return lab(rest)
     if rest:
         parser.error(f"{arguments.command} does not take {' '.join(rest)}")
+    if arguments.command == "diagnose":
+        return diagnose(**{name: value for name, value in vars(arguments).items() if name != "command"})
     return prepare(arguments.names) if arguments.command == "prepare" else doctor()
 
 

@@ -4,8 +4,11 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; every series
 dash, marker or position. Backgrounds are opaque, so a figure reads alike in light and dark themes.
 """
 
+import html
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 import torch
@@ -13,6 +16,11 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError, dequantize, fake_quantize
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qtutor.diagnosis import Diagnosis
 
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#00795A", "#9A4F7E", "#5A6270"
 """Okabe-Ito hues, the lighter ones darkened until text in them has contrast 4.5 on white."""
@@ -332,3 +340,132 @@ def datapath(paths: dict[str, Sequence[tuple[str, str, int]]], title: str) -> go
     drawn.update_xaxes(visible=False, range=[-0.4, most - 0.25])
     drawn.update_yaxes(visible=False, range=[-len(paths) + 0.3, 0.6])
     return drawn.update_layout(margin={"l": 12, "r": 12, "t": 52, "b": 8})
+
+
+def sensitivity(table: "pd.DataFrame", title: str, *, most: int = 40) -> go.Figure:
+    """Draw what rounding each layer alone, and all but it, does to the output; the most harmful on top.
+
+    Args:
+        table: of a `diagnosis.Diagnosis`.
+        title: what the picture shows.
+        most: how many layers to draw.
+    """
+    shown = table.head(most)
+    drawn = figure(title, "SQNR of the output, dB", "", height=150 + 26 * len(shown))
+    looks = (("alone_sqnr", "only this layer rounded", BLUE, "circle"),)
+    looks += (("all_but_sqnr", "all rounded but this layer", VERMILLION, "diamond-open"),)
+    names = [name if len(name) <= 34 else f"…{name[-33:]}" for name in shown["layer"]]
+    ends = [v for column, *_ in looks for v in shown[column] if math.isfinite(v)]
+    top = max(ends, default=0.0) + 6
+    for column, name, colour, symbol in looks:
+        values = [min(v, top) if v == v else None for v in shown[column]]  # without error: at the right edge
+        marker = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2, "color": colour}}
+        drawn.add_scatter(x=values, y=names, mode="markers", name=name, marker=marker)
+    return drawn.update_yaxes(autorange="reversed", automargin=True)
+
+
+def repairs(steps: "pd.DataFrame", metric_name: str, title: str) -> go.Figure:
+    """Draw what each repair in turn gives, top to bottom; one that did not help is an open cross.
+
+    Args:
+        steps: of a `diagnosis.Diagnosis`.
+        metric_name: the column to draw, or "" for the SQNR of the output.
+        title: what the picture shows.
+    """
+    column = metric_name or "sqnr"
+    shown = steps[steps[column].notna()]
+    drawn = figure(title, metric_name or "SQNR of the output, dB", "", height=170 + 40 * len(shown))
+    colours = [BLUE if kept else VERMILLION for kept in shown["kept"]]
+    symbols = ["circle" if kept else "x" for kept in shown["kept"]]
+    labels = [f"  {v:.1%}" if metric_name == "accuracy" else f"  {v:.3g}" for v in shown[column]]
+    names = [f"{i}. {step}" for i, step in enumerate(shown["step"])]
+    drawn.add_scatter(
+        x=list(shown[column]),
+        y=names,
+        mode="markers+text",
+        text=labels,
+        textposition="middle right",
+        marker={"color": colours, "symbol": symbols, "size": 13},
+        cliponaxis=False,
+    )
+    if metric_name == "accuracy":
+        drawn.update_xaxes(range=[-0.03, 1.12], tickformat=".0%", tickvals=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    return drawn.update_yaxes(autorange="reversed", automargin=True).update_layout(showlegend=False)
+
+
+def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
+    """Return a diagnosis as one HTML page that needs no network, and write it where a path is given.
+
+    Args:
+        diagnosis: of `diagnosis.diagnose`.
+        path: of the file, or None.
+    """
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            value = "" if math.isnan(value) else "∞" if value == math.inf else f"{value:.3g}"
+        return html.escape(str(value))
+
+    def table_of(frame: "pd.DataFrame", caption: str) -> str:
+        head = "".join(f"<th scope='col'>{html.escape(str(c).replace('_', ' '))}</th>" for c in frame.columns)
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{cell(v)}</td>' for v in row)}</tr>" for row in frame.itertuples(index=False)
+        )
+        return (
+            f"<div class='wide'><table><caption>{html.escape(caption)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+
+    def picture(drawn: go.Figure, words: str, first: bool) -> str:
+        part = drawn.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True})
+        return f"<figure role='img' aria-label='{html.escape(words, quote=True)}'>{part}</figure>"
+
+    table, steps = diagnosis.table, diagnosis.steps
+    worst = table.iloc[0] if len(table) else None
+    said = f"{worst['layer']} hurts most: {worst['finding']}." if worst is not None else "Nothing was measured."
+    rounded = diagnosis.all_rounded
+    facts = f"All layers rounded ({diagnosis.configuration}): SQNR of the output {rounded.sqnr:.1f} dB"
+    if diagnosis.metric_name:
+        facts += f", {diagnosis.metric_name} {rounded.metric:.4g} against {diagnosis.float_metric:.4g} in float"
+    notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in diagnosis.notes)
+    explained = table[["layer", "kind", "harm", "finding", "suggestion"]]
+    numbers = table.drop(columns=["kind", "finding", "suggestion", "harm"])
+    parts = [
+        f"<h1>Which layer hurts</h1><p class='first'>{html.escape(said)}</p><p>{html.escape(facts)}.</p>{notes}",
+        f"<p class='verdict'>{html.escape(diagnosis.verdict)}</p>",
+        picture(sensitivity(table, "The further left a dot, the more its layer hurts"), said, True),
+        table_of(explained, "Layers, the most harmful first"),
+        "<h2>Repairs in turn</h2>",
+        picture(
+            repairs(steps, diagnosis.metric_name, "What each repair gives"),
+            "; ".join(f"{row.step}: SQNR {row.sqnr:.1f} dB" for row in steps.itertuples()),
+            False,
+        ),
+        table_of(steps.drop(columns="configuration"), "Each repair, measured; those not kept did not help"),
+        "<h2>All numbers</h2>",
+        table_of(numbers, "SQNRs in dB: of the output, by this layer alone and by all but it; then of its own tensors"),
+    ]
+    if len(diagnosis.skipped):
+        parts += ["<h2>Skipped</h2>", table_of(diagnosis.skipped, "What was not simulated, and why")]
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Which layer hurts</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<link rel='icon' href='data:,'><style>{_REPORT_STYLE}</style></head><body>"
+        f"<main>{''.join(parts)}</main></body></html>"
+    )
+    if path is not None:
+        Path(path).write_text(page, encoding="utf-8")
+    return page
+
+
+_REPORT_STYLE = f"""
+body {{ font: 15px/1.5 system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif; color: {INK}; }}
+body {{ background: white; }}
+main {{ max-width: 72em; margin: 2em auto; padding: 0 1em; }}
+h1 {{ font-size: 1.7em; }} h2 {{ font-size: 1.25em; margin-top: 2em; }} figure {{ margin: 1em 0; }}
+.first {{ font-size: 1.15em; }} .note {{ border-left: 4px solid {VERMILLION}; padding-left: 1em; }}
+.verdict {{ border-left: 4px solid {GREEN}; padding-left: 1em; }} .wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; margin: 1em 0; }} caption {{ text-align: left; color: {GREY}; padding: .3em 0; }}
+th, td {{ text-align: left; padding: .3em .8em .3em 0; border-bottom: 1px solid #E8ECF0; vertical-align: top; }}
+th {{ border-bottom: 1px solid #9AA5B1; font-weight: 600; }} td {{ font-variant-numeric: tabular-nums; }}
+"""

@@ -22,6 +22,7 @@ EXPLORERS = {
     "03_observers.ipynb": ["Hot value", "Hot batch", "Batches", "Bits"],
     "04_dynamic_quantization.ipynb": ["Neighbour", "Shift", "Bits", "Your row"],
     "07_fusion.ipynb": ["Operator"],
+    "10_your_own_model.ipynb": ["Look at"],
 }
 
 

@@ -231,3 +231,47 @@ def test_an_interrupted_prepare_says_that_it_can_go_on(monkeypatch, capsys):
     monkeypatch.setattr(samples, "prepare", interrupted)
     assert cli.main(["prepare"]) == 130
     assert "run it again" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_network(tmp_path, monkeypatch):
+    (tmp_path / "ownnet.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "torch.manual_seed(0)\n"
+        "def build(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))\n"
+        "def loader(): return [(torch.randn(8, 4), torch.arange(8) % 3)]\n"
+        "def empty(): return []\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("ownnet", None)
+
+
+@pytest.mark.parametrize("module", ["ownnet", "ownnet.py"])
+def test_diagnose_prints_a_table_and_writes_a_page_and_json(module, own_network, capsys):
+    assert (
+        cli.main(["diagnose", f"{module}:build", "--data", f"{module}:loader", "--html", "r.html", "--json", "r.json"])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "Recommended:" in said
+    assert "alone accuracy" in said
+    assert "<h1>Which layer hurts</h1>" in (own_network / "r.html").read_text()
+    assert {row["layer"] for row in json.loads((own_network / "r.json").read_text())["layers"]} == {"0", "2"}
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "complaint"),
+    [
+        ("ownnet", "ownnet:loader", "write module:function"),
+        ("ownnet:nothing", "ownnet:loader", "ownnet has no nothing"),
+        ("nowhere:build", "ownnet:loader", "nowhere cannot be imported"),
+        ("nowhere.py:build", "ownnet:loader", "nowhere.py cannot be imported"),
+        ("ownnet:build", "ownnet:empty", "holds no batch"),
+        ("ownnet:loader", "ownnet:loader", "torch.nn.Module is needed, got list"),
+    ],
+)
+def test_diagnose_says_what_is_wrong(model, data, complaint, own_network, capsys):
+    assert cli.main(["diagnose", model, "--data", data]) == 1
+    assert complaint in capsys.readouterr().err

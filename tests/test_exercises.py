@@ -1,6 +1,7 @@
 """Every exercise of every lesson: its solution passes, each mistake gets its own hint, a blank is open."""
 
 import ast
+import functools
 import importlib
 import json
 import pkgutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import qtutor.exercises
+from qtutor.diagnosis import Diagnosis, diagnose
 from qtutor.exercises import affine_mapping, progress
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
 from qtutor.explorers import (
@@ -20,9 +22,10 @@ from qtutor.explorers import (
     DynamicRangeExplorer,
     FusionExplorer,
     GranularityExplorer,
+    LayerExplorer,
     ObserverExplorer,
 )
-from qtutor.samples import SmallCNN, digits
+from qtutor.samples import DepthwiseNet, SmallCNN, digits
 
 LESSONS = [
     module.lesson
@@ -30,6 +33,21 @@ LESSONS = [
     if hasattr(module := importlib.import_module(f"qtutor.exercises.{info.name}"), "lesson")
 ]
 EXERCISES = [pytest.param(e, id=f"{lesson.name}-{e.name}") for lesson in LESSONS for e in lesson.exercises.values()]
+
+
+@functools.lru_cache
+def depthwise_diagnosis() -> Diagnosis:
+    """Of an untrained network with the faults of the trained one."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DepthwiseNet()
+    images = torch.rand(64, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        for _ in range(200):
+            model(images)  # its batch norms learn their statistics
+    return diagnose(model.eval(), [images], progress=False)
+
 
 OPEN = {
     "01_affine_mapping": lambda: AffineExplorer(affine_mapping.normal_weights()),
@@ -39,6 +57,7 @@ OPEN = {
     "03_observers": ObserverExplorer,
     "04_dynamic_quantization": DynamicRangeExplorer,
     "07_fusion": lambda: FusionExplorer(SmallCNN().eval(), digits().train.images[:64]),
+    "10_your_own_model": lambda: LayerExplorer(depthwise_diagnosis()),
 }
 """How each lesson with missions opens its explorer."""
 

@@ -1,0 +1,263 @@
+"""LayerExplorer: the budget game. Which layers may be integers, what accuracy is left, and in how many bytes?"""
+
+import math
+from dataclasses import dataclass, replace
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from qtutor import plots
+from qtutor.diagnosis import Diagnosis, Measured
+from qtutor.explorers.explorer import Explorer
+from qtutor.local import ChannelSums
+
+_BINS = 60
+_CHANNELS = 128  # the most drawn: of more, every second, third, ... is
+_FRONTIER = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
+"""How many of the most harmful layers the tool keeps in floating point, one after the other."""
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What the controls of a LayerExplorer say.
+
+    Attributes:
+        keep_float: names of the layers in floating point, sorted.
+        weights: "tensor" or "channel": what shares a scale.
+        layer: the layer that is looked at.
+    """
+
+    keep_float: tuple[str, ...]
+    weights: str
+    layer: str
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What a choice of layers gives.
+
+    Attributes:
+        measured: metric, SQNR and bytes.
+        frontier: what the tool's own choices give, from none to many layers in floating point.
+        sentence: the result in words.
+    """
+
+    measured: Measured
+    frontier: tuple[Measured, ...]
+    sentence: str
+
+
+class LayerExplorer(Explorer):
+    """Play for a budget with the layers of a model of your own.
+
+    A large model is measured on fewer batches, so that the dot follows at once.
+
+    Args:
+        diagnosis: of `diagnosis.diagnose`.
+
+    Raises:
+        TypeError: this is no Diagnosis.
+    """
+
+    def __init__(self, diagnosis: Diagnosis):
+        if not isinstance(diagnosis, Diagnosis):
+            raise TypeError(
+                f"LayerExplorer needs a Diagnosis, got {type(diagnosis).__name__}: pass diagnose(model, data)"
+            )
+        self.diagnosis = diagnosis.quick(0.3)
+        self.tries: dict[LayerState, Measured] = {}
+        self._frontiers: dict[str, tuple[Measured, ...]] = {}
+        names = list(diagnosis.table["layer"])
+        self._looks = {name: _Look.of(diagnosis, name) for name in names}
+        controls = {
+            "keep_float": ipywidgets.SelectMultiple(
+                options=names,
+                value=(),
+                description="Keep in float",
+                rows=min(8, max(2, len(names))),
+                layout={"width": "26em"},
+                style={"description_width": "max-content"},
+            ),
+            "weights": ipywidgets.ToggleButtons(
+                options=["tensor", "channel"],
+                value=diagnosis.configuration.weights,
+                description="A scale per",
+                style={"button_width": "5.5em"},
+                layout={"width": "max-content"},
+            ),
+            "layer": ipywidgets.SelectionSlider(options=names or [""], description="Look at", layout={"width": "28em"}),
+        }
+        super().__init__(controls, _figure(self.diagnosis))
+        if not names:
+            self.show_only("The diagnosis has no layer: there is nothing to choose from.")
+
+    def make_state(self, keep_float: tuple[str, ...], weights: str, layer: str) -> LayerState:
+        return LayerState(tuple(sorted(keep_float)), weights, layer)
+
+    def measure(self, weights: str, keep_float: tuple[str, ...]) -> Measured:
+        """Measure a choice of layers; each is measured once."""
+        configuration = replace(self.diagnosis.configuration, weights=weights, keep_float=tuple(sorted(keep_float)))
+        return self.diagnosis.measure(configuration)
+
+    def frontier(self, weights: str) -> tuple[Measured, ...]:
+        """Return what keeping none, one, two, ... of the most harmful layers in floating point gives."""
+        if weights not in self._frontiers:
+            names = list(self.diagnosis.table["layer"])
+            sizes = [k for k in _FRONTIER if k <= len(names)]
+            self._frontiers[weights] = tuple(self.measure(weights, tuple(names[:k])) for k in sizes)
+        return self._frontiers[weights]
+
+    def compute(self, state: LayerState) -> LayerResult:
+        if not state.layer:
+            return LayerResult(Measured(math.nan, math.nan, 0), (), "")
+        measured = self.measure(state.weights, state.keep_float)
+        result = LayerResult(measured, self.frontier(state.weights), "")
+        return replace(result, sentence=self._sentence(state, result))
+
+    def draw(self, result: LayerResult) -> None:
+        state, figure = self.state, self.figure
+        if not state.layer:
+            return
+        self.tries[replace(state, layer="")] = result.measured
+        tool, tried, best, now, *looks = figure.data
+        for trace, points in (
+            (tool, result.frontier),
+            (tried, tuple(self.tries.values())[-200:]),
+            (best, tuple(filter(None, [self.best()]))),
+            (now, (result.measured,)),
+        ):
+            trace.x, trace.y = [p.bytes / 1000 for p in points], [self._height(p) for p in points]
+        look = self._looks[state.layer]
+        for trace, (x, y) in zip(looks[:2], (look.weights, look.activations), strict=True):
+            trace.x, trace.y = x, y
+        for trace, (x, low, high) in zip(looks[2:], (look.weight_ranges, look.activation_ranges), strict=True):
+            trace.x, trace.base, trace.y = x, low, high - low
+        title = next(a for a in figure.layout.annotations if a.name == "activations")
+        title.text = look.side
+
+    def best(self) -> Measured | None:
+        """Your smallest choice that is as good as the goal, if there is one."""
+        good = [m for m in self.tries.values() if self.good(m)]
+        return min(good, key=lambda m: m.bytes, default=None)
+
+    def good(self, measured: Measured) -> bool:
+        """Whether a choice loses no more than the diagnosis allows."""
+        return self.diagnosis.reaches(measured)
+
+    def _height(self, measured: Measured) -> float:
+        height = measured.metric if self.diagnosis.metric_name else measured.sqnr
+        return height if math.isfinite(height) else None
+
+    def _sentence(self, state: LayerState, result: LayerResult) -> str:
+        names, measured = list(self.diagnosis.table["layer"]), result.measured
+        row = self.diagnosis.table.set_index("layer").loc[state.layer]
+        kept = f"{len(state.keep_float)} of {len(names)} layers in float" if state.keep_float else "All layers rounded"
+        metric = self.diagnosis.metric_name
+        quality = f"{metric} {measured.metric:.3f} ({self.diagnosis.float_metric:.3f} in float), " if metric else ""
+        tool = min((m.bytes for m in result.frontier if self.good(m)), default=None)
+        goal = "reaches the goal" if self.good(measured) else "misses the goal"
+        rival = f"; the tool reaches it with {tool:,}" if tool else "; the tool does not reach it this way"
+        advice = f"; {row['suggestion']}" if row["suggestion"] else ""
+        return (
+            f"{kept}, a scale per {state.weights}: {quality}SQNR {measured.sqnr:.1f} dB in {measured.bytes:,} bytes, "
+            f"which {goal}{rival}. {state.layer}: {row['finding']}{advice}."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What is drawn of one layer: two histograms and the ranges of two kinds of channels."""
+
+    weights: tuple
+    activations: tuple
+    weight_ranges: tuple
+    activation_ranges: tuple
+    side: str
+
+    @classmethod
+    def of(cls, diagnosis: Diagnosis, name: str) -> "_Look":
+        statistics, histograms = diagnosis.statistics[name], diagnosis.histograms(name)
+        side = statistics.worst_side
+        sums = statistics.sides.get(side) or ChannelSums(low=torch.zeros(1), high=torch.zeros(1))
+        return cls(
+            _coarser(*histograms["weights"]),
+            _coarser(*histograms[side]) if side else ([], []),
+            _ranges(statistics.weight_low, statistics.weight_high),
+            _ranges(sums.low, sums.high),
+            f"Values of its {side}" if side else "No activation is rounded",
+        )
+
+
+def _coarser(edges: Tensor, counts: Tensor) -> tuple:
+    """The middles and counts of at most `_BINS` bins over what is not empty; empty ones are left out of a log axis."""
+    used = counts.nonzero().flatten()
+    if not len(used):
+        return [], []
+    first, last = int(used[0]), int(used[-1]) + 1
+    step = math.ceil((last - first) / _BINS)
+    groups = range(first, last, step)
+    width = float(edges[1] - edges[0])
+    x = torch.tensor([float(edges[i]) + width * step / 2 for i in groups])
+    y = torch.tensor([float(counts[i : i + step].sum()) for i in groups])
+    return x.numpy(), torch.where(y > 0, y, torch.nan).numpy()
+
+
+def _ranges(low: Tensor, high: Tensor) -> tuple:
+    step = math.ceil(len(low) / _CHANNELS)
+    widest = int(torch.maximum(-low, high).argmax())
+    shown = torch.arange(widest % step, len(low), step)
+    return shown.numpy(), low[shown].float().numpy(), high[shown].float().numpy()
+
+
+def _figure(diagnosis: Diagnosis) -> go.FigureWidget:
+    titles = (
+        "What is left, and in how many bytes",
+        "Weights",
+        "Weight range of each channel",
+        " ",
+        "Range of each channel",
+    )
+    figure = make_subplots(
+        2,
+        3,
+        specs=[[{"rowspan": 2}, {}, {}], [None, {}, {}]],
+        column_widths=[0.42, 0.29, 0.29],
+        horizontal_spacing=0.075,
+        vertical_spacing=0.24,
+        subplot_titles=titles,
+    )
+    figure.layout.annotations[3].name = "activations"
+    looks = (
+        ("the tool", {"mode": "lines+markers", "line": {"color": plots.GREY, "dash": "dash"}, "marker": {"size": 7}}),
+        ("tried", {"mode": "markers", "marker": {"color": "#9CC9E3", "size": 8}}),
+        ("your best", {"mode": "markers", "marker": {"color": plots.GREEN, "size": 18, "symbol": "star"}}),
+        ("now", {"mode": "markers", "marker": {"color": plots.VERMILLION, "size": 12, "symbol": "diamond"}}),
+    )
+    for name, look in looks:
+        figure.add_scatter(x=[], y=[], name=name, cliponaxis=False, row=1, col=1, **look)
+    for row, colour in ((1, plots.BLUE), (2, plots.PURPLE)):
+        figure.add_bar(x=[], y=[], marker_color=colour, marker_line_width=0, showlegend=False, row=row, col=2)
+    for row, colour in ((1, plots.BLUE), (2, plots.PURPLE)):
+        figure.add_bar(x=[], y=[], marker_color=colour, marker_line_width=0, showlegend=False, row=row, col=3)
+    figure.update_layout(
+        template=plots.TEMPLATE,
+        height=470,
+        autosize=True,
+        bargap=0.05,
+        margin={"t": 48},
+        legend={"x": 0, "y": -0.14, "yanchor": "top"},
+    )
+    figure.update_annotations(font_size=14)
+    everything = diagnosis.bytes(replace(diagnosis.configuration, keep_float=tuple(diagnosis.table["layer"])))
+    figure.update_xaxes(title="kilobytes", range=[0, 1.05 * everything / 1000], row=1, col=1)
+    if diagnosis.metric_name == "accuracy":
+        figure.update_yaxes(title="accuracy", tickformat=".0%", range=[-0.03, 1.05], row=1, col=1)
+    else:
+        figure.update_yaxes(title=diagnosis.metric_name or "SQNR of the output, dB", row=1, col=1)
+    figure.update_yaxes(title="count (log)", type="log", dtick=1, col=2)
+    figure.update_xaxes(title="value", col=2)
+    figure.update_xaxes(title="channel", col=3)
+    return go.FigureWidget(figure)

@@ -1,0 +1,287 @@
+"""What rounding a layer does to its own weights, inputs and outputs, and what that tells in words.
+
+All are sums over batches, one number a channel: memory does not grow with the data.
+"""
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from qtutor.affine import fake_quantize, sqnr
+from qtutor.batches import Batch
+from qtutor.measuring import decibels
+from qtutor.simulation import Rounding, Simulation, activation_axis, channel_axis
+
+UNEVEN = 16.0
+"""One scale for channels whose ranges differ by this factor leaves the median channel 4 of 8 bits."""
+
+HARMLESS = 30.0
+"""SQNR in dB above which a layer's own error gives no reason to look further."""
+
+_WELL = 25.0  # dB of the median channel: weights that are rounded well
+_FAR = 30.0  # times the root mean square: further out than any bell-shaped distribution goes
+
+
+@dataclass
+class ChannelSums:
+    """Sums over all values of each channel, float64; and its extremes."""
+
+    count: int = 0
+    total: Tensor | float = 0.0
+    signal: Tensor | float = 0.0
+    noise: Tensor | float = 0.0
+    low: Tensor = field(default_factory=lambda: torch.tensor(math.inf))
+    high: Tensor = field(default_factory=lambda: torch.tensor(-math.inf))
+
+    def add(self, rows: Tensor, rounded: Tensor) -> None:
+        """Add `(channels, n)` values, and what they are rounded to."""
+        exact = rows.double()
+        self.count += rows.shape[1]
+        self.total = self.total + exact.sum(dim=1)
+        self.signal = self.signal + exact.square().sum(dim=1)
+        self.noise = self.noise + (exact - rounded).square().sum(dim=1)
+        self.low, self.high = torch.minimum(self.low, rows.amin(dim=1)), torch.maximum(self.high, rows.amax(dim=1))
+
+    @property
+    def std(self) -> Tensor:
+        """`(channels,)` standard deviations."""
+        mean = self.total / self.count
+        return (self.signal / self.count - mean.square()).clamp(min=0).sqrt()
+
+    @property
+    def range(self) -> Tensor:
+        """`(channels,)` largest magnitudes."""
+        return torch.maximum(-self.low, self.high)
+
+    @property
+    def blur(self) -> float:
+        """Noise over variance, overall or of the median channel, whichever is more: a constant is no signal."""
+        variance, noise = self.std.square(), self.noise / self.count
+        live = variance > 0
+        if not live.any():
+            return 0.0
+        return max(float(noise.sum() / variance.sum()), float((noise[live] / variance[live]).median()))
+
+    def decibels(self) -> tuple[float, float, float]:
+        """SQNR overall, of the median and of the worst channel."""
+        each = sorted(
+            decibels(n / s) if s > 0 else (math.inf if n == 0 else -math.inf)
+            for n, s in zip(self.noise.tolist(), self.signal.tolist(), strict=True)
+        )
+        overall = float(self.signal.sum())
+        return decibels(float(self.noise.sum()) / overall) if overall else math.inf, each[(len(each) - 1) // 2], each[0]
+
+
+@dataclass
+class LayerStatistics:
+    """What rounding does to the tensors of one layer.
+
+    Attributes:
+        size: elements of its weights, bytes of each, output channels.
+        weight_sqnr: of its weights in dB: overall, of the median and of the worst output channel.
+        weight_low: `(channels,)` smallest weight of each output channel, batch norm folded in.
+        weight_high: `(channels,)` the largest.
+        weight_rms: root of the mean squared weight of the widest channel.
+        sides: sums of what is rounded on its account, by "input" and "output".
+        shift: `(channels,)` mean of what rounding the weights adds to each output channel.
+        shift_noise: mean power of what it adds, to each channel.
+        spread: `(channels,)` standard deviation of the output.
+        gain: dB that the range of least squared error would win over that of all values.
+    """
+
+    size: tuple[int, int, int]
+    weight_sqnr: tuple[float, float, float]
+    weight_low: Tensor
+    weight_high: Tensor
+    weight_rms: float
+    sides: dict[str, ChannelSums] = field(default_factory=dict)
+    shift: Tensor | None = None
+    shift_noise: Tensor | None = None
+    spread: Tensor | None = None
+    gain: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def weight_range(self) -> Tensor:
+        """`(channels,)` largest magnitude of each output channel's weights."""
+        return torch.maximum(-self.weight_low, self.weight_high)
+
+    @property
+    def worst_side(self) -> str:
+        """The side whose rounding adds more noise, or "" where nothing is rounded but weights."""
+        return max(self.sides, key=lambda side: self.sides[side].blur, default="")
+
+    @property
+    def weight_noise(self) -> float:
+        """Noise over signal that rounded weights bring into the output."""
+        if self.shift_noise is None:
+            return 10 ** (-self.weight_sqnr[0] / 10)
+        power = float(self.spread.square().sum())
+        return float(self.shift_noise.sum()) / power if power else 0.0
+
+    @property
+    def noise(self) -> float:
+        """Noise over signal of the weights and of the worse side."""
+        side = self.worst_side
+        return self.weight_noise + (self.sides[side].blur if side else 0.0)
+
+    @property
+    def amplified(self) -> bool:
+        """Whether well rounded weights give a bad output: then it is the input that is extreme."""
+        return self.weight_sqnr[1] >= _WELL and self.weight_noise >= max(0.01, 10 * 10 ** (-self.weight_sqnr[0] / 10))
+
+    @property
+    def bias_shift(self) -> float:
+        """The shifted means over the standard deviation of the output, each as root mean square over channels."""
+        if self.shift is None:
+            return math.nan
+        spread = float(self.spread.square().mean())
+        return math.sqrt(float(self.shift.square().mean()) / spread) if spread else 0.0
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the table."""
+        activation = self.sides[self.worst_side].decibels() if self.sides else (math.nan,) * 3
+        ranges = self.sides[self.worst_side].range if self.sides else None
+        return {
+            **dict(zip(("weight_sqnr", "weight_median", "weight_worst"), self.weight_sqnr, strict=True)),
+            **dict(zip(("activation_sqnr", "activation_median", "activation_worst"), activation, strict=True)),
+            "weight_spread": unevenness(self.weight_range),
+            "activation_spread": math.nan if ranges is None else unevenness(ranges),
+            "bias_shift": self.bias_shift,
+            "parameters": self.size[0],
+        }
+
+
+def unevenness(ranges: Tensor) -> float:
+    """How many times as wide as the median of the channels the widest is; channels that are all zero do not count."""
+    live = ranges[ranges > 0]
+    return float(live.max() / live.median()) if len(live) else 1.0
+
+
+@torch.no_grad()
+def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[Batch]) -> dict[str, LayerStatistics]:
+    """Gather the statistics of all layers of the float model in one pass."""
+    statistics = {name: _of_weights(simulation, rounding, name) for name in simulation.layers}
+    sums: dict[str, list] = {}
+
+    def see(key: tuple[str, str], value: Tensor) -> None:
+        name, side = key
+        qparams = (rounding.inputs if side == "input" else rounding.outputs).get(name)
+        if qparams is None:
+            return
+        axis = activation_axis(simulation.module(name), value)
+        both = (x.movedim(axis, 0).flatten(1) for x in (value, fake_quantize(value, qparams)))
+        statistics[name].sides.setdefault(side, ChannelSums()).add(*both)
+
+    def compare(name: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+            with simulation.weights_rounded(rounding, name):
+                rounded = module.forward(*args, **kwargs)
+            axis = activation_axis(module, output)
+            exact, rounded = (x.double().movedim(axis, 0).flatten(1) for x in (output, rounded))
+            error = rounded - exact
+            mean = exact.mean(dim=1, keepdim=True)
+            parts = (error.sum(dim=1), error.square().sum(dim=1), (exact - mean).square().sum(dim=1), error.shape[1])
+            sums[name] = [a + b for a, b in zip(sums.get(name, (0, 0, 0, 0)), parts, strict=True)]
+
+        return hook
+
+    comparable = [
+        name
+        for name, layer in simulation.layers.items()
+        if layer.called and isinstance(simulation.module(name), (nn.Linear, _ConvNd))
+    ]
+    hooks = [simulation.module(name).register_forward_hook(compare(name), with_kwargs=True) for name in comparable]
+    try:
+        with simulation.watching(see):
+            for batch in batches:
+                with suppress(Exception):  # a model that raises now and then; the sweep says so
+                    simulation.run(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, (shift, noise, power, count) in sums.items():
+        each = statistics[name]
+        each.shift, each.shift_noise, each.spread = shift / count, noise / count, (power / count).sqrt()
+    for name, each in statistics.items():
+        each.gain = {side: simulation.gain(name, side, rounding) for side in each.sides}
+    return statistics
+
+
+def explain(statistics: LayerStatistics) -> tuple[str, str]:
+    """Say what is wrong with a layer, if anything, and what to do about it."""
+    side = statistics.worst_side
+    activation, weight = statistics.sides[side].blur if side else 0.0, statistics.weight_noise
+    weight = max(weight, 10 ** (-statistics.weight_sqnr[1] / 10))  # a loud channel must not hide the median one
+    if max(weight, activation) <= 10 ** (-HARMLESS / 10):
+        return "healthy", ""
+    return _of_activations(statistics, side) if activation > weight else _of_the_weights(statistics)
+
+
+def _of_the_weights(statistics: LayerStatistics) -> tuple[str, str]:
+    if statistics.amplified:
+        return "amplified: its weights are fine, its input is extreme", "repair the layer before it, or correct_bias"
+    ranges = statistics.weight_range
+    widest, ratio = int(ranges.argmax()), unevenness(ranges)
+    output = statistics.spread
+    if ratio >= UNEVEN:
+        if output is not None and len(output) == len(ranges) and output[widest] <= 1e-3 * output.median():
+            finding = f"dead channel: {widest} gives a constant, by weights {ratio:.0f} times as wide as the median's"
+            return finding, "a scale for each channel, or equalize"
+        return (
+            f"uneven weights: channel {widest} is {ratio:.0f} times as wide as the median",
+            "a scale for each channel, or equalize",
+        )
+    if ranges.max() >= _FAR * statistics.weight_rms:
+        return "outlier weights: a few are far larger than the rest of their channel", "keep it in float, or more bits"
+    error = float(statistics.shift_noise.sum()) if statistics.shift_noise is not None else 0.0
+    if error and float(statistics.shift.square().sum()) > 0.5 * error:
+        return "bias shift: most of the error is a constant in each channel", "correct_bias"
+    return "too few bits: its weights are rounded too coarsely", "a scale for each channel, more bits, or QAT"
+
+
+def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
+    sums = statistics.sides[side]
+    ratio, gain = unevenness(sums.range), statistics.gain.get(side, 0.0)
+    widest = int(sums.range.argmax())
+    mean, std = float(sums.total[widest]) / sums.count, float(sums.std[widest])
+    if abs(mean) >= 10 * std > 0:
+        return (
+            f"bias shift: channel {widest} of its {side} lies at {mean:.3g} and varies by {std:.2g} only",
+            "move the constant into the bias of the next layer, or keep it in float",
+        )
+    if ratio >= UNEVEN:
+        return (
+            f"outlier activation: channel {widest} of its {side} is {ratio:.0f} times as wide as the median",
+            "equalize, or keep it in float",
+        )
+    rms = math.sqrt(float(sums.signal.sum()) / (sums.count * len(sums.signal)))
+    if gain >= 3:
+        return (
+            f"badly calibrated: rare values set the range of its {side}, {gain:.0f} dB could be won",
+            "ranges of least squared error",
+        )
+    if float(sums.range.max()) >= _FAR * rms:
+        return f"outlier activation: a few values of its {side} are far out", "keep it in float, or clip"
+    return f"too few bits: its {side} is rounded too coarsely", "more bits, QAT, or keep it in float"
+
+
+def _of_weights(simulation: Simulation, rounding: Rounding, name: str) -> LayerStatistics:
+    layer, module = simulation.layers[name], simulation.module(name)
+    exact, rounded = simulation.weights(name), dict(rounding.weights[name])
+    axis = channel_axis(module)
+    if layer.norm:
+        rounded["weight"] = rounded["weight"] * simulation.factor(name)
+    rows = [(w.movedim(axis, 0).flatten(1), rounded[path].movedim(axis, 0).flatten(1)) for path, w in exact.items()]
+    flat, flat_rounded = (torch.cat([pair[i].flatten() for pair in rows]) for i in (0, 1))
+    each = torch.cat([sqnr(*pair, axis=0) for pair in rows]).sort().values
+    low, high = torch.cat([w.amin(dim=1) for w, _ in rows]), torch.cat([w.amax(dim=1) for w, _ in rows])
+    widest = int(torch.maximum(-low, high).argmax())
+    channel = [row for w, _ in rows for row in w.unbind()][widest]
+    size = sum(w.numel() for w in exact.values()), next(iter(exact.values())).element_size(), len(each)
+    levels = sqnr(flat, flat_rounded), float(each[(len(each) - 1) // 2]), float(each[0])
+    return LayerStatistics(size, levels, low, high, float(channel.double().square().mean().sqrt()))

@@ -1,0 +1,221 @@
+"""Measure what rounding some layers of a model does to its output, in one process or many.
+
+The outer loop runs over batches and the inner one over trials, so one reference output serves all
+trials and nothing but sums outlives a batch. Within a batch, up to 256 MB of what layers gave are kept
+in each of two runs: up to the layer whose turn it is, a trial repeats one of them.
+
+Trials are independent: joblib spreads them over what `joblib.parallel_config` names, each worker with a
+copy of the model.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+import torch
+from torch import Tensor
+
+from qtutor.batches import Batch
+from qtutor.simulation import Rounding, Simulation
+
+Metric = Callable[[Any, Any], float]
+Trial = frozenset[str]
+"""The names of the layers that are rounded."""
+
+
+@dataclass
+class Score:
+    """What a trial did to the outputs, summed up over batches.
+
+    Attributes:
+        signal: for each tensor of the output, the sum of its squares.
+        noise: the sum of its squared errors.
+        total: the metric, times the samples that it was taken on.
+        samples: how many.
+        batches: how many batches.
+        error: what the model raised, or "".
+    """
+
+    signal: list[float] = field(default_factory=list)
+    noise: list[float] = field(default_factory=list)
+    total: float = 0.0
+    samples: int = 0
+    batches: int = 0
+    error: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Noise over signal, the mean over the tensors of the output; NaN where outputs cannot be compared."""
+        pairs = [(n, s) for n, s in zip(self.noise, self.signal, strict=True) if s > 0 or n > 0]
+        if not self.signal or any(math.isnan(n) for n, _ in pairs):
+            return math.nan
+        return sum(n / s if s > 0 else math.inf for n, s in pairs) / max(1, len(pairs))
+
+    @property
+    def sqnr(self) -> float:
+        """SQNR of the output in dB."""
+        return decibels(self.ratio)
+
+    @property
+    def metric(self) -> float:
+        """The metric, the mean over samples; NaN where there is none."""
+        return self.total / self.samples if self.samples else math.nan
+
+    def add(self, reference: list[Tensor], output: Any, labels: Any, metric: Metric | None, samples: int) -> None:
+        """Add a batch."""
+        outputs = list(tensors_of(output))
+        self.batches += 1
+        if not self.signal:
+            self.signal, self.noise = [0.0] * len(reference), [0.0] * len(reference)
+        same = [a.shape for a in reference] == [b.shape for b in outputs]
+        for i, exact in enumerate(reference):
+            exact = exact.double()
+            error = float((exact - outputs[i].double()).square().sum()) if same else math.nan
+            self.signal[i] += float(exact.square().sum())
+            self.noise[i] += math.inf if same and not math.isfinite(error) else error
+        if metric is not None:
+            value = float(metric(output, labels))
+            self.total += samples * (value if math.isfinite(value) else 0.0)
+            self.samples += samples
+
+
+def decibels(ratio: float) -> float:
+    """SQNR in dB of noise over signal."""
+    return math.nan if math.isnan(ratio) else math.inf if ratio == 0 else -10 * math.log10(ratio)
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """Yield the floating-point tensors of what a model gives: a tensor, or containers and records of them."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for each in output.values():
+            yield from tensors_of(each)
+    elif isinstance(output, (tuple, list)):
+        for each in output:
+            yield from tensors_of(each)
+    elif hasattr(output, "__dict__"):
+        yield from tensors_of(vars(output))
+
+
+def scores_of(output: Any) -> Tensor | None:
+    """The class scores in an output: the only tensor, or the one called logits or out."""
+    if isinstance(output, Mapping):
+        output = next((output[key] for key in ("logits", "out") if key in output), output)
+    output = getattr(output, "logits", output)
+    found = list(tensors_of(output))
+    return found[0] if len(found) == 1 else None
+
+
+def accuracy(output: Any, labels: Tensor) -> float:
+    """The share of labels at which the score is highest; classes are the last axis or axis 1."""
+    scores = scores_of(output)
+    axis = -1 if scores.shape[:-1] == labels.shape else 1
+    return float((scores.argmax(dim=axis) == labels).double().mean())
+
+
+def can_be_classes(output: Any, labels: Any) -> bool:
+    """Whether labels are whole numbers, one for each row of class scores."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        return False
+    scores = scores_of(output)
+    if scores is None or scores.dim() != labels.dim() + 1:
+        return False
+    return labels.shape in (scores.shape[:-1], scores.shape[:1] + scores.shape[2:])
+
+
+def sweep(
+    simulation: Simulation,
+    rounding: Rounding,
+    batches: list[Batch],
+    trials: list[Trial],
+    metric: Metric | None,
+    scores: dict[Trial, Score] | None = None,
+    step: Callable[[], Any] = lambda: None,
+) -> dict[Trial, Score]:
+    """Score trials; what is in `scores` when this is interrupted was measured."""
+    scores = {} if scores is None else scores
+    everything = frozenset(simulation.layers)
+    only = {frozenset({name}): name for name in everything}
+    all_but = {everything - {name}: name for name in everything}
+    for batch in batches:
+        try:
+            with simulation.recorded() as exact:
+                output = simulation.run(batch)
+        except Exception:  # what the batches before gave is kept
+            continue
+        reference = list(tensors_of(output))
+        done, rounded = {frozenset(): output}, {}
+        if any(trial in all_but or trial == everything for trial in trials):
+            try:
+                with simulation.rounded(rounding, everything), simulation.recorded() as rounded:
+                    done[everything] = simulation.run(batch)
+            except Exception:
+                rounded = {}  # the trial will raise again, and say so
+        for trial in trials:
+            score = scores.get(trial, Score())
+            if not score.error:
+                try:
+                    if trial not in done:
+                        name, given = only.get(trial), exact
+                        if name is None:
+                            name, given = all_but.get(trial), rounded
+                        with simulation.rounded(rounding, trial, _known(simulation, name, given)):
+                            output = simulation.run(batch)
+                    score.add(reference, done.get(trial, output), batch.labels, metric, batch.size)
+                except Exception as error:
+                    if not score.batches:  # else what the batches before gave is kept
+                        score.error = f"{type(error).__name__}: {error}".splitlines()[0]
+            scores[trial] = score
+            step()
+    return scores
+
+
+def _known(simulation: Simulation, name: str | None, given: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """What came out in another run until this layer's turn: it need not be computed again."""
+    return {other: given[other] for other in simulation.before.get(name, ()) if other in given}
+
+
+def spread(
+    simulation: Simulation,
+    rounding: Rounding,
+    batches: list[Batch],
+    trials: list[Trial],
+    metric: Metric | None,
+    progress: Callable[[int], Any],
+    scores: dict[Trial, Score],
+) -> None:
+    """As `sweep`, into `scores`, by as many workers as `joblib.parallel_config` gives; serial unless it says so."""
+    parallel = joblib.Parallel(n_jobs=None, return_as="generator_unordered")
+    workers = joblib.effective_n_jobs(parallel.n_jobs)
+    if workers == 1 or len(trials) < 2:
+        sweep(simulation, rounding, batches, trials, metric, scores, lambda: progress(1))
+        return
+    parts = [trials[i :: 2 * workers] for i in range(2 * workers) if trials[i :: 2 * workers]]  # uneven ends even out
+    simulation = simulation.copy()
+    tasks = (
+        joblib.delayed(_work)(simulation, rounding, batches, part, metric, torch.get_num_threads()) for part in parts
+    )
+    for result in parallel(tasks):
+        scores.update(result)
+        progress(len(result) * len(batches))
+
+
+def _work(
+    simulation: Simulation,
+    rounding: Rounding,
+    batches: list[Batch],
+    trials: list[Trial],
+    metric: Metric | None,
+    threads: int,
+) -> dict[Trial, Score]:
+    """One worker's share, on a model of its own and with as many threads as the caller: sums come out the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return sweep(simulation.copy(), rounding, batches, trials, metric)
+    finally:
+        torch.set_num_threads(before)
