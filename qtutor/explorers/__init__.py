@@ -4,6 +4,14 @@ from qtutor.explorers.affine import AffineExplorer
 from qtutor.explorers.dynamic_range import DynamicRangeExplorer
 from qtutor.explorers.fusion import FusionExplorer
 from qtutor.explorers.granularity import GranularityExplorer
+from qtutor.explorers.integer import IntegerExplorer
 from qtutor.explorers.observer import ObserverExplorer
 
-__all__ = ["AffineExplorer", "DynamicRangeExplorer", "FusionExplorer", "GranularityExplorer", "ObserverExplorer"]
+__all__ = [
+    "AffineExplorer",
+    "DynamicRangeExplorer",
+    "FusionExplorer",
+    "GranularityExplorer",
+    "IntegerExplorer",
+    "ObserverExplorer",
+]
