@@ -28,7 +28,11 @@ def where(error: BaseException) -> str:
 
     def blameless(module: str) -> bool:
         package = module.partition(".")[0]
-        return package in ("torch", "torchao", "typing_extensions") or package in sys.stdlib_module_names or module in _OURS
+        return (
+            package in ("torch", "torchao", "typing_extensions")
+            or package in sys.stdlib_module_names
+            or module in _OURS
+        )
 
     walk = traceback.walk_tb(error.__traceback__)
     lines = traceback.StackSummary.extract(

@@ -62,7 +62,8 @@ _NOTICES = (
     "Please use quant_min and quant_max to specify the range for observers",
     "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor creation functions",
     "TypedStorage is deprecated",
-    "`torch.jit.script",
+    "`torch.jit.",
+    "You are using the legacy TorchScript-based ONNX export",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The input of \\w+ is not quantized, skip annotate",
 )
@@ -298,7 +299,10 @@ class _Compiled(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         from torch._inductor import config
 
-        with torch.no_grad(), config.patch(freezing=True):  # or the weights would not be packed for INT8 kernels
+        # Without freezing the weights would not be packed for INT8 kernels. Inference mode is left, for each mode is
+        # compiled anew.
+        with torch.inference_mode(False), torch.no_grad(), config.patch(freezing=True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
             return self._run(*inputs)
 
 
@@ -309,7 +313,6 @@ def _at_work(engine: str) -> Iterator[None]:
     with warnings.catch_warnings():
         hide_torch_notices()
         warnings.filterwarnings("ignore", message="must run observer before calling")  # _finish names the layers
-        warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
         try:
             torch.backends.quantized.engine = before if engine in _INDUCTOR else engine
             yield
@@ -363,7 +366,9 @@ def _check_transposed(model: nn.Module, engine: str | None) -> None:
     """Refuse the engines that compute a transposed convolution wrongly, without an error, as of PyTorch 2.13."""
     for name, module in model.named_modules():
         channels_differ = isinstance(module, _TRANSPOSED) and module.in_channels != module.out_channels
-        if (engine in ("x86", "onednn") and channels_differ) or (engine == "qnnpack" and isinstance(module, nn.ConvTranspose3d)):
+        if (engine in ("x86", "onednn") and channels_differ) or (
+            engine == "qnnpack" and isinstance(module, nn.ConvTranspose3d)
+        ):
             raise ValueError(f"engine={engine!r} computes {name} ({_kind(module)}) wrongly: leave it to choose another")
 
 
@@ -540,7 +545,8 @@ def _finish(
     if blind and len(blind) == len(observers):
         raise ValueError("the prepared model has seen no data, so every scale would be 1: train it before convert")
     model = _convert(prepared, recipe)
-    if recipe["flow"] == "pt2e" and not any("quantize_per" in str(node.target) for node in model.graph.nodes):
+    nodes = model.graph.nodes if recipe["flow"] == "pt2e" and not recipe["keep_float"] else ()
+    if nodes and not any("quantize_per" in str(node.target) for node in nodes):
         reason = f"finds nothing to quantize in {_kind(given)}: it takes linear layers and Conv1d and Conv2d"
         raise capture.refusal(given, inputs, "pt2e", reason)
     if recipe["flow"] == "eager":
@@ -564,7 +570,7 @@ def _convert(prepared: nn.Module, recipe: dict) -> nn.Module:
         model = ao.convert(prepared.eval(), inplace=True)
     if recipe["bits"] < 8 or recipe["edges"]:
         clip_codes(model, recipe["bits"], recipe["edges"])
-    return _remember(model, recipe)
+    return _remember(model.eval(), recipe)  # conversion makes new modules, in training mode
 
 
 def _convert_pt2e(prepared: nn.Module) -> nn.Module:

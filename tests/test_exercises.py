@@ -13,16 +13,18 @@ import pytest
 import torch
 
 import qtutor.exercises
-from qtutor.exercises import affine_mapping, progress
+from qtutor.exercises import affine_mapping, progress, static_quantization
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
 from qtutor.explorers import (
     AffineExplorer,
     DynamicRangeExplorer,
     FusionExplorer,
     GranularityExplorer,
+    IntegerExplorer,
     ObserverExplorer,
 )
 from qtutor.samples import SmallCNN, digits
+from qtutor.workflows import quantize_static
 
 LESSONS = [
     module.lesson
@@ -38,9 +40,18 @@ OPEN = {
     ),
     "03_observers": ObserverExplorer,
     "04_dynamic_quantization": DynamicRangeExplorer,
+    "05_static_quantization": lambda: filters_on_digits(),
     "07_fusion": lambda: FusionExplorer(SmallCNN().eval(), digits().train.images[:64]),
 }
 """How each lesson with missions opens its explorer."""
+
+
+def filters_on_digits() -> IntegerExplorer:
+    images, seen = (digits().train.images[:8] - 0.3) / 0.4, {}
+    model = quantize_static(static_quantization.edge_filters(), [images])
+    model.get_submodule("0").register_forward_pre_hook(lambda layer, inputs: seen.update(x=inputs[0]))
+    model(images)
+    return IntegerExplorer(model.get_submodule("0"), seen["x"])
 
 
 @pytest.fixture(autouse=True)

@@ -229,7 +229,8 @@ def _kind(layer: Any) -> str:
     """The name of the layer's class, if it is a converted one that can be walked through."""
     name = next((c.__name__ for c in type(layer).__mro__ if c.__module__.startswith("torch.ao.nn")), "")
     fits = re.fullmatch(r"Linear(ReLU)?|Conv(ReLU|Transpose)?[123]d", name)
-    if not (fits and callable(getattr(layer, "weight", None)) and hasattr(layer, "scale")):
+    dynamic = any(".dynamic" in c.__module__ for c in type(layer).__mro__)  # whose activations stay in float
+    if not fits or dynamic or not callable(getattr(layer, "weight", None)):
         raise TypeError(
             "IntegerExplorer needs a converted convolution or linear layer, with weights, input and output in "
             f"integers, got {type(layer).__name__}: pass for example quantized.get_submodule(name), where quantized "
@@ -283,7 +284,9 @@ class IntegerExplorer(Explorer):
             shown = shown[state.depth]
         image = _rows(shown, wide=linear)
         places.z, width = image.numpy(), image.shape[-1]
-        mark.x, mark.y = ([state.channel % width], [state.channel // width]) if linear else ([state.column], [state.row])
+        mark.x, mark.y = (
+            ([state.channel % width], [state.channel // width]) if linear else ([state.column], [state.row])
+        )
         centred = result.patch - layer.zero_point, result.weights - layer.weight_zero_points[state.channel]
         for trace, values in zip((patch, weights, products), (*centred, result.products), strict=True):
             trace.z = _rows(values).numpy()
