@@ -182,7 +182,7 @@ find_published_bug = lesson.value(
         2: "Calibration stands where it must: after prepare, before convert. Ten batches or eleven hardly matter.",
         4: "Comparing on the same inputs is right, and by then the damage is done.",
     },
-    because="After convert there is nothing left to fuse: PyTorch finds no fuser method for quantized layers. Fuse first.",
+    because="After convert nothing is left to fuse: PyTorch has no fuser method for quantized layers. Fuse first.",
 )
 
 

@@ -290,13 +290,12 @@ class IntegerExplorer(Explorer):
         centred = result.patch - layer.zero_point, result.weights - layer.weight_zero_points[state.channel]
         for trace, values in zip((patch, weights, products), (*centred, result.products), strict=True):
             trace.z = _rows(values).numpy()
-        largest = max(1, int(result.products.abs().max()))
-        products.zmin, products.zmax = -largest, largest
         sums = torch.cat([torch.zeros(1).long(), result.products.flatten().cumsum(0)])
         every = torch.arange(len(sums) - 1, -1, -math.ceil(len(sums) / _POINTS)).flip(0)  # the last is one of them
         total.x, total.y = every.numpy(), sums[every].numpy()
         end = result.scaled + layer.output_zero_point
         real.x, code.x = [end], [result.code]
+        real.y, code.y = [1], [0]  # a property that one trace gets, the page takes from those that do not
         real.text, code.text = [f"{end:.2f}"], [f"code {result.code}"]
         self.figure.layout.xaxis6.range = [min(-25, end - 40), max(280, end + 40)]
 
@@ -351,7 +350,7 @@ def _figure(layer: IntegerLayer, places: int) -> go.FigureWidget:
     bar = {"showscale": False, "hovertemplate": "%{z}<extra></extra>", "xgap": 1, "ygap": 1}
     cells = layer.weights[0].numel()
     if cells <= _WRITTEN:
-        bar |= {"texttemplate": "%{z}"}
+        bar |= {"texttemplate": "%{z:d}"}
     figure.add_heatmap(colorscale="Blues", zmin=0, zmax=255, **{**bar, "texttemplate": None}, row=1, col=1)
     marker = {"symbol": "square-open", "size": 16, "color": plots.VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=marker, hoverinfo="skip", row=1, col=1)
@@ -360,12 +359,12 @@ def _figure(layer: IntegerLayer, places: int) -> go.FigureWidget:
     figure.add_heatmap(**signed, **bar, zmin=-128, zmax=128, row=1, col=3)
     figure.add_heatmap(**signed, **bar, row=1, col=4)
     figure.add_scatter(mode="lines", line={"color": plots.BLUE, "shape": "hv", "width": 2}, row=2, col=1)
-    for colour, symbol, height, place in (
-        (plots.VERMILLION, "diamond", 1, "top center"),
-        (plots.BLUE, "circle", 0, "bottom center"),
+    for colour, symbol, place in (
+        (plots.VERMILLION, "diamond", "top center"),
+        (plots.BLUE, "circle", "bottom center"),
     ):
         look = {"marker": {"color": colour, "symbol": symbol, "size": 13}, "textposition": place, "cliponaxis": False}
-        figure.add_scatter(mode="markers+text", y=[height], **look, row=2, col=3)
+        figure.add_scatter(mode="markers+text", **look, row=2, col=3)
     figure.add_vrect(
         x0=layer.low, x1=layer.high, fillcolor=plots.GREEN, opacity=0.1, line_width=0, row=2, col=3, layer="below"
     )
