@@ -351,7 +351,8 @@ def _figure(layer: IntegerLayer, places: int) -> go.FigureWidget:
     cells = layer.weights[0].numel()
     if cells <= _WRITTEN:
         bar |= {"texttemplate": "%{z:d}"}
-    figure.add_heatmap(colorscale="Blues", zmin=0, zmax=255, **{**bar, "texttemplate": None}, row=1, col=1)
+    most = max(layer.low + 1, int(layer.outputs.max()))
+    figure.add_heatmap(colorscale="Blues", zmin=layer.low, zmax=most, **{**bar, "texttemplate": None}, row=1, col=1)
     marker = {"symbol": "square-open", "size": 16, "color": plots.VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=marker, hoverinfo="skip", row=1, col=1)
     reach = max(1, -int(span.min), int(span.max))
