@@ -24,6 +24,8 @@ def inputs_of(data: Iterable) -> Iterator[tuple[Tensor, ...]]:
         raise TypeError(
             f"calibration_data is an iterable of batches, got one batch ({type(data).__name__}): put it in a list"
         )
+    if not isinstance(data, Iterable):
+        raise TypeError(f"calibration_data is an iterable of batches, got {type(data).__name__}")
     for number, batch in enumerate(data):
         if isinstance(batch, (tuple, list)):
             if len(batch) not in (1, 2):

@@ -28,7 +28,11 @@ def where(error: BaseException) -> str:
 
     def blameless(module: str) -> bool:
         package = module.partition(".")[0]
-        return package in ("torch", "torchao") or package in sys.stdlib_module_names or module in _OURS
+        return (
+            package in ("torch", "torchao", "typing_extensions")
+            or package in sys.stdlib_module_names
+            or module in _OURS
+        )
 
     walk = traceback.walk_tb(error.__traceback__)
     lines = traceback.StackSummary.extract(
@@ -52,7 +56,11 @@ def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type,
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """Capture a model with torch.export for any batch size."""
+    """Capture a model with torch.export for any batch size, each call of a module told apart.
+
+    torchao groups the operators of a graph by the name of their module. Of one that is called twice it
+    would take both calls for one, and refuse it; so later calls get a name of their own besides.
+    """
     if all(x.dim() and len(x) == 1 for x in inputs):  # export takes a size of 1 for a constant
         inputs = tuple(torch.cat([x, x]) for x in inputs)
     else:
@@ -61,8 +69,15 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     for x in inputs:
         if x.dim():
             shapes[x] = {0: torch.export.Dim.AUTO}
-    with unlogged("torch.fx.experimental.symbolic_shapes"), redirect_stderr(io.StringIO()):  # the graph, on failure
-        return torch.export.export(model, inputs, dynamic_shapes=shapes).module()
+    noisy = unlogged("torch.fx.experimental.symbolic_shapes"), unlogged("torch._subclasses.fake_tensor")
+    with noisy[0], noisy[1], redirect_stderr(io.StringIO()):  # the graph, on failure
+        captured = torch.export.export(model, inputs, dynamic_shapes=shapes).module()
+    for node in captured.graph.nodes:
+        stack = node.meta.get("nn_module_stack", {})
+        if any("@" in call for call in stack):  # how torch.export marks a second call
+            kind = [*stack.values()][-1][1]
+            node.meta["nn_module_stack"] = stack | {"call": (" ".join(stack), kind)}
+    return captured
 
 
 @contextmanager
@@ -100,10 +115,6 @@ def refusal(model: nn.Module, inputs: tuple[Tensor, ...], flow: str, reason: str
 def trace_refusal(model: nn.Module, inputs: tuple[Tensor, ...], flow: str, error: Exception) -> ValueError:
     """Return the error to raise where torch.fx or torch.export raised one."""
     reason = f"{where(error)}: {type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error) else ""
-    if flow == "pt2e":
-        calls = count_calls(model, inputs, (nn.ReLU, nn.modules.conv._ConvNd))
-        if reused := [f"{name} ({n} times)" for name, n in calls.items() if n > 1]:
-            reason = f": it calls {', '.join(reused)} more than once. Give each call a module of its own"
     return refusal(model, inputs, flow, f"cannot take {type(model).__name__}{reason}")
 
 

@@ -6,8 +6,8 @@ function returns a new model and leaves the given one, and PyTorch's quantized e
     flow        needs of the model                              runs on
     "eager"     QuantStub, DeQuantStub and FloatFunctional      the kernels of a quantized engine
     "fx"        a forward that torch.fx can trace               the kernels of a quantized engine
-    "pt2e"      a forward that torch.export can capture,        Inductor; without `compile=True` as
-                no ReLU or convolution that is called twice     a float simulation of the integers
+    "pt2e"      a forward that torch.export can capture         Inductor; without `compile=True` as
+                                                                a float simulation of the integers
 """
 
 import copy
@@ -62,7 +62,8 @@ _NOTICES = (
     "Please use quant_min and quant_max to specify the range for observers",
     "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor creation functions",
     "TypedStorage is deprecated",
-    "`torch.jit.script",
+    "`torch.jit.",
+    "You are using the legacy TorchScript-based ONNX export",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The input of \\w+ is not quantized, skip annotate",
 )
@@ -144,9 +145,8 @@ def quantize_static(
     _check_compile(compile, flow)
     with _at_work(recipe["engine"]):
         prepared = _prepare(model, recipe, inputs)
-        with torch.no_grad():
-            for batch in itertools.chain([inputs], batches):
-                prepared(*batch)
+        for batch in itertools.chain([inputs], batches):
+            _calibrate(prepared, batch, recipe, model)
         return _finish(prepared, recipe, model, inputs, compile)
 
 
@@ -299,7 +299,10 @@ class _Compiled(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         from torch._inductor import config
 
-        with torch.no_grad(), config.patch(freezing=True):  # or the weights would not be packed for INT8 kernels
+        # Without freezing the weights would not be packed for INT8 kernels. Inference mode is left, for each mode is
+        # compiled anew.
+        with torch.inference_mode(False), torch.no_grad(), config.patch(freezing=True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
             return self._run(*inputs)
 
 
@@ -310,7 +313,6 @@ def _at_work(engine: str) -> Iterator[None]:
     with warnings.catch_warnings():
         hide_torch_notices()
         warnings.filterwarnings("ignore", message="must run observer before calling")  # _finish names the layers
-        warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
         try:
             torch.backends.quantized.engine = before if engine in _INDUCTOR else engine
             yield
@@ -354,9 +356,20 @@ def _new_recipe(model: nn.Module, flow: str, inputs: tuple[Tensor, ...], engine:
     if engine not in (None, *engines):
         raise ValueError(f"flow={flow!r} has the engines {', '.join(engines)} here, got {engine!r}")
     if engine is None and "fbgemm" in engines and any(isinstance(m, _TRANSPOSED) for m in model.modules()):
-        engine = "fbgemm"  # the x86 engine of PyTorch 2.13 gives wrong results where channels in and out differ
+        engine = "fbgemm"
+    _check_transposed(model, engine)
     recipe = {"flow": flow, "engine": engine or engines[0], "keep_float": [], "trained": False, "bits": 8, "edges": {}}
     return recipe | {"inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in inputs]}
+
+
+def _check_transposed(model: nn.Module, engine: str | None) -> None:
+    """Refuse the engines that compute a transposed convolution wrongly, without an error, as of PyTorch 2.13."""
+    for name, module in model.named_modules():
+        channels_differ = isinstance(module, _TRANSPOSED) and module.in_channels != module.out_channels
+        if (engine in ("x86", "onednn") and channels_differ) or (
+            engine == "qnnpack" and isinstance(module, nn.ConvTranspose3d)
+        ):
+            raise ValueError(f"engine={engine!r} computes {name} ({_kind(module)}) wrongly: leave it to choose another")
 
 
 def _recipe(model: nn.Module) -> dict[str, Any]:
@@ -419,7 +432,13 @@ def _prepare(given: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> nn.M
     except Unavailable:
         raise
     except Exception as error:
-        raise capture.trace_refusal(given, inputs, recipe["flow"], error) from error
+        raise _refusal(given, inputs, recipe, error) from error
+
+
+def _refusal(given: nn.Module, inputs: tuple[Tensor, ...], recipe: dict, error: Exception) -> Exception:
+    with torch.no_grad():
+        _float_copy(given)(*inputs)  # if the model itself cannot take the inputs, its own error says why
+    return capture.trace_refusal(given, inputs, recipe["flow"], error)
 
 
 def _prepare_eager(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -483,8 +502,9 @@ def _qconfigs(ao: ModuleType, recipe: dict) -> Any:
         mapping.set_module_name(name, narrow_qconfig(mapping.global_qconfig, bits))
     for name in recipe["keep_float"]:
         mapping.set_module_name(name, None)
-    for kind in _TRANSPOSED:
-        mapping.set_object_type(kind, narrow_qconfig(mapping.object_type_qconfigs[kind], recipe["bits"]))
+    for kind in _TRANSPOSED:  # whose weights no engine takes per channel, though onednn's mapping says so
+        weight = ao.default_weight_fake_quant if recipe["trained"] else ao.default_weight_observer
+        mapping.set_object_type(kind, narrow_qconfig(mapping.global_qconfig._replace(weight=weight), recipe["bits"]))
     return mapping.set_global(narrow_qconfig(mapping.global_qconfig, recipe["bits"]))
 
 
@@ -508,6 +528,14 @@ def _prepare_pt2e(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) ->
     return prepared
 
 
+def _calibrate(prepared: nn.Module, batch: tuple[Tensor, ...], recipe: dict, given: nn.Module) -> None:
+    with torch.no_grad():
+        try:
+            prepared(*batch)
+        except Exception as error:
+            raise _refusal(given, batch, recipe, error) from error
+
+
 def _finish(
     prepared: nn.Module, recipe: dict, given: nn.Module, inputs: tuple[Tensor, ...], compile: bool
 ) -> nn.Module:
@@ -517,6 +545,10 @@ def _finish(
     if blind and len(blind) == len(observers):
         raise ValueError("the prepared model has seen no data, so every scale would be 1: train it before convert")
     model = _convert(prepared, recipe)
+    nodes = model.graph.nodes if recipe["flow"] == "pt2e" and not recipe["keep_float"] else ()
+    if nodes and not any("quantize_per" in str(node.target) for node in nodes):
+        reason = f"finds nothing to quantize in {_kind(given)}: it takes linear layers and Conv1d and Conv2d"
+        raise capture.refusal(given, inputs, "pt2e", reason)
     if recipe["flow"] == "eager":
         try:
             with torch.no_grad():
@@ -538,7 +570,7 @@ def _convert(prepared: nn.Module, recipe: dict) -> nn.Module:
         model = ao.convert(prepared.eval(), inplace=True)
     if recipe["bits"] < 8 or recipe["edges"]:
         clip_codes(model, recipe["bits"], recipe["edges"])
-    return _remember(model, recipe)
+    return _remember(model.eval(), recipe)  # conversion makes new modules, in training mode
 
 
 def _convert_pt2e(prepared: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ EXPLORERS = {
     "02_granularity.ipynb": ["Bits", "Turn up ×"],
     "03_observers.ipynb": ["Hot value", "Hot batch", "Batches", "Bits"],
     "04_dynamic_quantization.ipynb": ["Neighbour", "Shift", "Bits", "Your row"],
+    "05_static_quantization.ipynb": ["Sample", "Channel", "Row", "Column"],
     "07_fusion.ipynb": ["Operator"],
     "10_your_own_model.ipynb": ["Look at"],
 }

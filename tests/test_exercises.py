@@ -15,17 +15,19 @@ import torch
 
 import qtutor.exercises
 from qtutor.diagnosis import Diagnosis, diagnose
-from qtutor.exercises import affine_mapping, progress
+from qtutor.exercises import affine_mapping, progress, static_quantization
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
 from qtutor.explorers import (
     AffineExplorer,
     DynamicRangeExplorer,
     FusionExplorer,
     GranularityExplorer,
+    IntegerExplorer,
     LayerExplorer,
     ObserverExplorer,
 )
 from qtutor.samples import DepthwiseNet, SmallCNN, digits
+from qtutor.workflows import quantize_static
 
 LESSONS = [
     module.lesson
@@ -56,10 +58,19 @@ OPEN = {
     ),
     "03_observers": ObserverExplorer,
     "04_dynamic_quantization": DynamicRangeExplorer,
+    "05_static_quantization": lambda: filters_on_digits(),
     "07_fusion": lambda: FusionExplorer(SmallCNN().eval(), digits().train.images[:64]),
     "10_your_own_model": lambda: LayerExplorer(depthwise_diagnosis()),
 }
 """How each lesson with missions opens its explorer."""
+
+
+def filters_on_digits() -> IntegerExplorer:
+    images, seen = (digits().train.images[:8] - 0.3) / 0.4, {}
+    model = quantize_static(static_quantization.edge_filters(), [images])
+    model.get_submodule("0").register_forward_pre_hook(lambda layer, inputs: seen.update(x=inputs[0]))
+    model(images)
+    return IntegerExplorer(model.get_submodule("0"), seen["x"])
 
 
 @pytest.fixture(autouse=True)

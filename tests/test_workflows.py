@@ -88,6 +88,25 @@ class TwoInputs(nn.Module):
         return self.linear(a) + b
 
 
+class Optional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, a, b=None):
+        return self.linear(a if b is None else a + b)
+
+
+class Dictionary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return {"hidden": hidden, "out": self.second(hidden)}
+
+
 class Warns(nn.Module):
     def forward(self, x):
         warnings.warn("of the user's own", UserWarning, stacklevel=2)
@@ -157,6 +176,11 @@ def test_eager_fuses_but_not_a_relu_that_serves_twice():
 def test_a_transposed_convolution_is_kept_off_the_engine_that_computes_it_wrongly():
     model, x = nn.Sequential(nn.ConvTranspose2d(3, 4, 2)).eval(), torch.randn(8, 3, 8, 8)
     assert sqnr(model, quantize_static(model, [x]), x) > 25
+    for engine in {"x86", "onednn"} & {*ENGINES}:
+        with pytest.raises(ValueError, match=f"engine='{engine}' computes 0 .ConvTranspose2d. wrongly"):
+            quantize_static(model, [x], engine=engine)
+        same = nn.Sequential(nn.ConvTranspose2d(3, 3, 2)).eval()
+        assert sqnr(same, quantize_static(same, [x], engine=engine), x) > 25
 
 
 @pytest.mark.parametrize("flow", ["fx", "pt2e"])
@@ -175,11 +199,23 @@ def test_several_inputs_are_a_tuple_inside_the_pair(tmp_path, flow):
     assert torch.equal(load(tmp_path / "model", TwoInputs())(ROWS, ROWS), quantized(ROWS, ROWS))
 
 
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+def test_a_model_may_return_a_dictionary(tmp_path, flow):
+    model = Dictionary()
+    quantized = quantize_static(model, [ROWS], flow)
+    save(quantized, tmp_path / "model")
+    loaded = load(tmp_path / "model", Dictionary())
+    for name, expected in model(ROWS).items():
+        assert affine.sqnr(expected.detach(), quantized(ROWS)[name]) > 25
+        assert torch.equal(loaded(ROWS)[name], quantized(ROWS)[name])
+
+
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
         ([], ValueError, "holds no batch"),
         (iter(()), ValueError, "holds no batch"),
+        (None, TypeError, "got NoneType"),
         (ROWS, TypeError, "put it in a list"),
         ((ROWS, torch.zeros(5)), TypeError, "put it in a list"),
         ([(ROWS, ROWS, ROWS)], TypeError, "3 parts"),
@@ -226,8 +262,8 @@ def test_other_dtypes_and_quantized_models_are_refused():
         (Branching("values"), ROWS, "fx", ["# the branch`", "control flow", "flow='eager' could"]),
         (Branching("values"), ROWS, "pt2e", ["# the branch`", "flow='eager' could"]),
         (Branching("shape"), ROWS, "fx", ["# the branch`", "flow='pt2e' can take it as it is"]),
-        (Reusing("act"), IMAGES, "pt2e", ["act (2 times)", "flow='fx' can take it as it is"]),
-        (Reusing("first"), IMAGES, "pt2e", ["first (2 times)", "flow='fx' can take it as it is"]),
+        (Optional(), ROWS, "fx", ["'NoneType' object has no attribute", "flow='pt2e' can take it as it is"]),
+        (nn.ConvTranspose2d(3, 3, 1), IMAGES, "pt2e", ["finds nothing to quantize"]),
     ],
 )
 def test_a_flow_that_cannot_take_a_model_says_where_why_and_which_could(model, x, flow, parts):
@@ -241,12 +277,30 @@ def test_a_stub_that_forward_does_not_call_is_named_by_its_consequence():
         quantize_static(Staged(quantizes=False), [IMAGES], "eager")
 
 
-def test_torchvision_takes_what_pt2e_refuses():
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+def test_torchvisions_resnet_calls_each_relu_twice_and_comes_back_exactly(tmp_path, flow):
     x = torch.rand(2, 3, 32, 32)
     model = settled(resnet18(num_classes=8), x)
-    with pytest.raises(ValueError, match=r"layer1.0.relu \(2 times\)"):
-        quantize_static(model, [x], "pt2e")
-    assert sqnr(model, quantize_static(model, [x]), x) > 15
+    quantized = quantize_static(model, [x], flow)
+    assert sqnr(model, quantized, x) > 15
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", resnet18(num_classes=8))(x), quantized(x))
+
+
+@pytest.mark.parametrize("reused", ["act", "first"])
+def test_pt2e_quantizes_each_call_of_a_module_that_is_called_twice(reused):
+    model = Reusing(reused).eval()
+    quantized = quantize_static(model, [IMAGES], "pt2e")
+    inputs = [n for n in quantized.graph.nodes if "quantized_decomposed.quantize_per_tensor" in str(n.target)]
+    assert len(inputs) == 2  # one for each convolution, and none for the ReLU, which is merged into the first
+    assert sqnr(model, quantized, IMAGES) > 30
+    assert torch.equal(quantize_static(model, [IMAGES], "pt2e", keep_float=["first", "second"])(IMAGES), model(IMAGES))
+
+
+def test_a_models_own_error_on_its_inputs_is_not_dressed_up():
+    for flow in ("fx", "pt2e"):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            quantize_static(nn.Sequential(nn.Linear(8, 8)), [ROWS[:, :3]], flow)
 
 
 def test_the_users_own_warnings_still_show():

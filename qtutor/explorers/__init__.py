@@ -4,6 +4,7 @@ from qtutor.explorers.affine import AffineExplorer
 from qtutor.explorers.dynamic_range import DynamicRangeExplorer
 from qtutor.explorers.fusion import FusionExplorer
 from qtutor.explorers.granularity import GranularityExplorer
+from qtutor.explorers.integer import IntegerExplorer
 from qtutor.explorers.layer import LayerExplorer
 from qtutor.explorers.observer import ObserverExplorer
 
@@ -12,6 +13,7 @@ __all__ = [
     "DynamicRangeExplorer",
     "FusionExplorer",
     "GranularityExplorer",
+    "IntegerExplorer",
     "LayerExplorer",
     "ObserverExplorer",
 ]

@@ -1,0 +1,392 @@
+"""IntegerExplorer: one output of a converted layer, from the codes that go in to the code that comes out."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qtutor import plots
+from qtutor.explorers.explorer import Explorer
+
+_AXES = ("depth", "row", "column")
+_MOST = 48  # of rows of a heatmap: of more, evenly spaced ones are drawn
+_WRITTEN = 36  # the most cells that have room for their numbers
+_JUDGED = 100_000  # about how many codes, in whole samples, show how a kernel rounds
+_POINTS = 300  # the most points of the running sum
+
+
+@dataclass(frozen=True)
+class IntegerState:
+    """Which output the controls of an IntegerExplorer point at; axes that the layer does not have are 0.
+
+    Attributes:
+        sample: of the batch; of a linear layer's input of several dimensions, the row among all rows.
+        channel: the output channel or feature.
+        depth: of the output.
+        row: of the output.
+        column: of the output.
+    """
+
+    sample: int
+    channel: int
+    depth: int = 0
+    row: int = 0
+    column: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerResult:
+    """Each step from the codes of a patch to the code of an output.
+
+    Attributes:
+        patch: `(channels, *kernel)` input codes q_x; in the padding they are z_x, which stands for 0.
+        weights: `(channels, *kernel)` weight codes q_w.
+        products: `(channels, *kernel)` (q_x - z_x)(q_w - z_w).
+        raw: the sum of q_x q_w, as if there were no zero points.
+        correction: what the zero points add to it.
+        accumulator: the sum of the products, in INT32.
+        bias: in units of s_x s_w, as the kernel adds it.
+        multiplier: M = s_x s_w / s_y.
+        scaled: M (accumulator + bias).
+        rounded: that, rounded, plus z_y.
+        low: what the clamp lets through at least: 0, or z_y behind a ReLU.
+        high: what it lets through at most.
+        walked: the code in which these steps end.
+        code: the code in the layer's own `int_repr`.
+        sentence: the result in words.
+    """
+
+    patch: Tensor
+    weights: Tensor
+    products: Tensor
+    raw: int
+    correction: int
+    accumulator: int
+    bias: float
+    multiplier: float
+    scaled: float
+    rounded: int
+    low: int
+    high: int
+    walked: int
+    code: int
+    sentence: str = field(default="")
+
+
+class IntegerLayer:
+    """A converted layer with an input, in integers; a linear layer is a convolution without places.
+
+    Attributes:
+        codes: `(samples, channels, *places)` input codes, padded.
+        weights: `(outputs, channels per group, *kernel)` weight codes.
+        outputs: `(samples, outputs, *places)` the codes that the layer itself gives.
+        zero_point: of the input.
+        weight_zero_points: `(outputs,)`.
+        multipliers: `(outputs,)` M = s_x s_w / s_y.
+        biases: `(outputs,)` in units of s_x s_w; rounded, if that is how the layer's kernel adds them.
+        output_zero_point: of the output.
+        low, high: what the clamp lets through.
+    """
+
+    def __init__(self, layer: nn.Module, x: Tensor):
+        kind = _kind(layer)
+        if not (isinstance(x, Tensor) and x.is_quantized):
+            given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"IntegerExplorer needs the quantized tensor that goes into the layer, got {given}: a forward "
+                "pre-hook on the layer catches it while the model runs"
+            )
+        if x.numel() == 0:
+            raise ValueError(f"IntegerExplorer: the input of shape {tuple(x.shape)} is empty")
+        try:
+            with torch.no_grad():
+                output = layer.forward(x)  # and no hooks, which may do more than the layer
+                weight, bias = layer.weight(), layer.bias() if callable(layer.bias) else layer.bias
+        except (RuntimeError, ValueError) as error:
+            said = str(error).partition("\n")[0]
+            raise ValueError(f"{kind} cannot be walked through on an input of {tuple(x.shape)}: {said}") from error
+        self.weights = weight.int_repr().long()
+        codes, self.outputs = x.int_repr().long(), output.int_repr().long()
+        self.zero_point, self.output_zero_point = x.q_zero_point(), output.q_zero_point()
+        self._stride = self._dilation = ()
+        groups = 1
+        if kind.startswith("Linear"):
+            codes, self.outputs = codes.flatten(0, -2), self.outputs.flatten(0, -2)
+        elif "Transpose" in kind:
+            groups = layer.groups
+            codes = self._spread(codes, layer)
+            self.weights = _turned(self.weights, groups)
+        else:
+            groups, self._stride, self._dilation = layer.groups, layer.stride, layer.dilation
+            codes = self._pad(codes, layer)
+        self.codes = codes
+        self._step = len(self.weights) // groups  # outputs that see the same channels
+        count = len(self.weights)
+        if weight.qscheme() == torch.per_tensor_affine:
+            scales = torch.full((count,), weight.q_scale(), dtype=torch.float64)
+            self.weight_zero_points = torch.full((count,), weight.q_zero_point())
+        else:
+            scales, self.weight_zero_points = weight.q_per_channel_scales(), weight.q_per_channel_zero_points().long()
+        units = x.q_scale() * scales.double()
+        self.multipliers = units / output.q_scale()
+        info = torch.iinfo(output.int_repr().dtype)
+        self.low, self.high = max(info.min, self.output_zero_point if "ReLU" in kind else info.min), info.max
+        exact = (torch.zeros(count) if bias is None else bias.detach()).double() / units
+        self.biases = self._as_kernel(exact)
+
+    def _as_kernel(self, exact: Tensor) -> Tensor:
+        """Biases with a fraction, or rounded: kernels differ, and what comes out tells which it was."""
+        codes, outputs = (values[: math.ceil(_JUDGED / values[0].numel())] for values in (self.codes, self.outputs))
+        x = (codes - self.zero_point).double()
+        weights = (self.weights - _along(self.weight_zero_points, self.weights, 0)).double()  # sums stay exact
+        convolve = (functional.linear, functional.conv1d, functional.conv2d, functional.conv3d)[len(self._stride)]
+        how = {"stride": self._stride, "dilation": self._dilation, "groups": len(weights) // self._step}
+        sums = convolve(x, weights, **(how if self._stride else {}))
+
+        def wrong(biases: Tensor) -> int:
+            scaled = _along(self.multipliers, sums, 1) * (sums + _along(biases, sums, 1))
+            return int(((scaled.round() + self.output_zero_point).clamp(self.low, self.high) != outputs).sum())
+
+        return min(exact, exact.round(), key=wrong)
+
+    def state(self, sample: int, channel: int, *place: int) -> IntegerState:
+        """Return the state that points at an output."""
+        names = _AXES[len(_AXES) - len(place) :]
+        return IntegerState(sample, channel, **dict(zip(names, place, strict=True)))
+
+    def _pad(self, codes: Tensor, layer: nn.Module) -> Tensor:
+        sides = [size for size in reversed(layer.padding) for _ in range(2)]
+        if layer.padding_mode != "zeros":
+            return functional.pad(codes.double(), sides, mode=layer.padding_mode).long()
+        return functional.pad(codes, sides, value=self.zero_point)
+
+    def _spread(self, codes: Tensor, layer: nn.Module) -> Tensor:
+        """The input of an ordinary convolution that does the same: steps apart, and padded on all sides."""
+        places = codes.dim() - 2
+        self._stride, self._dilation = (1,) * places, layer.dilation
+        for axis, stride in enumerate(layer.stride, start=2):
+            size = codes.shape[axis]
+            shape = [*codes.shape]
+            shape[axis] = (size - 1) * stride + 1
+            apart = codes.new_full(shape, self.zero_point)
+            apart.index_copy_(axis, torch.arange(size) * stride, codes)
+            codes = apart
+        sides = []
+        for size, dilation, padding, more in zip(
+            layer.kernel_size, layer.dilation, layer.padding, layer.output_padding, strict=True
+        ):
+            side = dilation * (size - 1) - padding
+            sides = [side, side + more, *sides]
+        return functional.pad(codes, sides, value=self.zero_point)
+
+    def walk(self, state: IntegerState) -> IntegerResult:
+        """Compute the output that `state` points at, step by step."""
+        channel = state.channel
+        place = [getattr(state, name) for name in _AXES[len(_AXES) - len(self._stride) :]]
+        weights = self.weights[channel]
+        first = channel // self._step * len(weights)
+        patch = self.codes[state.sample, first : first + len(weights)]
+        kernel = zip(place, self._stride, self._dilation, weights.shape[1:], strict=True)
+        for axis, (at, stride, dilation, size) in enumerate(kernel, start=1):
+            patch = patch.narrow(axis, at * stride, dilation * (size - 1) + 1)
+            patch = patch.index_select(axis, torch.arange(size) * dilation)
+        products = (patch - self.zero_point) * (weights - self.weight_zero_points[channel])
+        raw, accumulator = int((patch * weights).sum()), int(products.sum())
+        bias, multiplier = float(self.biases[channel]), float(self.multipliers[channel])
+        scaled = multiplier * (accumulator + bias)
+        rounded = round(scaled) + self.output_zero_point
+        return IntegerResult(
+            patch=patch,
+            weights=weights,
+            products=products,
+            raw=raw,
+            correction=accumulator - raw,
+            accumulator=accumulator,
+            bias=bias,
+            multiplier=multiplier,
+            scaled=scaled,
+            rounded=rounded,
+            low=self.low,
+            high=self.high,
+            walked=min(max(rounded, self.low), self.high),
+            code=int(self.outputs[(state.sample, channel, *place)]),
+        )
+
+
+def _along(values: Tensor, other: Tensor, axis: int) -> Tensor:
+    """A vector that broadcasts along one axis of another tensor."""
+    return values.view([-1 if i == axis else 1 for i in range(other.dim())])
+
+
+def _kind(layer: Any) -> str:
+    """The name of the layer's class, if it is a converted one that can be walked through."""
+    name = next((c.__name__ for c in type(layer).__mro__ if c.__module__.startswith("torch.ao.nn")), "")
+    fits = re.fullmatch(r"Linear(ReLU)?|Conv(ReLU|Transpose)?[123]d", name)
+    dynamic = any(".dynamic" in c.__module__ for c in type(layer).__mro__)  # whose activations stay in float
+    if not fits or dynamic or not callable(getattr(layer, "weight", None)):
+        raise TypeError(
+            "IntegerExplorer needs a converted convolution or linear layer, with weights, input and output in "
+            f"integers, got {type(layer).__name__}: pass for example quantized.get_submodule(name), where quantized "
+            "is what quantize_static gave in the eager or FX flow"
+        )
+    return name
+
+
+def _turned(weights: Tensor, groups: int) -> Tensor:
+    """`(inputs, outputs per group, *kernel)` of a transposed convolution, as an ordinary one has them."""
+    weights = weights.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weights.flip([*range(2, weights.dim())])
+
+
+class IntegerExplorer(Explorer):
+    """Walk through the integers of one output of a converted layer.
+
+    Args:
+        layer: a linear layer or convolution that the eager or FX flow converted, from any model.
+        x: the quantized tensor that goes into it.
+
+    Raises:
+        TypeError: `layer` is not such a layer, or `x` not a quantized tensor.
+        ValueError: the layer cannot take `x`.
+    """
+
+    def __init__(self, layer: nn.Module, x: Tensor):
+        self.layer = IntegerLayer(layer, x)
+        shape = self.layer.outputs.shape
+        names = ("sample", "channel", *_AXES[len(_AXES) - len(shape) + 2 :])
+        middle = [0, 0, *(size // 2 for size in shape[2:])]
+        controls = {
+            name: ipywidgets.IntSlider(value, 0, size - 1, description=name.capitalize())
+            for name, size, value in zip(names, shape, middle, strict=True)
+        }
+        self._map = self.layer.outputs if len(shape) > 2 else self.layer.outputs[:, None]  # as places of one channel
+        super().__init__(controls, _figure(self.layer, len(shape) - 2))
+
+    make_state = IntegerState
+
+    def compute(self, state: IntegerState) -> IntegerResult:
+        result = self.layer.walk(state)
+        return IntegerResult(**{**vars(result), "sentence": _sentence(self.layer, result)})
+
+    def draw(self, result: IntegerResult) -> None:
+        state, layer = self.state, self.layer
+        places, mark, patch, weights, products, total, real, code = self.figure.data
+        linear = layer.outputs.dim() == 2
+        shown = self._map[state.sample, 0 if linear else state.channel]
+        if shown.dim() == 3:
+            shown = shown[state.depth]
+        image = _rows(shown, wide=linear)
+        places.z, width = image.numpy(), image.shape[-1]
+        mark.x, mark.y = (
+            ([state.channel % width], [state.channel // width]) if linear else ([state.column], [state.row])
+        )
+        centred = result.patch - layer.zero_point, result.weights - layer.weight_zero_points[state.channel]
+        for trace, values in zip((patch, weights, products), (*centred, result.products), strict=True):
+            trace.z = _rows(values).numpy()
+        sums = torch.cat([torch.zeros(1).long(), result.products.flatten().cumsum(0)])
+        every = torch.arange(len(sums) - 1, -1, -math.ceil(len(sums) / _POINTS)).flip(0)  # the last is one of them
+        total.x, total.y = every.numpy(), sums[every].numpy()
+        end = result.scaled + layer.output_zero_point
+        real.x, code.x = [end], [result.code]
+        real.y, code.y = [1], [0]  # a property that one trace gets, the page takes from those that do not
+        real.text, code.text = [f"{end:.2f}"], [f"code {result.code}"]
+        self.figure.layout.xaxis6.range = [min(-25, end - 40), max(280, end + 40)]
+
+
+def _rows(values: Tensor, *, wide: bool = False) -> Tensor:
+    """Values as an image: a kernel of one channel as it is, else a row a channel; NaN where there is no value."""
+    if values.dim() == 1 and (wide or len(values) > 1):  # features
+        columns = 8 if len(values) <= 64 else 16 if len(values) <= 512 else 32
+        image = functional.pad(values.float(), (0, -len(values) % columns), value=math.nan).view(-1, columns)
+    elif values.dim() > 2 and len(values) == 1:
+        image = values[0].flatten(0, -2).float()
+    elif wide or values.dim() < 2:
+        image = values.reshape(1, -1).float()
+    else:
+        image = values.flatten(1).float() if values.dim() > 2 else values.float()
+    return image[:: math.ceil(len(image) / _MOST)]
+
+
+def _sentence(layer: IntegerLayer, result: IntegerResult) -> str:
+    bias = f"{result.bias:+,.0f}" if result.bias == round(result.bias) else f"{result.bias:+,.1f}"
+    zeros = f"the zero points {result.correction:+,}" if layer.zero_point or layer.weight_zero_points.any() else ""
+    summed = f"q_x q_w give {result.raw:,}, {zeros}: in all " if zeros else "give "
+    ended = f"{round(result.scaled):,} + {layer.output_zero_point} = {result.rounded:,}"
+    clamped = "" if result.walked == result.rounded else f", clamped to {result.low} ... {result.high}"
+    if result.walked == result.code:
+        verdict = f"{result.code}, and so does the layer's own int_repr"
+    else:
+        verdict = f"{result.walked}; the layer's own kernel rounds or saturates otherwise and gives {result.code}"
+    return (
+        f"{result.products.numel():,} products {summed}{result.accumulator:,} in INT32. Bias {bias}. "
+        f"Times M = {result.multiplier:.6f} is {result.scaled:,.2f}, rounded, plus z: {ended}{clamped}. "
+        f"The steps end on {verdict}."
+    )
+
+
+def _figure(layer: IntegerLayer, places: int) -> go.FigureWidget:
+    """Draw what no control changes, and leave open what the walk fills in."""
+    titles = (
+        "Codes that come out" if places else "Codes of all outputs",
+        "q<sub>x</sub> − z<sub>x</sub>",
+        "×   q<sub>w</sub> − z<sub>w</sub>",
+        "=   products",
+        "They add up in INT32",
+        "(sum + bias) × M + z, rounded and clamped",
+    )
+    specs = [[{}, {}, {}, {}], [{"colspan": 2}, None, {"colspan": 2}, None]]
+    figure = make_subplots(
+        2, 4, specs=specs, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.2, row_heights=[3, 2]
+    )
+    signed = {"colorscale": "PuOr", "zmid": 0}
+    span = (layer.codes - layer.zero_point).aminmax()
+    bar = {"showscale": False, "hovertemplate": "%{z}<extra></extra>", "xgap": 1, "ygap": 1}
+    cells = layer.weights[0].numel()
+    if cells <= _WRITTEN:
+        bar |= {"texttemplate": "%{z:d}"}
+    most = max(layer.low + 1, int(layer.outputs.max()))
+    figure.add_heatmap(colorscale="Blues", zmin=layer.low, zmax=most, **{**bar, "texttemplate": None}, row=1, col=1)
+    marker = {"symbol": "square-open", "size": 16, "color": plots.VERMILLION, "line": {"width": 3}}
+    figure.add_scatter(mode="markers", marker=marker, hoverinfo="skip", row=1, col=1)
+    reach = max(1, -int(span.min), int(span.max))
+    figure.add_heatmap(**signed, **bar, zmin=-reach, zmax=reach, row=1, col=2)
+    figure.add_heatmap(**signed, **bar, zmin=-128, zmax=128, row=1, col=3)
+    figure.add_heatmap(**signed, **bar, row=1, col=4)
+    figure.add_scatter(mode="lines", line={"color": plots.BLUE, "shape": "hv", "width": 2}, row=2, col=1)
+    for colour, symbol, place in (
+        (plots.VERMILLION, "diamond", "top center"),
+        (plots.BLUE, "circle", "bottom center"),
+    ):
+        look = {"marker": {"color": colour, "symbol": symbol, "size": 13}, "textposition": place, "cliponaxis": False}
+        figure.add_scatter(mode="markers+text", **look, row=2, col=3)
+    figure.add_vrect(
+        x0=layer.low, x1=layer.high, fillcolor=plots.GREEN, opacity=0.1, line_width=0, row=2, col=3, layer="below"
+    )
+    figure.update_layout(template=plots.TEMPLATE, showlegend=False, autosize=True, height=560, margin={"t": 56})
+    figure.update_annotations(font_size=15, yshift=8)
+    figure.update_yaxes(autorange="reversed", row=1)
+    hidden = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
+    figure.update_xaxes(row=1, **hidden)
+    figure.update_yaxes(row=1, **hidden)
+    outputs = ("column", "row") if places > 1 else ("position", "") if places else ("output feature", "")
+    figure.update_xaxes(title=outputs[0], row=1, col=1)
+    figure.update_yaxes(title=outputs[1], row=1, col=1)
+    inputs = ("place in the kernel", "input channel") if places else ("input feature", "")
+    if places and layer.weights.shape[1] == 1:
+        inputs = ("column of the kernel", "row")
+    for column in (2, 3, 4):
+        figure.update_xaxes(title=inputs[0], row=1, col=column)
+    figure.update_yaxes(title=inputs[1], row=1, col=2)
+    figure.update_xaxes(title="products added", row=2, col=1)
+    figure.update_yaxes(title="sum", row=2, col=1)
+    figure.update_xaxes(title="output code (shaded: what the clamp lets through)", row=2, col=3)
+    steps = {"tickvals": [1, 0], "ticktext": ["before", "after"], "range": [-0.9, 1.9], "showgrid": False}
+    figure.update_yaxes(row=2, col=3, **steps)
+    return go.FigureWidget(figure)
