@@ -32,6 +32,8 @@ def lab(arguments: list[str]) -> int:
 
     # Before the user's own kernels: another environment's may be called python3 too.
     _prepend("JUPYTER_PATH", Path(sys.prefix, "share", "jupyter"))
+    # labextensions/ there names figures for screen readers.
+    _prepend("JUPYTER_PATH", package)
     # labconfig/ there switches off the questions about news and updates.
     _prepend("JUPYTER_CONFIG_PATH", package)
     # As in an activated environment, for `!python` in a cell and for terminals.

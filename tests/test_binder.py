@@ -64,8 +64,12 @@ def test_post_build_runs_twice_and_silences_the_questions(tmp_path):
     }
     for _ in range(2):
         subprocess.run([POST_BUILD], cwd=COURSE, env=environment, check=True, capture_output=True, timeout=900)
-    written = [path.relative_to(tmp_path / "prefix") for path in (tmp_path / "prefix").rglob("*") if path.is_file()]
-    assert written == [Path("etc/jupyter/labconfig/default_setting_overrides.json")]
+    written = {path.relative_to(tmp_path / "prefix") for path in (tmp_path / "prefix").rglob("*") if path.is_file()}
+    assert written == {
+        Path("etc/jupyter/labconfig/default_setting_overrides.json"),
+        Path("share/jupyter/labextensions/qtutor/package.json"),
+        Path("share/jupyter/labextensions/qtutor/static/figures.js"),
+    }
 
 
 def test_post_build_trains_what_the_lessons_ask_for():

@@ -21,8 +21,8 @@ class Sentence(anywidget.AnyWidget):
 
     ipywidgets leaves the handles of its sliders without an accessible name, and plotly fits a figure
     only when the window changes, not when its place does. This widget names the handles by their sliders'
-    labels, presents the figure as an image that the line describes, fits it to its explorer, and
-    reports when the page has drawn an update.
+    labels, says which toggle is pressed, has the line describe the figure, fits the figure to its explorer,
+    and reports when the page has drawn an update.
 
     Attributes:
         text: the line.
@@ -87,7 +87,10 @@ class Explorer(ipywidgets.VBox):
             control.observe(self._on_change, names="value")
         self.sentence.observe(self._resume, names="drawn")
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        self.children = [ipywidgets.Box([*controls.values(), *buttons], layout=row), self.sentence, figure]
+        drawing = ipywidgets.Box([figure]).add_class(
+            "qtutor-figure"
+        )  # scrolls where the page is narrower than a figure
+        self.children = [ipywidgets.Box([*controls.values(), *buttons], layout=row), self.sentence, drawing]
         self._redraw()
         self.first_state = self.state
 
