@@ -17,21 +17,15 @@ START = "lessons/00_start_here.ipynb"
 def lab(arguments: list[str]) -> int:
     """Open JupyterLab on the first lesson, with the kernel of this environment."""
     package = Path(qtutor.__file__).resolve().parent
-    course = next((folder for folder in (package.parent, Path.cwd()) if (folder / START).is_file()), None)
+    course = _course("lab")
     if course is None:
-        print(
-            f"There is no {START} beside the package ({package.parent}) or in the current directory ({Path.cwd()}): "
-            "run qtutor lab from the folder that you cloned.",
-            file=sys.stderr,
-        )
         return 1
     try:
         from jupyterlab.labapp import LabApp
     except ImportError as error:
         return _not_installed(error)
 
-    # Before the user's own kernels: another environment's may be called python3 too.
-    _prepend("JUPYTER_PATH", Path(sys.prefix, "share", "jupyter"))
+    _use_own_kernel()
     # labextensions/ there names figures for screen readers.
     _prepend("JUPYTER_PATH", package)
     # labconfig/ there switches off the questions about news and updates.
@@ -138,6 +132,26 @@ def _made(target: str) -> object:
     return found() if callable(found) and not isinstance(found, torch.nn.Module) else found
 
 
+def book(out: str) -> int:
+    """Build the course as a static site that opens from disk: lessons, figures, search and maths."""
+    course = _course("book")
+    if course is None:
+        return 1
+    try:
+        from qtutor.book import Unbuilt, build
+    except ImportError as error:
+        return _not_installed(error)
+
+    _use_own_kernel()
+    try:
+        page = build(course / "lessons", Path(out).expanduser().absolute())
+    except Unbuilt as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"The book is built. Open {page}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -172,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     hurting.add_argument("--bits", type=int, default=8)
     hurting.add_argument("--weights", choices=("tensor", "channel"), default="tensor", help="what shares a scale")
     hurting.add_argument("--samples", type=int, default=1024, help="how many samples to read at most")
+    reading = commands.add_parser("book", help="build the course as a static site", description=book.__doc__)
+    reading.add_argument("out", metavar="OUT", help="the folder of the site: new, empty, or an earlier book")
 
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "lab":
@@ -180,7 +196,30 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{arguments.command} does not take {' '.join(rest)}")
     if arguments.command == "diagnose":
         return diagnose(**{name: value for name, value in vars(arguments).items() if name != "command"})
-    return prepare(arguments.names) if arguments.command == "prepare" else doctor()
+    if arguments.command == "prepare":
+        return prepare(arguments.names)
+    if arguments.command == "book":
+        return book(arguments.out)
+    return doctor()
+
+
+def _course(command: str) -> Path | None:
+    """The folder that holds the lessons, or None once it was said that there is none."""
+    package = Path(qtutor.__file__).resolve().parent
+    for folder in (package.parent, Path.cwd()):
+        if (folder / START).is_file():
+            return folder
+    print(
+        f"There is no {START} beside the package ({package.parent}) or in the current directory ({Path.cwd()}): "
+        f"run qtutor {command} from the folder that you cloned.",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _use_own_kernel() -> None:
+    # Before the user's own kernels: another environment's may be called python3 too.
+    _prepend("JUPYTER_PATH", Path(sys.prefix, "share", "jupyter"))
 
 
 def _prepend(variable: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ draws a result into figure objects that already exist. Everything else stands he
 """
 
 import asyncio
+import json
 import math
 import time
 from pathlib import Path
@@ -98,6 +99,13 @@ class Explorer(ipywidgets.VBox):
         """Stand for a case in which there is nothing to show, and say why."""
         self.controls, self.children = {}, [self.sentence]
         self.sentence.text = sentence
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict:
+        """Show the widget; where there is no kernel, such as in a saved notebook, its picture and sentence."""
+        shown = {"text/plain": self.sentence.text}
+        if self.controls:
+            shown["application/vnd.plotly.v1+json"] = json.loads(self.figure.to_json())
+        return super()._repr_mimebundle_(**kwargs) | shown
 
     def compute(self, state: Any) -> Any:
         """Compute the result of a state; its `sentence` says it in words."""
