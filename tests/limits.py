@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +36,8 @@ def limited(memory: int, cores: int = 1) -> Iterator[Limit]:
     def enter() -> None:
         os.sched_setaffinity(0, allowed)
         if group is None:
+            import resource  # not on Windows
+
             resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         else:
             (group / "cgroup.procs").write_text(str(os.getpid()))
