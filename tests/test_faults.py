@@ -24,7 +24,8 @@ RUN_LESSON = """
 import sys, nbformat
 from nbclient import NotebookClient
 notebook = nbformat.read(sys.argv[1], 4)
-NotebookClient(notebook, timeout=1800, kernel_name="python3", allow_errors=True).execute()
+options = {"timeout": 1800, "kernel_name": "python3", "extra_arguments": ["--log-level=40"]}
+NotebookClient(notebook, allow_errors=True, **options).execute()
 for cell in notebook.cells:
     for output in cell.get("outputs", []):
         if output.output_type == "error":
