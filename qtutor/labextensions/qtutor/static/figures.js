@@ -43,7 +43,9 @@ function visit() {
     plot.querySelectorAll(".modebar:not([role])").forEach(makeToolbar);
   }
   // The corner of a pandas table heads nothing.
-  document.querySelectorAll(".jp-RenderedHTML th:empty").forEach((corner) => corner.setAttribute("role", "cell"));
+  for (const head of document.querySelectorAll(".jp-RenderedHTML th")) {
+    if (!head.textContent.trim()) head.setAttribute("role", "cell");
+  }
 }
 function activate() {
   const style = document.createElement("style");
