@@ -25,6 +25,8 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     plots        a result in, a plotly figure out
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
+    preflight    whether a computer is ready for the course
+    book         the course as a site to read
     cli          the `qtutor` command
 
 Nothing is re-exported here: `from qtutor.affine import quantize` shows where a name lives.

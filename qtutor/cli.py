@@ -17,21 +17,17 @@ START = "lessons/00_start_here.ipynb"
 def lab(arguments: list[str]) -> int:
     """Open JupyterLab on the first lesson, with the kernel of this environment."""
     package = Path(qtutor.__file__).resolve().parent
-    course = next((folder for folder in (package.parent, Path.cwd()) if (folder / START).is_file()), None)
+    course = _course("lab")
     if course is None:
-        print(
-            f"There is no {START} beside the package ({package.parent}) or in the current directory ({Path.cwd()}): "
-            "run qtutor lab from the folder that you cloned.",
-            file=sys.stderr,
-        )
         return 1
     try:
         from jupyterlab.labapp import LabApp
     except ImportError as error:
         return _not_installed(error)
 
-    # Before the user's own kernels: another environment's may be called python3 too.
-    _prepend("JUPYTER_PATH", Path(sys.prefix, "share", "jupyter"))
+    _use_own_kernel()
+    # labextensions/ there names figures for screen readers.
+    _prepend("JUPYTER_PATH", package)
     # labconfig/ there switches off the questions about news and updates.
     _prepend("JUPYTER_CONFIG_PATH", package)
     # As in an activated environment, for `!python` in a cell and for terminals.
@@ -47,15 +43,66 @@ def lab(arguments: list[str]) -> int:
 
 
 def doctor() -> int:
-    """Print what this computer is; 1 if something that the course needs is missing."""
+    """Print what this computer is and whether it is ready for the course; 1 if something is missing."""
     try:
         from qtutor.machine import describe
+        from qtutor.preflight import preflight
     except ImportError as error:
         return _not_installed(error)
 
     machine = describe()
-    print(machine)
-    return 1 if machine.problems else 0
+    print("This computer", *machine.sentences(), sep="\n  ")
+    course = next((folder for folder in _places() if (folder / START).is_file()), None)
+    print("The course on it")
+    problems = []
+    for check in preflight(course and course / "lessons"):
+        print(f"  {'' if check.ok else 'PROBLEM: '}{check.sentence}", flush=True)
+        if not check.ok:
+            problems.append(check.sentence)
+    print(f"Not ready: {len(problems)} to mend, marked PROBLEM above." if problems else "Ready.")
+    return 1 if problems else 0
+
+
+def progress(action: str, folder: str | None, csv: str | None) -> int:
+    """See which exercises are solved, forget them, or collect a folder of learners' files into one table."""
+    try:
+        from qtutor.exercises import progress
+    except ImportError as error:
+        return _not_installed(error)
+
+    if action == "reset":
+        progress.reset()
+        print(f"Progress is forgotten: {progress.path()}" + (" cannot be removed." if progress.path().exists() else ""))
+        return int(progress.path().exists())
+    if action == "show":
+        for lesson, (done, of) in progress.count(progress.read(progress.path()) or {}).items():
+            print(f"{lesson:28} {done} of {of}")
+        print(f"Kept in {progress.path()}; to hand it in, send that file under your name.")
+        return 0
+    if folder is None or not Path(folder).is_dir():
+        print(f"{folder or 'qtutor progress collect'}: name a folder of progress files.", file=sys.stderr)
+        return 1
+    table, unreadable = progress.collect(Path(folder).rglob("*.json"))
+    for file in unreadable:
+        print(f"{file} is not a progress file: left out.", file=sys.stderr)
+    if not table:
+        print(f"There is no progress file in {folder}.", file=sys.stderr)
+        return 1
+    print(_table(table, csv))
+    return 1 if unreadable else 0
+
+
+def _table(table: dict[str, dict[str, tuple[int, int]]], csv: str | None) -> str:
+    import pandas as pd
+
+    frame = pd.DataFrame({name: {lesson: done for lesson, (done, _) in row.items()} for name, row in table.items()}).T
+    frame["solved"] = frame.sum(axis=1)
+    frame.index.name = "learner"
+    if csv is not None:
+        frame.to_csv(csv)
+    most = {lesson: of for lesson, (_, of) in next(iter(table.values())).items()}
+    frame.columns = [f"{name[:2]} (of {most[name]})" if name in most else name for name in frame.columns]
+    return frame.to_string()
 
 
 def prepare(names: list[str]) -> int:
@@ -136,6 +183,26 @@ def _made(target: str) -> object:
     return found() if callable(found) and not isinstance(found, torch.nn.Module) else found
 
 
+def book(out: str) -> int:
+    """Build the course as a static site that opens from disk: lessons, figures, search and maths."""
+    course = _course("book")
+    if course is None:
+        return 1
+    try:
+        from qtutor.book import Unbuilt, build
+    except ImportError as error:
+        return _not_installed(error)
+
+    _use_own_kernel()
+    try:
+        page = build(course / "lessons", Path(out).expanduser().absolute())
+    except Unbuilt as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"The book is built. Open {page}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -170,6 +237,16 @@ def main(argv: list[str] | None = None) -> int:
     hurting.add_argument("--bits", type=int, default=8)
     hurting.add_argument("--weights", choices=("tensor", "channel"), default="tensor", help="what shares a scale")
     hurting.add_argument("--samples", type=int, default=1024, help="how many samples to read at most")
+    reading = commands.add_parser("book", help="build the course as a static site", description=book.__doc__)
+    reading.add_argument("out", metavar="OUT", help="the folder of the site: new, empty, or an earlier book")
+
+    solved = commands.add_parser(
+        "progress", help="see, reset or collect solved exercises", description=progress.__doc__
+    )
+    actions = ["show", "reset", "collect"]
+    solved.add_argument("action", nargs="?", choices=actions, default="show", help="by default show")
+    solved.add_argument("folder", nargs="?", help="to collect: the folder of the learners' files")
+    solved.add_argument("--csv", metavar="FILE", help="to collect: write the table to this file too")
 
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "lab":
@@ -178,7 +255,36 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{arguments.command} does not take {' '.join(rest)}")
     if arguments.command == "diagnose":
         return diagnose(**{name: value for name, value in vars(arguments).items() if name != "command"})
-    return prepare(arguments.names) if arguments.command == "prepare" else doctor()
+    if arguments.command == "prepare":
+        return prepare(arguments.names)
+    if arguments.command == "book":
+        return book(arguments.out)
+    if arguments.command == "progress":
+        return progress(arguments.action, arguments.folder, arguments.csv)
+    return doctor()
+
+
+def _course(command: str) -> Path | None:
+    """The folder that holds the lessons, or None once it was said that there is none."""
+    for folder in _places():
+        if (folder / START).is_file():
+            return folder
+    beside, here = _places()
+    print(
+        f"There is no {START} beside the package ({beside}) or in the current directory ({here}): "
+        f"run qtutor {command} from the folder that you cloned.",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _places() -> tuple[Path, Path]:
+    return Path(qtutor.__file__).resolve().parent.parent, Path.cwd()
+
+
+def _use_own_kernel() -> None:
+    # Before the user's own kernels: another environment's may be called python3 too.
+    _prepend("JUPYTER_PATH", Path(sys.prefix, "share", "jupyter"))
 
 
 def _prepend(variable: str, folder: Path) -> None:

@@ -100,12 +100,13 @@ class Machine:
         return tuple(problems)
 
     def __str__(self) -> str:
-        return "\n".join((*self._sentences(), *self.problems))
+        return "\n".join((*self.sentences(), *self.problems))
 
     def _repr_markdown_(self) -> str:
         return "\n".join(f"- {line}" for line in str(self).splitlines())
 
-    def _sentences(self) -> Iterable[str]:
+    def sentences(self) -> Iterable[str]:
+        """Say what the computer is, without its problems."""
         yield f"{self.system}, Python {self.python}, PyTorch {self.torch}."
         if self.packages is None:
             yield "Which of the course's packages are here could not be found out: qtutor itself is not installed."

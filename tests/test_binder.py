@@ -3,8 +3,10 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
+import limits
 import pytest
 from packaging.requirements import Requirement
 
@@ -64,8 +66,12 @@ def test_post_build_runs_twice_and_silences_the_questions(tmp_path):
     }
     for _ in range(2):
         subprocess.run([POST_BUILD], cwd=COURSE, env=environment, check=True, capture_output=True, timeout=900)
-    written = [path.relative_to(tmp_path / "prefix") for path in (tmp_path / "prefix").rglob("*") if path.is_file()]
-    assert written == [Path("etc/jupyter/labconfig/default_setting_overrides.json")]
+    written = {path.relative_to(tmp_path / "prefix") for path in (tmp_path / "prefix").rglob("*") if path.is_file()}
+    assert written == {
+        Path("etc/jupyter/labconfig/default_setting_overrides.json"),
+        Path("share/jupyter/labextensions/qtutor/package.json"),
+        Path("share/jupyter/labextensions/qtutor/static/figures.js"),
+    }
 
 
 def test_post_build_trains_what_the_lessons_ask_for():
@@ -88,3 +94,32 @@ def test_the_badge_leads_to_the_first_lesson_of_this_repository():
     link = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/lessons/00_start_here.ipynb"
     readme = (COURSE / "README.md").read_text(encoding="utf-8")
     assert f"[![Binder](https://mybinder.org/badge_logo.svg)]({link})" in readme
+
+
+@pytest.mark.system
+@pytest.mark.skipif(sys.platform != "linux", reason="Binder runs Linux")
+def test_the_image_builds_and_every_lesson_runs_on_one_core_in_its_memory(tmp_path):
+    command = [sys.executable, COURSE / "tests" / "replay_binder.py", tmp_path / "image"]
+    try:
+        with urllib.request.urlopen("https://download.pytorch.org/whl/cpu/", timeout=20):
+            pass
+    except OSError:
+        command.append("--without-index")
+    replayed = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    print(replayed.stdout)
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    assert replayed.stdout.count("ran on one core") == len(list((COURSE / "lessons").glob("[0-9]*.ipynb")))
+
+
+@pytest.mark.system
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+def test_the_limit_on_memory_is_a_hard_one():
+    with limits.limited(300_000_000) as limit:
+        ends = [
+            subprocess.run(
+                [sys.executable, "-c", f"b'1' * {size}"], preexec_fn=limit.enter, capture_output=True
+            ).returncode
+            for size in (9_000_000, 900_000_000)
+        ]
+    assert ends[0] == 0
+    assert ends[1] != 0

@@ -30,6 +30,11 @@ def test_every_lesson_is_listed_once_and_no_other():
     assert [name for name, _ in listed] == sorted(path.stem for path in (COURSE / "lessons").glob("*.ipynb"))
 
 
+def test_the_system_tests_have_a_line_of_their_own_and_the_test_command_leaves_them_out():
+    assert '".[test,system]" && .venv/bin/pytest -m system' in README
+    assert "-m 'not system'" in (COURSE / "pyproject.toml").read_text(encoding="utf-8")
+
+
 def test_every_relative_link_leads_somewhere():
     targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert targets

@@ -6,6 +6,7 @@ cannot be written is remembered for the session only.
 
 import contextlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from qtutor import storage
@@ -40,9 +41,52 @@ def reset() -> None:
         path().unlink(missing_ok=True)
 
 
-def _read() -> dict[str, list[str]]:
+def exercises() -> dict[str, tuple[str, ...]]:
+    """Return the names of every exercise, by lesson, in the order of the course."""
+    import importlib
+    import pkgutil
+
+    import qtutor.exercises
+
+    names = [module.name for module in pkgutil.iter_modules(qtutor.exercises.__path__)]
+    modules = [importlib.import_module(f"qtutor.exercises.{name}") for name in names]
+    lessons = {module.lesson.name: module.lesson for module in modules if hasattr(module, "lesson")}
+    return {name: tuple(lessons[name].exercises) for name in sorted(lessons)}
+
+
+def count(solved_by_lesson: dict[str, list[str]]) -> dict[str, tuple[int, int]]:
+    """Return, for each lesson, how many of its exercises are solved and how many there are."""
+    found = exercises().items()
+    return {lesson: (len({*names} & {*solved_by_lesson.get(lesson, ())}), len(names)) for lesson, names in found}
+
+
+def collect(files: Iterable[Path]) -> tuple[dict[str, dict[str, tuple[int, int]]], list[Path]]:
+    """Read many learners' progress files.
+
+    A learner is named by the file, `ana.json`, or by its folder, `ana/progress.json`.
+
+    Returns:
+        The counts by learner, and the files that are no progress files.
+    """
+    table, unreadable = {}, []
+    for file in sorted(files):
+        content = read(file)
+        if content is None:
+            unreadable.append(file)
+            continue
+        name = file.parent.name if file.stem == "progress" else file.stem
+        table[name if name not in table else str(file)] = count(content)
+    return table, unreadable
+
+
+def read(file: Path) -> dict[str, list[str]] | None:
+    """Return the solved exercises that a progress file names, by lesson; None where it is no such file."""
     try:
-        content = json.loads(path().read_bytes())
+        content = json.loads(file.read_bytes())
         return {lesson: [str(name) for name in names] for lesson, names in content.items()}
     except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+        return None
+
+
+def _read() -> dict[str, list[str]]:
+    return read(path()) or {}

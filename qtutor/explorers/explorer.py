@@ -5,6 +5,7 @@ draws a result into figure objects that already exist. Everything else stands he
 """
 
 import asyncio
+import json
 import math
 import time
 from pathlib import Path
@@ -21,8 +22,8 @@ class Sentence(anywidget.AnyWidget):
 
     ipywidgets leaves the handles of its sliders without an accessible name, and plotly fits a figure
     only when the window changes, not when its place does. This widget names the handles by their sliders'
-    labels, presents the figure as an image that the line describes, fits it to its explorer, and
-    reports when the page has drawn an update.
+    labels, says which toggle is pressed, has the line describe the figure, fits the figure to its explorer,
+    and reports when the page has drawn an update.
 
     Attributes:
         text: the line.
@@ -87,7 +88,10 @@ class Explorer(ipywidgets.VBox):
             control.observe(self._on_change, names="value")
         self.sentence.observe(self._resume, names="drawn")
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        self.children = [ipywidgets.Box([*controls.values(), *buttons], layout=row), self.sentence, figure]
+        drawing = ipywidgets.Box([figure]).add_class(
+            "qtutor-figure"
+        )  # scrolls where the page is narrower than a figure
+        self.children = [ipywidgets.Box([*controls.values(), *buttons], layout=row), self.sentence, drawing]
         self._redraw()
         self.first_state = self.state
 
@@ -95,6 +99,13 @@ class Explorer(ipywidgets.VBox):
         """Stand for a case in which there is nothing to show, and say why."""
         self.controls, self.children = {}, [self.sentence]
         self.sentence.text = sentence
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict:
+        """Show the widget; where there is no kernel, such as in a saved notebook, its picture and sentence."""
+        shown = {"text/plain": self.sentence.text}
+        if self.controls:
+            shown["application/vnd.plotly.v1+json"] = json.loads(self.figure.to_json())
+        return super()._repr_mimebundle_(**kwargs) | shown
 
     def compute(self, state: Any) -> Any:
         """Compute the result of a state; its `sentence` says it in words."""

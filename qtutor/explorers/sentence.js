@@ -5,11 +5,23 @@ function describe(explorer, line) {
     handles.forEach((handle, i) => {
       const end = handles.length > 1 ? (i ? ", maximum" : ", minimum") : "";
       handle.setAttribute("aria-label", label + end);
+      // noUiSlider says a position, which is not the value where a slider chooses among options.
+      if (handles.length === 1) handle.setAttribute("aria-valuetext", slider.querySelector(".widget-readout").textContent);
     });
     slider.querySelector(".widget-readout").setAttribute("aria-label", label + ", type a value");
   }
+  for (const choice of explorer.querySelectorAll(".widget-toggle-buttons")) {
+    choice.setAttribute("role", "group");
+    choice.setAttribute("aria-label", choice.querySelector(".widget-label").textContent);
+    for (const button of choice.querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", button.classList.contains("mod-active"));
+    }
+  }
+  for (const box of explorer.querySelectorAll(".qtutor-figure")) {
+    box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+  }
   for (const plot of explorer.querySelectorAll(".js-plotly-plot")) {
-    plot.setAttribute("role", "img");
+    plot.setAttribute("role", "figure");
     plot.setAttribute("aria-label", "Figure");
     plot.setAttribute("aria-describedby", line.id);
   }
@@ -17,7 +29,7 @@ function describe(explorer, line) {
 function fit(explorer, line, tries) {
   describe(explorer, line);
   const drawings = [...explorer.querySelectorAll(".js-plotly-plot .main-svg:first-child")];
-  const fits = (drawing) => Math.abs(drawing.clientWidth - explorer.clientWidth) < 24;
+  const fits = (drawing) => Math.abs(drawing.clientWidth - drawing.closest(".js-plotly-plot").clientWidth) < 24;
   if ((drawings.length && drawings.every(fits)) || !tries) return;
   window.dispatchEvent(new Event("resize"));
   setTimeout(() => fit(explorer, line, tries - 1), 150);
@@ -31,6 +43,8 @@ function render({ model, el }) {
   const show = () => {
     line.textContent = model.get("text");
     const number = model.get("number");
+    const explorer = el.closest(".qtutor-explorer");
+    if (explorer) describe(explorer, line);
     requestAnimationFrame(() => { model.set("drawn", number); model.save_changes(); });
   };
   show();

@@ -1,0 +1,190 @@
+"""Whether a computer is ready for the course: what `qtutor doctor` says beside what the computer is.
+
+Each check is a sentence and, where it fails, what to do about it. How long a lesson computes is read
+from the lesson and scaled by how fast this computer trains a small network.
+"""
+
+import json
+import re
+import shutil
+import socket
+import statistics
+import time
+import webbrowser
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from qtutor import storage
+from qtutor.machine import describe
+
+NEEDED_MEMORY = 1_200_000_000
+"""Bytes that the largest lesson may take."""
+
+NEEDED_DISK = 200_000_000
+"""Bytes that progress, trained models and a room to breathe take."""
+
+REFERENCE_STEP = 6.2e-3
+"""Seconds of one probed training step on the two-core computer on which the lessons' own figures were measured."""
+
+_PORTS = range(8888, 8988)  # JupyterLab tries 8888, then others nearby
+_WORDS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "half a": 0.5}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        sentence: what was found, and where it is not well, what to do.
+        ok: whether the course can run with it.
+    """
+
+    sentence: str
+    ok: bool = True
+
+
+def preflight(lessons: Path | None = None) -> Iterator[Check]:
+    """Look at everything in turn; `lessons` is the folder of the notebooks, None where there is none."""
+    machine = describe()
+    for problem in machine.problems:
+        yield Check(problem, ok=False)
+    yield from check_versions(metadata.requires("qtutor") or ())
+    yield check_memory(machine.memory_available)
+    yield from (check_place("Progress", storage.data_dir()), check_place("Trained models", storage.cache_dir()))
+    yield check_caches(lessons)
+    yield check_browser()
+    yield check_ports(_PORTS)
+    if lessons is not None:
+        slowness = probe() / REFERENCE_STEP
+        for path in sorted(lessons.glob("[0-9]*.ipynb")):
+            yield Check(expect(path, slowness))
+
+
+def check_versions(requirements: Iterable[str]) -> Iterator[Check]:
+    """Compare what is installed with what qtutor asks for; a missing package is the machine's to name."""
+    from packaging.requirements import Requirement
+
+    wrong = []
+    for line in requirements:
+        wanted = Requirement(line)
+        with suppress(metadata.PackageNotFoundError):
+            if "extra" in str(wanted.marker) or (wanted.marker and not wanted.marker.evaluate()):
+                continue
+            version = metadata.version(wanted.name)
+            if not wanted.specifier.contains(version, prereleases=True):
+                wrong.append(f"{wanted.name} {version} (the course needs {wanted.specifier})")
+    if wrong:
+        yield Check(f"Other versions than the course was made for: {', '.join(wrong)}. Install it again.", ok=False)
+    else:
+        yield Check("Every package has a version that the course was made for.")
+
+
+def check_memory(available: int | None) -> Check:
+    """Compare the free memory with what the largest lesson takes."""
+    needed = f"{NEEDED_MEMORY / 1e9:.1f} GB"
+    if available is None:
+        return Check(f"How much memory is free is unknown; a lesson takes up to {needed}.")
+    if available < NEEDED_MEMORY:
+        free = f"{available / 1e9:.1f} GB"
+        return Check(f"Only {free} of memory are free and a lesson takes up to {needed}: close programs.", ok=False)
+    return Check(f"Memory suffices: a lesson takes up to {needed}.")
+
+
+def check_place(what: str, folder: Path) -> Check:
+    """Say whether files can be kept in `folder`, by keeping one."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        free = shutil.disk_usage(there).free
+        storage.write_atomically(folder / "doctor", b"")
+        (folder / "doctor").unlink()
+    except OSError as error:
+        return Check(
+            f"{what} cannot be kept in {folder} ({error.strerror}): the lessons work, and forget. "
+            "Set QTUTOR_HOME to a folder that can be written.",
+            ok=False,
+        )
+    if free < NEEDED_DISK:
+        return Check(f"Only {free / 1e6:.0f} MB are free in {folder}: make room, or set QTUTOR_HOME.", ok=False)
+    return Check(f"{what} can be kept in {folder} ({free / 1e9:.1f} GB are free there).")
+
+
+def check_caches(lessons: Path | None) -> Check:
+    """Say which of the models that the lessons ask for are trained already."""
+    from qtutor import samples
+
+    asked = set(samples.RECIPES)
+    if lessons is not None:
+        texts = (path.read_text(encoding="utf-8") for path in lessons.glob("[0-9]*.ipynb"))
+        asked &= {name for text in texts for name in re.findall(r'trained\(\\"(\w+)', text)}
+    missing = sorted(name for name in asked if not any(storage.cache_dir().glob(f"{name}-*.pt")))
+    if missing:
+        return Check(f"Still to be trained, at the first use or now with qtutor prepare: {', '.join(missing)}.")
+    return Check("Every model that the lessons ask for is trained.")
+
+
+def check_browser() -> Check:
+    """Say whether `qtutor lab` can open a browser by itself."""
+    try:
+        browser = webbrowser.get()
+    except webbrowser.Error:
+        return Check("No browser was found here: open the address that qtutor lab prints in one.")
+    return Check(f"A browser is here: {getattr(browser, 'name', type(browser).__name__)}.")
+
+
+def check_ports(ports: Iterable[int]) -> Check:
+    """Find a free port as JupyterLab does."""
+    ports = list(ports)
+    for port in ports:
+        with socket.socket() as probing, suppress(OSError):
+            probing.bind(("127.0.0.1", port))
+            return Check(f"JupyterLab can listen: port {port} is free.")
+    return Check(f"Every port from {ports[0]} to {ports[-1]} is taken: use qtutor lab --port NUMBER.", ok=False)
+
+
+def probe(steps: int = 40) -> float:
+    """Return the median seconds of a training step of a small network on this computer."""
+    import torch
+
+    from qtutor.samples import SmallCNN
+
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        images, labels = torch.rand(64, 1, 8, 8), torch.arange(64) % 10
+        model = SmallCNN()
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        taken = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def expect(lesson: Path, slowness: float) -> str:
+    """Say how many minutes a lesson takes: as its first cell tells, its computing scaled by `slowness`."""
+    opening = "".join(json.loads(lesson.read_text(encoding="utf-8"))["cells"][0]["source"])
+    reading = re.search(r"\*\*Reading:\*\*[^.\d]*(\d+) minutes", opening)
+    running = seconds(opening)
+    took = f"{reading[1]} minutes" if reading else "a time that it does not tell"
+    if running is None:
+        return f"{lesson.stem}: {took}."
+    scaled = running * slowness / 60
+    return f"{lesson.stem}: {took}, of which this computer computes about {max(scaled, 0.1):.1f}."
+
+
+def seconds(opening: str) -> float | None:
+    """Read the seconds after "Running:"; the first time named counts.
+
+    Example:
+        >>> seconds("**Running:** about 20 seconds, twice that the first time."), seconds("**Running:** half a minute.")
+        (20.0, 30.0)
+    """
+    told = re.search(r"\*\*Running:\*\*[^.]*?\b(\d+(?:\.\d+)?|half an?|an?|one|two|three)\s+(second|minute)", opening)
+    if told is None:
+        return None
+    number = float(_WORDS.get(told[1].replace("half an", "half a"), 0) or told[1])
+    return number * (60 if told[2] == "minute" else 1)

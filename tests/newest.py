@@ -1,0 +1,59 @@
+"""Say which lessons break with the versions that are installed: `python tests/newest.py`.
+
+`--packages` prints instead what the course needs, without its versions, for pip to bring up to date.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+COURSE = Path(__file__).resolve().parent.parent
+
+
+def packages() -> list[str]:
+    """The names of what the course needs."""
+    text = (COURSE / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1]
+    return re.findall(r'^    "([\w-]+)', block, re.MULTILINE)
+
+
+def broken(path: Path) -> str | None:
+    """Run a lesson; return None, or what broke it."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    client = NotebookClient(nbformat.read(path, 4), timeout=1200, kernel_name="python3")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        try:
+            client.execute(cwd=elsewhere)
+        except CellExecutionError as error:
+            return f"{error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
+        except (CellTimeoutError, DeadKernelError) as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table; 1 if a lesson breaks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--packages", action="store_true", help="print the names of what the course needs")
+    parser.add_argument("lessons", nargs="*", type=Path, help="by default all")
+    chosen = parser.parse_args(arguments)
+    if chosen.packages:
+        print(*packages(), sep="\n")
+        return 0
+    print(", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "plotly", "jupyterlab")))
+    print("\n| lesson | with these versions |\n| --- | --- |")
+    faults = {}
+    for path in chosen.lessons or sorted((COURSE / "lessons").glob("[0-9]*.ipynb")):
+        faults[path] = broken(path)
+        print(f"| {path.stem} | {'works' if faults[path] is None else f'breaks: {faults[path]}'} |", flush=True)
+    return int(any(faults.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

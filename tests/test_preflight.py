@@ -1,0 +1,134 @@
+import errno
+import json
+import os
+import socket
+import webbrowser
+from collections import namedtuple
+
+import pytest
+
+from qtutor import cli, preflight, storage
+
+
+def lesson(folder, opening):
+    folder.mkdir(exist_ok=True)
+    path = folder / "01_a_lesson.ipynb"
+    path.write_text(
+        json.dumps({"cells": [{"source": opening.splitlines(keepends=True)}, {"source": ['trained("x")']}]})
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("about 20 seconds, twice that the first time.", 20),
+        ("half a minute.", 30),
+        ("about a minute.", 60),
+        ("2 minutes.", 120),
+        ("one minute.", 60),
+        ("not long.", None),
+    ],
+)
+def test_reads_how_long_a_lesson_computes(told, expected):
+    assert preflight.seconds(f"**Reading:** 45 minutes. **Running:** {told}") == expected
+
+
+def test_a_computer_that_is_twice_as_slow_computes_twice_as_long(tmp_path):
+    path = lesson(tmp_path, "# T\n\n**Reading:** 45 minutes. **Running:** 3 minutes.")
+    assert preflight.expect(path, 1.0) == "01_a_lesson: 45 minutes, of which this computer computes about 3.0."
+    assert preflight.expect(path, 2.0).endswith("about 6.0.")
+    assert preflight.expect(lesson(tmp_path, "# T"), 1.0) == "01_a_lesson: a time that it does not tell."
+
+
+def test_a_wrong_version_is_named_and_extras_and_markers_do_not_count():
+    wrong = ["torch<1", "pytest<1 ; extra == 'test'", "tqdm<1 ; sys_platform == 'none'", "no-such-package>1"]
+    (check,) = preflight.check_versions(wrong)
+    assert not check.ok
+    assert "torch" in check.sentence
+    assert not {"pytest", "tqdm", "no-such-package"} & {*check.sentence.split()}
+    assert [check.ok for check in preflight.check_versions(["torch>1"])] == [True]
+
+
+@pytest.mark.parametrize(("available", "ok"), [(None, True), (5e9, True), (1e9, False)])
+def test_too_little_memory_is_a_problem(available, ok):
+    assert preflight.check_memory(available).ok is ok
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
+    check = preflight.check_place("Progress", tmp_path)
+    assert check.ok
+    assert str(tmp_path) in check.sentence
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
+    def refuse(path, data):
+        raise storage.Unwritable(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(storage, "write_atomically", refuse)
+    check = preflight.check_place("Progress", tmp_path / "not" / "there")
+    assert not check.ok
+    assert "Read-only file system" in check.sentence
+    assert "QTUTOR_HOME" in check.sentence
+
+
+def test_a_nearly_full_disk_is_a_problem(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(10, 9, 1_000_000))
+    assert not preflight.check_place("Progress", tmp_path).ok
+
+
+def test_says_which_models_are_still_to_be_trained(tmp_path):
+    folder = tmp_path / "lessons"
+    folder.mkdir()
+    (folder / "02_b.ipynb").write_text(json.dumps({"source": 'trained("digits_cnn"), trained("digits_lstm")'}))
+    storage.cache_dir().mkdir(parents=True)
+    (storage.cache_dir() / "digits_lstm-01234567.pt").touch()
+    assert preflight.check_caches(folder).sentence.endswith(": digits_cnn.")
+    (storage.cache_dir() / "digits_cnn-01234567.pt").touch()
+    assert "is trained" in preflight.check_caches(folder).sentence
+
+
+def test_no_browser_is_said_and_is_no_problem(monkeypatch):
+    def none():
+        raise webbrowser.Error
+
+    monkeypatch.setattr(webbrowser, "get", none)
+    check = preflight.check_browser()
+    assert check.ok
+    assert "No browser" in check.sentence
+
+
+def test_finds_a_free_port_beside_a_taken_one_and_says_when_there_is_none():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        check = preflight.check_ports([port])
+        assert not check.ok
+        assert str(port) in check.sentence
+        assert preflight.check_ports([port, 0]).ok
+
+
+def test_the_probe_leaves_the_learners_random_numbers_alone():
+    import torch
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert 0 < preflight.probe(3) < 60
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_doctor_tells_each_lessons_minutes_and_that_all_is_ready(capsys, monkeypatch):
+    monkeypatch.setattr(preflight, "preflight", lambda lessons: iter([preflight.Check(f"seen {lessons.name}")]))
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith("  seen lessons\nReady.\n")
+
+
+def test_doctor_counts_the_problems_and_fails(capsys, monkeypatch):
+    checks = [preflight.Check("good"), preflight.Check("bad", ok=False), preflight.Check("worse", ok=False)]
+    monkeypatch.setattr(preflight, "preflight", lambda lessons: iter(checks))
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "  good\n  PROBLEM: bad\n  PROBLEM: worse\nNot ready: 2 to mend" in said
