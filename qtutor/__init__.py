@@ -22,6 +22,8 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     repair       equalize, correct biases, keep a few layers in floating point
     diagnosis    which layer hurts, on any model
     benchmark    size, accuracy and latency, compared fairly
+    runtimes     one model in every CPU runtime that is here
+    roofline     what this machine could do at most, and where each layer sits
     plots        a result in, a plotly figure out
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress

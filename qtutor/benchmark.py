@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 import timeit
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ Model = Callable[..., Any]
 Batches = Iterable[Sequence[Tensor]]
 
 _TURN = 0.01  # seconds of one entry's turn, if it is fast: short beside what disturbs a machine
-_LONG = 0.05  # seconds of a run that needs no other before it to fill the caches again
+_LONG = 0.02  # seconds of a run that needs no other before it to fill the caches again
 _PATIENCE = 3  # how many times its budget a comparison may take until there are rounds enough for its intervals
 _NO_CLASS = torch.iinfo(torch.int64).min  # no label is that
 
@@ -60,12 +61,23 @@ class Comparison:
         times: one row a round, one column an entry that ran to the end: ms for a run.
         confidence: of the intervals; lower than asked for where there were too few rounds.
         machine: where it ran, and with how many threads.
+        versions: of the runtimes that were loaded.
     """
 
     table: "pd.DataFrame"
     times: "pd.DataFrame"
     confidence: float
     machine: Machine
+    versions: Mapping[str, str]
+
+    @property
+    def setting(self) -> str:
+        """Where it ran: versions, threads, the processor and what it has for INT8, in a sentence."""
+        cpu = self.machine.cpu or "an unknown processor"
+        threads = "1 thread" if self.machine.threads == 1 else f"{self.machine.threads} threads"
+        features = f" ({', '.join(self.machine.features)})" if self.machine.features else ""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return f"{versions}, with {threads} on {cpu}{features}."
 
     def to_csv(self, path: str | Path | None = None) -> str | None:
         """Write the table to `path`, or return it as text."""
@@ -78,6 +90,7 @@ class Comparison:
             "times_ms": self.times.to_dict(orient="list"),
             "confidence": self.confidence,
             "machine": dataclasses.asdict(self.machine),
+            "versions": dict(self.versions),
         }
         text = json.dumps(content, indent=2)
         if path is None:
@@ -112,16 +125,14 @@ class Comparison:
         first = self.table.index[0]
         against = f"the speed-up is against {first}" if first in self.times else f"no speed-up, because {first} failed"
         yield f"Medians of {len(self.times)} rounds, with {self.confidence:.3g} confidence intervals; {against}."
-        cpu = self.machine.cpu or "an unknown processor"
-        threads = "1 thread" if self.machine.threads == 1 else f"{self.machine.threads} threads"
-        yield f"PyTorch {self.machine.torch} with {threads} on {cpu}."
+        yield self.setting
         for name, error in self.table["error"].items():
             if error:
                 yield f"{name} failed: {' '.join(error.split())}"
 
 
 def compare(
-    entries: Mapping[str, Model],
+    entries: Mapping[str, Model] | Iterable[tuple[str, Model]],
     inputs: Tensor | tuple[Tensor, ...],
     *,
     seconds: float = 2.0,
@@ -137,7 +148,8 @@ def compare(
     An entry that fails keeps a row that says why, and the others keep their results.
 
     Args:
-        entries: models or functions by name; the first is what the others are compared with.
+        entries: models or functions by name, or pairs of a name and one of these; the first is what the
+            others are compared with. One with an attribute `size_bytes` says itself how large it is.
         inputs: what each entry is called with.
         seconds: for each entry, on average; up to three times as many where runs are so long that the
             intervals need it. The first run of each comes on top, because compilers compile then, and
@@ -152,7 +164,7 @@ def compare(
 
     Raises:
         TypeError: an entry's name is not text, or it cannot be called; an argument has the wrong type.
-        ValueError: there is no entry, or an argument is out of range.
+        ValueError: there is no entry, a name comes twice, or an argument is out of range.
         RuntimeError: every entry failed; the message says how.
 
     Example:
@@ -162,7 +174,7 @@ def compare(
     """
     import pandas as pd
 
-    _check_entries(entries)
+    entries = check_entries(entries)
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
     if not (isinstance(inputs, tuple) and inputs and all(isinstance(tensor, Tensor) for tensor in inputs)):
@@ -237,7 +249,30 @@ def compare(
     table = pd.DataFrame(columns | {name: pd.Series(found, dtype=float) for name, found in extras.items()})
     table = table.reindex(pd.Index(runs, name="name"))
     table["error"] = [_describe(failed[name]) if name in failed else "" for name in runs]
-    return Comparison(table, times, min(confidence, 1 - 2 * _heads(len(times), left_out)), machine)
+    return Comparison(table, times, min(confidence, 1 - 2 * _heads(len(times), left_out)), machine, _versions())
+
+
+def check_entries(entries: Mapping[str, Model] | Iterable[tuple[str, Model]]) -> dict[str, Model]:
+    """Return the entries that `compare` is given, as a dict, or raise its errors about them."""
+    if isinstance(entries, (str, nn.Module)) or not isinstance(entries, Iterable):
+        raise TypeError(f"entries must be a dict of names and models, got {type(entries).__name__}")
+    checked: dict[str, Model] = {}
+    for pair in entries.items() if isinstance(entries, Mapping) else entries:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise TypeError(
+                f"entries must be a dict, or pairs of a name and a model, got a {type(pair).__name__} in it"
+            )
+        name, entry = pair
+        if not isinstance(name, str):
+            raise TypeError(f"the name of an entry must be text, got {name!r}")
+        if name in checked:
+            raise ValueError(f"two entries are called {name!r}: give each a name of its own")
+        if not callable(entry):
+            raise TypeError(f"entry {name!r} must be a model or a function, got {type(entry).__name__}")
+        checked[name] = entry
+    if not checked:
+        raise ValueError("entries is empty: give at least one model by name")
+    return checked
 
 
 def size_bytes(model: nn.Module) -> int:
@@ -435,7 +470,21 @@ def _left_out(rounds: int, confidence: float) -> int:
 
 
 def _megabytes(entry: Model) -> float:
-    return size_bytes(entry) / 1e6 if isinstance(entry, nn.Module) else math.nan
+    size = size_bytes(entry) if isinstance(entry, nn.Module) else getattr(entry, "size_bytes", None)
+    return size / 1e6 if isinstance(size, int) else math.nan
+
+
+def _versions() -> dict[str, str]:
+    """The runtimes that this process has loaded, each with its version."""
+    names = {
+        "torch": "PyTorch",
+        "torchao": "torchao",
+        "onnxruntime": "ONNX Runtime",
+        "openvino": "OpenVINO",
+        "nncf": "NNCF",
+    }
+    loaded = {title: getattr(sys.modules.get(name), "__version__", None) for name, title in names.items()}
+    return {title: str(version).partition("-")[0] for title, version in loaded.items() if version}
 
 
 def _shape(output: Any) -> Any:
@@ -448,23 +497,13 @@ def _shape(output: Any) -> Any:
     return type(output).__name__
 
 
-def _check_entries(entries: Mapping[str, Model]) -> None:
-    if not isinstance(entries, Mapping):
-        raise TypeError(f"entries must be a dict of names and models, got {type(entries).__name__}")
-    if not entries:
-        raise ValueError("entries is empty: give at least one model by name")
-    for name, entry in entries.items():
-        if not isinstance(name, str):
-            raise TypeError(f"the name of an entry must be text, got {name!r}")
-        if not callable(entry):
-            raise TypeError(f"entry {name!r} must be a model or a function, got {type(entry).__name__}")
-
-
 def _check_eval(entry: Model) -> None:
     """Refuse what changes in training mode: a run would be random, or would spoil the batch norms' statistics."""
     if isinstance(entry, nn.Module):
         for layer in entry.modules():
-            if layer.training and isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
+            if getattr(layer, "training", False) and isinstance(
+                layer, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+            ):
                 raise ValueError(f"the model is in training mode ({type(layer).__name__}): call .eval() on it first")
 
 

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError, dequantize, fake_quantize
+from qtutor.benchmark import Comparison
+from qtutor.roofline import Peaks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -469,3 +472,105 @@ table {{ border-collapse: collapse; margin: 1em 0; }} caption {{ text-align: lef
 th, td {{ text-align: left; padding: .3em .8em .3em 0; border-bottom: 1px solid #E8ECF0; vertical-align: top; }}
 th {{ border-bottom: 1px solid #9AA5B1; font-weight: 600; }} td {{ font-variant-numeric: tabular-nums; }}
 """
+
+
+def pareto(comparison: Comparison, title: str = "") -> go.Figure:
+    """Draw what each entry of a comparison trades: accuracy, or else size, against latency; area says size.
+
+    The entries that no other beats in both are filled, and joined by a line. What failed is left out.
+
+    Args:
+        comparison: from `benchmark.compare`; with a `loader` it has accuracies.
+        title: what the picture shows; by default which trade it is.
+
+    Raises:
+        ValueError: no entry has both a latency and an accuracy or size.
+    """
+    graded = "accuracy" in comparison.table
+    quantity = "accuracy" if graded else "size_mb"
+    table = comparison.table.dropna(subset=["latency_ms", quantity])
+    if table.empty:
+        raise ValueError(
+            f"no entry has a latency and a {quantity}: pass compare a loader, or models, which have a size"
+        )
+    worth = table[quantity] if graded else -table[quantity]
+    beaten = {
+        name: any(
+            (table["latency_ms"] <= table["latency_ms"][name])
+            & (worth >= worth[name])
+            & ((table["latency_ms"] < table["latency_ms"][name]) | (worth > worth[name]))
+        )
+        for name in table.index
+    }
+    front = table[[not beaten[name] for name in table.index]].sort_values("latency_ms")
+    kind = "accuracy" if graded else "size, MB"
+    drawn = figure(
+        title or f"What each trades: {kind.partition(',')[0]} against latency", "latency, ms (log scale)", kind
+    )
+    line = {"color": GREY, "dash": "dot", "width": 2}
+    place = {"x": front["latency_ms"].tolist(), "y": front[quantity].tolist(), "name": "not beaten in both"}
+    drawn.add_scatter(mode="lines", line=line, showlegend=len(front) > 1, hoverinfo="skip", **place)
+    largest = table["size_mb"].max()
+    for number, (name, row) in enumerate(table.iterrows(), start=1):
+        known = not math.isnan(row["size_mb"])
+        colour = VERMILLION if beaten[name] else BLUE
+        drawn.add_scatter(
+            x=[row["latency_ms"]],
+            y=[row[quantity]],
+            error_x={
+                "array": [row["latency_high"] - row["latency_ms"]],
+                "arrayminus": [row["latency_ms"] - row["latency_low"]],
+                "symmetric": False,
+                "width": 4,
+                "thickness": 1,
+                "color": colour,
+            },
+            mode="markers+text",
+            text=[str(number)],
+            textfont={"color": colour if beaten[name] else "white", "size": 12},
+            name=f"{number} {name}" + (f" ({row['size_mb']:.2g} MB)" if known else ""),
+            marker={
+                "symbol": "circle",
+                "size": 18 + (26 * math.sqrt(row["size_mb"] / largest) if known else 0),
+                "color": "white" if beaten[name] else BLUE,
+                "line": {"color": colour, "width": 2},
+                "opacity": 0.9,
+            },
+        )
+    beside = {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top", "itemsizing": "constant"}
+    drawn.update_layout(legend=beside, height=440)
+    ticks = [digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5)]
+    drawn.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    drawn.update_yaxes(automargin=True)
+    return drawn.update_yaxes(tickformat=".2~%") if graded else drawn.update_yaxes(rangemode="tozero")
+
+
+def roofline(peaks: Peaks, layers: pd.DataFrame, title: str) -> go.Figure:
+    """Draw what each layer attains below the roofs of FP32 and INT8.
+
+    Args:
+        peaks: of this machine.
+        layers: from `roofline.layers`, timed in FP32.
+        title: what the picture shows.
+    """
+    drawn = figure(title, "operations for each byte moved (log scale)", "billion operations a second (log scale)")
+    attained = layers["operations"] / layers["latency_ms"] / 1e6
+    roofs = (("INT8 roof", peaks.int8_rate, 4, GREEN, "dash"), ("FP32 roof", peaks.float_rate, 1, INK, "solid"))
+    left, right = layers["intensity"].min() / 3, layers["intensity"].max() * 10
+    for name, rate, narrower, colour, dash in roofs:
+        # In operations for each byte of FP32: INT8 moves a quarter of the bytes.
+        knee = rate / peaks.bandwidth / narrower
+        xs = [left, *([knee] if left < knee < right else []), right]
+        ys = [min(rate, x * narrower * peaks.bandwidth) / 1e9 for x in xs]
+        drawn.add_scatter(x=xs, y=ys, mode="lines", name=name, line={"color": colour, "dash": dash, "width": 2.5})
+    drawn.add_scatter(
+        x=layers["intensity"].tolist(),
+        y=attained.tolist(),
+        mode="markers",
+        text=[*layers.index],
+        name="a layer in FP32",
+        marker={"color": BLUE, "size": 10},
+        hovertemplate="%{text}: %{x:.3g}, %{y:.3g}<extra></extra>",
+    )
+    drawn.update_xaxes(type="log", dtick=1)
+    return drawn.update_yaxes(type="log", dtick=1)

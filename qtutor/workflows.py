@@ -286,15 +286,8 @@ class _Compiled(nn.Module):
         super().__init__()
         self.model = model
         self.__dict__["_run"] = torch.compile(model, dynamic=False)  # not a second copy in the state dict
-        try:
+        with needs_compiler(", or leave compile=False and get the same numbers, slowly"):
             self(*inputs)
-        except Exception as error:
-            if not any(name in f"{error!r}" for name in ("InvalidCxxCompiler", "CppCompileError")):
-                raise
-            raise Unavailable(
-                "No working C++ compiler was found, and Inductor needs one: install g++ with Python's headers "
-                "(or name another in CXX), or leave compile=False and get the same numbers, slowly."
-            ) from error
 
     def forward(self, *inputs: Tensor) -> Any:
         from torch._inductor import config
@@ -304,6 +297,20 @@ class _Compiled(nn.Module):
         with torch.inference_mode(False), torch.no_grad(), config.patch(freezing=True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
             return self._run(*inputs)
+
+
+@contextmanager
+def needs_compiler(otherwise: str = "") -> Iterator[None]:
+    """Turn Inductor's error about a missing C++ compiler into `Unavailable`, which says what to do, `otherwise` too."""
+    try:
+        yield
+    except Exception as error:
+        if not any(name in f"{error!r}" for name in ("InvalidCxxCompiler", "CppCompileError")):
+            raise
+        raise Unavailable(
+            "No working C++ compiler was found, and Inductor needs one: install g++ with Python's headers "
+            f"(or name another in CXX){otherwise}."
+        ) from error
 
 
 @contextmanager

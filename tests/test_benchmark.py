@@ -203,7 +203,9 @@ def test_a_model_in_training_mode_is_refused_untouched(layer):
     ("entries", "inputs", "options", "error", "message"),
     [
         ({}, X, {}, ValueError, "entries is empty"),
-        ([torch.abs], X, {}, TypeError, "entries must be a dict .* got list"),
+        ([torch.abs], X, {}, TypeError, "entries must be a dict, or pairs of a name and a model"),
+        (nn.Sequential(nn.ReLU()), X, {}, TypeError, "entries must be a dict .* got Sequential"),
+        ([("net", torch.abs), ("net", torch.neg)], X, {}, ValueError, "two entries are called 'net'"),
         ({3: torch.abs}, X, {}, TypeError, "name of an entry must be text, got 3"),
         ({"net": X}, X, {}, TypeError, "entry 'net' must be a model or a function, got Tensor"),
         ({"net": torch.abs}, [X], {}, TypeError, "inputs must be a tensor or a tuple of tensors"),
@@ -222,6 +224,11 @@ def test_bad_input_is_refused_in_words(entries, inputs, options, error, message)
         compare(entries, inputs, **options)
 
 
+def test_pairs_are_as_good_as_a_dict():
+    table = compare(iter([("b", torch.abs), ("a", torch.neg)]), X, repeats=1).table
+    assert list(table.index) == ["b", "a"]
+
+
 def test_several_inputs_and_nested_outputs():
     entries = {"stack": lambda x, y: {"sum": (x + y, x)}, "same": lambda x, y: {"sum": (y + x, y)}}
     assert compare(entries, (X, X), repeats=1).table["error"].tolist() == ["", ""]
@@ -238,6 +245,14 @@ def test_size_accuracy_and_memory_are_columns_when_asked_for():
     table = compare({"net": model, "other": lambda x: -model(x)}, X, repeats=1, loader=iter(batches), memory=True).table
     assert table["accuracy"]["net"] == accuracy(model, batches)
     assert table["accuracy"]["other"] == 1 - table["accuracy"]["net"]
+
+
+def test_an_entry_may_say_itself_how_large_it_is():
+    def run(x):
+        return x
+
+    run.size_bytes = 1_500_000
+    assert compare({"file": run}, X, repeats=1).table["size_mb"]["file"] == 1.5
 
 
 def test_peak_memory_is_what_the_tensors_of_a_run_take():
@@ -266,11 +281,18 @@ def test_csv_and_json_hold_the_whole_comparison(comparison, tmp_path):
     assert content["entries"][2]["latency_ms"] is None
     assert len(content["times_ms"]["int8"]) == 9
     assert content["machine"]["torch"] == torch.__version__
+    assert content["versions"]["PyTorch"] == torch.__version__
 
 
 def test_shows_as_a_table_in_text_and_in_jupyter(comparison):
     text, html = str(comparison), comparison._repr_html_()
-    for words in ("10 (10 to 10)", "3 (3 to 3)", "Medians of 9 rounds", torch.__version__):
+    for words in (
+        *(comparison.machine.features or ()),
+        "10 (10 to 10)",
+        "3 (3 to 3)",
+        "Medians of 9 rounds",
+        torch.__version__,
+    ):
         assert words in text
         assert words in html
     assert "&lt;float&gt;" in html
@@ -386,3 +408,25 @@ def test_an_image_with_a_nan_score_counts_as_wrong():
 def test_a_bad_loader_is_refused_in_words(loader, error, message):
     with pytest.raises(error, match=message):
         accuracy(torch.abs, loader)
+
+
+def test_pareto_joins_what_nothing_beats_and_leaves_failures_out(clock):
+    from qtutor import plots
+
+    entries = {"slow": taking(clock, 0.03), "slower": taking(clock, 0.04), "fast": taking(clock, 0.01), "broken": fail}
+    table = compare(entries, X, repeats=3).table
+    table["accuracy"] = [0.9, 0.8, 0.85, math.nan]
+    comparison = benchmark.Comparison(table, pd.DataFrame(), 0.99, describe(), {})
+    front, *points = plots.pareto(comparison).data
+    assert list(front.x) == pytest.approx([10, 30])
+    assert [point.name for point in points] == ["1 slow", "2 slower", "3 fast"]
+    assert [point.marker.color == "white" for point in points] == [False, True, False]
+
+
+def test_pareto_without_accuracy_trades_size_and_needs_one_of_them():
+    from qtutor import plots
+
+    sized = compare({"net": nn.Linear(3, 3), "function": torch.abs}, X, repeats=1)
+    assert [trace.name.split()[1] for trace in plots.pareto(sized).data[1:]] == ["net"]
+    with pytest.raises(ValueError, match="no entry has a latency and a size_mb"):
+        plots.pareto(compare({"function": torch.abs}, X, repeats=1))

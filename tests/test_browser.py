@@ -24,6 +24,7 @@ EXPLORERS = {
     "05_static_quantization.ipynb": ["Sample", "Channel", "Row", "Column"],
     "07_fusion.ipynb": ["Operator"],
     "10_your_own_model.ipynb": ["Look at"],
+    "08_benchmarking.ipynb": ["Runs each", "Batch size"],
 }
 
 

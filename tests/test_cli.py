@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 import qtutor
 from qtutor import cli
@@ -275,3 +276,43 @@ def test_diagnose_prints_a_table_and_writes_a_page_and_json(module, own_network,
 def test_diagnose_says_what_is_wrong(model, data, complaint, own_network, capsys):
     assert cli.main(["diagnose", model, "--data", data]) == 1
     assert complaint in capsys.readouterr().err
+
+
+def small_networks(monkeypatch):
+    """Networks that take a moment instead of minutes, and runtimes of which one is not there."""
+    from qtutor import runtimes, samples  # isort: split
+    import torchvision.models
+
+    monkeypatch.setattr(samples, "ArticleNet", lambda size: samples.SmallCNN(8, 3))
+    monkeypatch.setattr(torchvision.models, "resnet18", lambda: samples.SmallCNN(8, 3))
+    monkeypatch.setattr(
+        runtimes, "_lacks", lambda name: "" if name in ("eager FP32", "FX INT8") else f"{name} needs more"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_bench_prints_fp32_against_int8_and_what_is_missing(small_networks, capsys):
+    assert cli.main(["bench"]) == 0
+    out = capsys.readouterr().out
+    assert "resnet18, 224 px, batch 1    PyTorch, FX " in out
+    assert "INT8 is faster by" in out
+    assert "OpenVINO INT8 needs more" in out
+    assert torch.__version__ in out
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_bench_speaks_json(small_networks, capsys):
+    assert cli.main(["bench", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert len(content["rows"]) == 8
+    (row,) = (r for r in content["rows"] if r["runtime"] == "PyTorch, FX" and r["network"].startswith("resnet18"))
+    assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+    assert row["int8_mb"] < row["fp32_mb"] / 2
+    assert content["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_bench_leaves_out_what_does_not_fit_the_time(small_networks, capsys):
+    assert cli.bench(True, seconds=0) == 0
+    notes = [row["note"] for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert notes == ["", *["left out, because the time is up"] * 7]

@@ -19,6 +19,7 @@ from qtutor.exercises import affine_mapping, progress, static_quantization
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
 from qtutor.explorers import (
     AffineExplorer,
+    BenchmarkExplorer,
     DynamicRangeExplorer,
     FusionExplorer,
     GranularityExplorer,
@@ -61,6 +62,7 @@ OPEN = {
     "05_static_quantization": lambda: filters_on_digits(),
     "07_fusion": lambda: FusionExplorer(SmallCNN().eval(), digits().train.images[:64]),
     "10_your_own_model": lambda: LayerExplorer(depthwise_diagnosis()),
+    "08_benchmarking": lambda: BenchmarkExplorer({"model": torch.abs}, torch.rand(4)),
 }
 """How each lesson with missions opens its explorer."""
 

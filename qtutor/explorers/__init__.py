@@ -1,6 +1,7 @@
 """Live widgets: move a control, watch the mathematics answer."""
 
 from qtutor.explorers.affine import AffineExplorer
+from qtutor.explorers.benchmark import BenchmarkExplorer
 from qtutor.explorers.dynamic_range import DynamicRangeExplorer
 from qtutor.explorers.fusion import FusionExplorer
 from qtutor.explorers.granularity import GranularityExplorer
@@ -10,6 +11,7 @@ from qtutor.explorers.observer import ObserverExplorer
 
 __all__ = [
     "AffineExplorer",
+    "BenchmarkExplorer",
     "DynamicRangeExplorer",
     "FusionExplorer",
     "GranularityExplorer",

@@ -1,0 +1,386 @@
+"""BenchmarkExplorer: a model that duels itself on recorded timings, and your own models timed here."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from threading import Event
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from qtutor import plots
+from qtutor.benchmark import Comparison, Model, check_entries, compare
+from qtutor.explorers.explorer import Explorer
+
+ORDERS = ("one after the other", "taking turns")
+SUMMARIES = ("mean", "median", "fastest")
+RUNS = (1, 2, 3, 5, 8, 12, 20, 30, 40, 60, 75)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+TOLERANCE = 0.05
+"""How far from 1 a ratio may lie that should be 1."""
+
+WARM_UP = 10
+"""How many runs the control leaves out."""
+
+_DRAWN = (0.4, 2.5)  # the ratios of the axis; one beyond is drawn at its end
+
+
+@dataclass(frozen=True)
+class BenchmarkState:
+    """What the controls of a BenchmarkExplorer say.
+
+    Attributes:
+        order: of `ORDERS`: all runs of the first, then all of the second; or in turns, A B B A A B B A ...
+        runs: how many runs each of the two gets.
+        summary: of `SUMMARIES`: what is made of the runs.
+        warm_up: whether the first `WARM_UP` runs of all are left out.
+        models: the names of your models to compare, the first of which the others are compared with.
+        batch_size: how many images a run gets.
+        threads: how many threads it uses.
+    """
+
+    order: str
+    runs: int
+    summary: str
+    warm_up: bool
+    models: tuple[str, ...]
+    batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True, eq=False)
+class BenchmarkResult:
+    """What a state makes of the recording, and what was measured here.
+
+    Attributes:
+        ratios: `(duels,)` the time of A over the time of B, which are the same model.
+        comparison: of your models, or None where nothing has been measured.
+        sentence: both in words.
+    """
+
+    ratios: Tensor
+    comparison: Comparison | None
+    sentence: str
+
+    @property
+    def far_off(self) -> Tensor:
+        """`(duels,)` whether a ratio is more than `TOLERANCE` from 1."""
+        return (self.ratios - 1).abs() > TOLERANCE
+
+    @property
+    def share_far_off(self) -> float:
+        """The share of duels in which the same model seems faster or slower than itself."""
+        return float(self.far_off.double().mean())
+
+
+@cache
+def recorded_timings() -> Tensor:
+    """Return `(60, 160)` microseconds: runs of one model from the first on, in each of 60 fresh processes.
+
+    The digits network of the lessons on 64 images, one thread, on a cloud machine of two cores whose
+    other users were busy. Recorded once and shipped, so that everyone sees the same duels.
+    """
+    lines = Path(__file__).with_name("timings.csv").read_text(encoding="utf-8").split()
+    return torch.tensor([[int(time) for time in line.split(",")] for line in lines], dtype=torch.float64)
+
+
+def duel(timings: Tensor, order: str, runs: int, summary: str, warm_up: bool) -> Tensor:
+    """Let a model duel itself on each row of recorded timings; return the `(rows,)` ratios of A's time to B's.
+
+    Args:
+        timings: `(rows, n)`, in the order in which they were measured; n at least `2 * runs`, and `WARM_UP` more.
+        order: and the others are the fields of `BenchmarkState`.
+    """
+    used = timings[:, WARM_UP if warm_up else 0 :][:, : 2 * runs]
+    if order == ORDERS[0]:
+        first, second = used[:, :runs], used[:, runs:]
+    else:
+        place = torch.arange(2 * runs)
+        mine = (place % 4 == 0) | (place % 4 == 3)
+        if runs % 2:  # the last two of an odd number of pairs
+            mine[-2:] = torch.tensor([True, False])
+        first, second = used[:, mine], used[:, ~mine]
+    reduce = {"mean": Tensor.mean, "median": Tensor.quantile, "fastest": Tensor.amin}[summary]
+    arguments = (0.5,) if summary == "median" else ()
+    return reduce(first, *arguments, dim=1) / reduce(second, *arguments, dim=1)
+
+
+def explore_benchmark(timings: Tensor, state: BenchmarkState, measured: str, comparison: Comparison | None):
+    """Compute what `state` makes of `timings`; `measured` says in words what was measured."""
+    ratios = duel(timings, state.order, state.runs, state.summary, state.warm_up)
+    result = BenchmarkResult(ratios, comparison, "")
+    off = int(result.far_off.sum())
+    warm_up = f"after {WARM_UP} warm-up runs" if state.warm_up else "from the very first run"
+    runs = "1 run" if state.runs == 1 else f"{state.runs} runs"
+    duels = (
+        f"Recorded: {state.order}, {runs} each, {state.summary}, {warm_up}: "
+        f"in {off} of {len(ratios)} duels ({off / len(ratios):.0%}) the model is more than {TOLERANCE:.0%} faster or "
+        f"slower than itself; the ratios span {float(ratios.min()):.2f} to {float(ratios.max()):.2f}."
+    )
+    return BenchmarkResult(ratios, comparison, f"{duels} {measured}")
+
+
+class Cancelled(Exception):
+    """The learner pressed Cancel."""
+
+
+class BenchmarkExplorer(Explorer):
+    """Explore how a benchmark lies, on recorded timings; then time models of your own.
+
+    Args:
+        models: models or functions by name, as `benchmark.compare` takes them; by default a small network
+            twice, and its INT8 version.
+        inputs: what they are called with, a batch: a tensor, or a tuple of several. Other batch sizes are
+            made of it by repeating or cutting.
+        timings: `(rows, n)` recorded times to duel on instead of the shipped ones, in any unit; n at least 12.
+        seconds: how long each model is timed, on average.
+        order: where the control starts, and likewise `runs`, `summary` and `warm_up`.
+
+    Attributes:
+        comparison: the newest one, None before the first.
+
+    Raises:
+        TypeError: `models` are not models by name, or `inputs` or `timings` are not tensors.
+        ValueError: one of `models` and `inputs` is missing, a batch is empty, or the timings are too few,
+            or not positive.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model] | None = None,
+        inputs: Tensor | tuple[Tensor, ...] | None = None,
+        *,
+        timings: Tensor | None = None,
+        seconds: float = 1.0,
+        order: str = ORDERS[0],
+        runs: int = 30,
+        summary: str = "mean",
+        warm_up: bool = False,
+    ):
+        if (models is None) != (inputs is None):
+            raise ValueError("BenchmarkExplorer needs models together with the inputs to call them with, or neither")
+        models, inputs = _default_models() if models is None else (models, inputs)
+        self._entries = check_entries(models)
+        self._inputs = _checked_inputs(inputs)
+        self._timings = recorded_timings() if timings is None else _checked_timings(timings)
+        self._seconds = seconds
+        self.comparison: Comparison | None = None
+        self._measured = "Nothing measured here yet: press Run."
+        self._cancelled, self._running = Event(), False
+        given = len(self._inputs[0])
+        sizes = sorted({*(n for n in BATCHES if n <= max(given, 64)), given})
+        threads = max(torch.get_num_threads(), 1)
+        most = (self._timings.shape[1] - WARM_UP) // 2
+        buttons = {"style": {"button_width": "auto"}, "layout": {"width": "max-content"}}
+        controls = {
+            "order": ipywidgets.ToggleButtons(options=ORDERS, value=order, description="Runs go", **buttons),
+            "runs": ipywidgets.SelectionSlider(
+                options=[n for n in RUNS if n <= most], value=min(runs, most), description="Runs each"
+            ),
+            "summary": ipywidgets.ToggleButtons(options=SUMMARIES, value=summary, description="Summary", **buttons),
+            "warm_up": ipywidgets.Checkbox(
+                warm_up, description=f"Leave out the first {WARM_UP}", indent=False, layout={"width": "max-content"}
+            ),
+            "models": ipywidgets.SelectMultiple(
+                options=[*self._entries],
+                value=[*self._entries],
+                rows=min(len(self._entries), 5),
+                description="Models",
+            ),
+            "batch_size": ipywidgets.SelectionSlider(options=sizes, value=given, description="Batch size"),
+            "threads": ipywidgets.IntSlider(threads, 1, threads, description="Threads"),
+        }
+        self.run_button = ipywidgets.Button(description="Run", icon="play", button_style="primary")
+        self.cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
+        self.progress = ipywidgets.FloatProgress(value=0, min=0, max=1, description="Progress")
+        self.run_button.on_click(lambda _: self._start())
+        self.cancel_button.on_click(lambda _: self._cancelled.set())
+        super().__init__(
+            controls,
+            _figure(len(self._timings), [*self._entries]),
+            buttons=(self.run_button, self.cancel_button, self.progress),
+        )
+
+    def make_state(self, **values) -> BenchmarkState:
+        return BenchmarkState(**values)
+
+    def compute(self, state: BenchmarkState) -> BenchmarkResult:
+        chosen = ", ".join(state.models) or "no model"
+        threads = "1 thread" if state.threads == 1 else f"{state.threads} threads"
+        following = f"Run compares {chosen} at batch {state.batch_size} on {threads}."
+        return explore_benchmark(self._timings, state, f"{self._measured} {following}", self.comparison)
+
+    def draw(self, result: BenchmarkResult) -> None:
+        fair, unfair, *bars = self.figure.data
+        places = torch.arange(1, len(result.ratios) + 1)
+        drawn = result.ratios.clamp(*_DRAWN)
+        for trace, chosen in ((fair, ~result.far_off), (unfair, result.far_off)):
+            trace.x, trace.y = drawn[chosen].numpy(), places[chosen].numpy()
+        share, following = self.figure.layout.annotations[:2]
+        share.text = f"A model against itself: {result.share_far_off:.0%} of the duels are off by more than 5%"
+        following.text = f"Yours, at batch {self.state.batch_size} on {self.state.threads} of your threads"
+        table = None if result.comparison is None else result.comparison.table
+        for bar, name in zip(bars, self._entries, strict=True):
+            row = None if table is None or name not in table.index else table.loc[name]
+            if row is None or row["speedup"] != row["speedup"]:
+                bar.x, bar.y = [], []
+                continue
+            bar.x, bar.y = [row["speedup"]], [name]
+            bar.error_x.array = [row["speedup_high"] - row["speedup"]]
+            bar.error_x.arrayminus = [row["speedup"] - row["speedup_low"]]
+            bar.text = [f"{row['speedup']:.2f}"]
+        self.run_button.disabled = self._running or not self.state.models
+
+    def run(self) -> Comparison | None:
+        """Time the chosen models as the controls stand, wait for it, and return the comparison; None if it failed."""
+        if not self._running:
+            self._begin()
+            self._end(*self._measure(self.state, self._show_progress))
+        return self.comparison
+
+    def _start(self) -> None:
+        """Time the chosen models while the page stays alive; without an event loop, at once."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.run()
+            return
+        if not self._running:
+            self._begin()
+            show = partial(loop.call_soon_threadsafe, self._show_progress)
+            measuring = loop.run_in_executor(None, self._measure, self.state, show)
+            measuring.add_done_callback(lambda done: self._end(*done.result()))
+
+    def _begin(self) -> None:
+        self._running = self.run_button.disabled = True
+        self.cancel_button.disabled = False
+        self._cancelled.clear()
+        self.progress.value = 0
+
+    def _measure(self, state: BenchmarkState, show: Callable[[float], object]) -> tuple[Comparison | None, str]:
+        """What came of it, and in words; runs in a thread of its own, and touches no widget."""
+        shown = time.monotonic()
+
+        def progress(fraction: float) -> None:
+            nonlocal shown
+            if self._cancelled.is_set():
+                raise Cancelled
+            if time.monotonic() - shown > 0.1:
+                shown = time.monotonic()
+                show(fraction)
+
+        entries = {name: self._entries[name] for name in state.models}
+        inputs = tuple(tensor[torch.arange(state.batch_size) % len(tensor)] for tensor in self._inputs)
+        try:
+            comparison = compare(
+                entries, inputs, seconds=self._seconds, threads=state.threads, confidence=0.95, progress=progress
+            )
+        except Cancelled:
+            return self.comparison, "You cancelled the run."
+        except Exception as error:
+            return self.comparison, f"The run failed: {error}."
+        return comparison, _describe(comparison, state)
+
+    def _end(self, comparison: Comparison | None, measured: str) -> None:
+        self.comparison, self._measured = comparison, measured
+        self._running = False
+        self.cancel_button.disabled = True
+        self._show_progress(1.0)
+        self.state = None  # what it showed is out of date, though no control has moved
+        self._redraw()
+
+    def _show_progress(self, fraction: float) -> None:
+        self.progress.value = fraction
+
+
+def _describe(comparison: Comparison, state: BenchmarkState) -> str:
+    parts = []
+    for name, row in comparison.table.iterrows():
+        if row["error"]:
+            parts.append(f"{name} failed ({row['error']})")
+        elif row["speedup"] != row["speedup"]:
+            parts.append(f"{name} takes {row['latency_ms']:.3g} ms")
+        else:
+            interval = f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
+            parts.append(f"{name} {row['speedup']:.2f} times as fast ({interval}), {row['latency_ms']:.3g} ms")
+    threads = "1 thread" if state.threads == 1 else f"{state.threads} threads"
+    where = f"batch {state.batch_size} on {threads}"
+    confidence = f"{comparison.confidence:.0%} intervals"
+    return f"Measured here at {where}, against {comparison.table.index[0]}, {confidence}: {'; '.join(parts)}."
+
+
+def _default_models() -> tuple[dict[str, Model], Tensor]:
+    from qtutor.samples import digits, trained
+    from qtutor.workflows import quantize_static
+
+    model, data = trained("digits_cnn"), digits()
+    int8 = quantize_static(model, data.train.batches(100)[:2])
+    return {"FP32": model, "FP32 again": model, "INT8": int8}, data.test.images[:64]
+
+
+def _checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    for tensor in inputs:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"BenchmarkExplorer needs a tensor or a tuple of tensors, got {type(tensor).__name__}")
+        if tensor.dim() == 0 or len(tensor) == 0:
+            raise ValueError(f"BenchmarkExplorer needs a batch, got an input of shape {tuple(tensor.shape)}")
+    if not inputs:
+        raise ValueError("BenchmarkExplorer needs an input, got an empty tuple")
+    return inputs
+
+
+def _checked_timings(timings: Tensor) -> Tensor:
+    if not isinstance(timings, Tensor):
+        raise TypeError(f"timings must be a tensor, got {type(timings).__name__}")
+    least = WARM_UP + 2 * RUNS[0]
+    if timings.dim() != 2 or len(timings) == 0 or timings.shape[1] < least:
+        raise ValueError(f"timings must be (rows, n) with n at least {least}, got shape {tuple(timings.shape)}")
+    timings = timings.detach().to(torch.float64)
+    if not (timings.isfinite() & (timings > 0)).all():
+        raise ValueError("timings must be positive and finite")
+    return timings
+
+
+def _figure(duels: int, names: list[str]) -> go.FigureWidget:
+    """Draw what no control changes, and leave empty traces for what does."""
+    figure = make_subplots(1, 2, horizontal_spacing=0.16, column_widths=[0.6, 0.4], subplot_titles=(" ", " "))
+    for name, colour, symbol in (("within 5%", plots.BLUE, "circle"), ("further off", plots.VERMILLION, "x")):
+        figure.add_scatter(
+            mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": 7}, row=1, col=1
+        )
+    for name in names:
+        figure.add_scatter(
+            mode="markers+text",
+            name=name,
+            showlegend=False,
+            marker={"color": plots.BLUE, "size": 11},
+            error_x={"type": "data", "symmetric": False, "width": 8, "thickness": 2},
+            textposition="top center",
+            cliponaxis=False,
+            row=1,
+            col=2,
+        )
+    figure.add_vrect(x0=1 - TOLERANCE, x1=1 + TOLERANCE, fillcolor=plots.GREY, opacity=0.15, line_width=0, row=1, col=1)
+    for column in (1, 2):
+        figure.add_vline(x=1, line={"color": plots.INK, "width": 1}, row=1, col=column)
+    figure.update_layout(template=plots.TEMPLATE, autosize=True, height=440, margin={"t": 92, "r": 40})
+    figure.update_layout(legend={"y": 1.12})
+    figure.update_annotations(font_size=15)
+    ticks = [0.4, 0.5, 0.7, 1, 1.5, 2, 2.5]
+    labels = {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    ends = {"range": [-0.42, 0.42], "type": "log"}
+    figure.update_xaxes(title="time of A / time of B (log scale, cut at its ends)", row=1, col=1, **ends, **labels)
+    figure.update_yaxes(title="duel", range=[0, duels + 1], row=1, col=1)
+    figure.update_xaxes(title="times as fast as the first chosen", row=1, col=2)
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=names[::-1], type="category", range=[-0.6, len(names) - 0.4], row=1, col=2
+    )
+    return go.FigureWidget(figure)

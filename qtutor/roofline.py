@@ -1,0 +1,111 @@
+"""How fast this machine could be at most, and where each layer of a model sits below that.
+
+A layer can be no faster than its arithmetic at the peak rate, and no faster than its bytes at the
+memory's bandwidth. Which of the two binds says its intensity, the operations for each byte moved. INT8
+moves a quarter of the bytes and has a peak of its own, so both limits give a ceiling for its speed-up.
+
+    time >= max(operations / peak, bytes / bandwidth)
+
+Source: Williams, Waterman and Patterson 2009, "Roofline: an insightful visual performance model".
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qtutor.benchmark import compare
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What this machine does at best, with PyTorch's threads; `str` of it is a sentence.
+
+    Attributes:
+        bandwidth: bytes a second between memory and processor.
+        float_rate: float32 operations a second; a multiplication and an addition are two.
+        int8_rate: the same for 8-bit integers, added up in 32 bits.
+    """
+
+    bandwidth: float
+    float_rate: float
+    int8_rate: float
+
+    def __str__(self) -> str:
+        return (
+            f"Memory {self.bandwidth / 1e9:.3g} GB/s, FP32 {self.float_rate / 1e9:.3g} and INT8 "
+            f"{self.int8_rate / 1e9:.3g} billion operations a second, {self.int8_rate / self.float_rate:.2g} times."
+        )
+
+
+def measure_peaks(*, size: int = 512, megabytes: int = 128, seconds: float = 0.3) -> Peaks:
+    """Measure the peaks: by copying more than a cache holds, and by products of square matrices.
+
+    Args:
+        size: of the matrices, a multiple of 8.
+        megabytes: what is copied.
+        seconds: for each of the three.
+    """
+    source, target = torch.zeros(2, megabytes * 250_000)
+    matrix = torch.rand(size, size)
+    codes = torch.randint(-127, 128, (size, size), dtype=torch.int8)
+    entries = {
+        "copy": lambda _: target.copy_(source)[:0],
+        "float": lambda _: (matrix @ matrix)[0, :0],
+        "int8": lambda _: torch._int_mm(codes, codes)[0, :0],
+    }
+    best = compare(entries, matrix, seconds=seconds).times.min() / 1e3  # a peak is the best case
+    operations = 2 * size**3
+    return Peaks(2 * source.nbytes / best["copy"], operations / best["float"], operations / best["int8"])
+
+
+def layers(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, seconds: float = 0.1) -> "pd.DataFrame":
+    """Return a table of the convolutions and linear layers that one call of a float model runs, each timed alone.
+
+    Its columns are `operations`, `bytes` (inputs, weights and outputs, each moved once), `intensity`
+    (operations for each byte) and `latency_ms`; its index is the layers' qualified names.
+
+    Raises:
+        ValueError: the model calls no such layer.
+    """
+    import pandas as pd
+
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    rows, runs = {}, {}
+
+    def see(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+        operations = 2 * y.numel() * (layer.weight.numel() // len(layer.weight))  # each output is a filter's sum
+        moved = x.nbytes + y.nbytes + layer.weight.nbytes
+        rows[name] = {"operations": operations, "bytes": moved, "intensity": operations / moved}
+        runs[name] = lambda _, layer=layer, x=x: layer(x).flatten()[:0]
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
+    hooks = [
+        layer.register_forward_hook(lambda layer, x, y, name=name: see(name, layer, x[0], y)) for name, layer in named
+    ]
+    try:
+        with torch.inference_mode():
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not rows:
+        raise ValueError(f"{type(model).__name__} calls no convolution and no linear layer: there is nothing to place")
+    timed = compare(runs, inputs, seconds=seconds).table["latency_ms"]
+    return pd.DataFrame.from_dict(rows, orient="index").assign(latency_ms=timed).rename_axis("layer")
+
+
+def limits(peaks: Peaks, table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the least time of each layer in ms, `float_ms` and `int8_ms`: what the machine allows, not what runs."""
+    import pandas as pd
+
+    def least(rate: float, narrower: int) -> "pd.Series":
+        arithmetic, memory = table["operations"] / rate, table["bytes"] / narrower / peaks.bandwidth
+        return 1e3 * arithmetic.combine(memory, max)
+
+    return pd.DataFrame({"float_ms": least(peaks.float_rate, 1), "int8_ms": least(peaks.int8_rate, 4)})

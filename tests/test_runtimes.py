@@ -1,0 +1,203 @@
+"""Every runtime against the float model itself; what is missing, in words."""
+
+import gc
+import os
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from qtutor import runtimes
+from qtutor.benchmark import compare, size_bytes
+from qtutor.machine import describe
+from qtutor.samples import SmallCNN
+from qtutor.workflows import Unavailable
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
+    pytest.mark.filterwarnings("ignore:builtin type SwigPy:DeprecationWarning"),
+]
+
+NEEDS = {
+    "ONNX Runtime FP32": ["onnxruntime"],
+    "ONNX Runtime INT8": ["onnxruntime", "onnx"],
+    "OpenVINO FP32": ["openvino"],
+    "OpenVINO INT8": ["openvino", "nncf"],
+}
+
+
+class TwoInputs(nn.Module):
+    """Shares one ReLU, adds, and returns a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.relu, self.head = nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, x, y):
+        z = self.relu(self.left(x)) + self.relu(self.right(y))
+        z = self.relu(z).mean((2, 3))
+        return {"scores": self.head(z), "features": z}
+
+
+def here(name):
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package, reason=f'needs {package} (pip install -e ".[runtimes]")')
+    if name in ("torch.compile", "PT2E INT8") and not describe().can_compile:
+        pytest.skip("needs a C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return SmallCNN(8, 3).eval()
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return list(torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0)).split(4))
+
+
+@pytest.mark.parametrize("name", runtimes.NAMES)
+def test_a_runtime_computes_what_the_model_does_at_any_batch_size(name, network, batches):
+    here(name)
+    entry = runtimes.build(network, batches, [name])[name]
+    assert entry.missing == ""
+    for images in (batches[0], torch.cat(batches[:2])[:7]):
+        with torch.inference_mode():
+            expected, found = network(images), entry(images)
+        assert found.shape == expected.shape
+        assert found.dtype == torch.float32
+        tolerance = 1e-5 if "FP32" in name or name in ("channels-last", "torch.compile") else 0.05
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", runtimes.NAMES)
+def test_several_inputs_and_nested_outputs_keep_their_structure(name):
+    here(name)
+    torch.manual_seed(0)
+    model, inputs = TwoInputs().eval(), (torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8))
+    entry = runtimes.build(model, [(inputs, None)], [name])[name]
+    assert entry.missing == ""
+    found, expected = entry(*inputs), model(*inputs)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (found[key] - value).abs().max() <= 0.08 * value.abs().max()
+
+
+def test_int8_and_bf16_are_smaller_by_their_factors():
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)).eval()
+    entries = runtimes.build(model, [torch.rand(8, 512)])
+    for name, entry in entries.items():
+        if entry.run:
+            factor = 4 if "INT8" in name else 2 if name == "BF16" else 1
+            assert entry.size_bytes == pytest.approx(size_bytes(model) / factor, rel=0.1), name
+
+
+def test_a_comparison_of_all_has_a_row_for_each(network, batches):
+    table = compare(runtimes.build(network, batches), batches[0], repeats=2).table
+    assert tuple(table.index) == runtimes.NAMES
+    assert set(table.index[table["error"] != ""]) == set(runtimes.missing())
+    assert table.loc[table["error"] == "", "size_mb"].notna().all()
+
+
+def test_what_is_not_installed_says_how_to_get_it(network, batches, monkeypatch):
+    for package in ("onnxruntime", "onnx", "openvino", "nncf"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    real = runtimes.importlib.util.find_spec
+    gone = {"onnxruntime", "openvino"}
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None if name in gone else real(name))
+    entries = runtimes.build(network, batches, ["eager FP32", *NEEDS])
+    for name in NEEDS:
+        assert 'pip install -e ".[runtimes]"' in runtimes.missing()[name]
+        with pytest.raises(Unavailable, match=r"needs .*\[runtimes\]"):
+            entries[name](batches[0])
+    table = compare(entries, batches[0], repeats=1).table
+    assert (table["error"] != "").tolist() == [False, True, True, True, True]
+
+
+def test_without_a_compiler_the_compiled_rows_say_so(network, batches, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    entries = runtimes.build(network, batches, ["torch.compile", "PT2E INT8", "FX INT8"])
+    assert [name for name, entry in entries.items() if "needs a C++ compiler" in entry.missing] == [
+        "torch.compile",
+        "PT2E INT8",
+    ]
+    assert entries["FX INT8"].run
+
+
+def test_a_model_that_a_runtime_cannot_take_leaves_the_others_alone(batches):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    entries = runtimes.build(Branches().eval(), batches, ["eager FP32", "FX INT8"])
+    assert entries["eager FP32"].run
+    assert "FX INT8 cannot take this model" in entries["FX INT8"].missing
+
+
+def test_the_given_model_stays_as_it_was(batches):
+    model = SmallCNN(8, 3).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    runtimes.build(model, batches, ["eager FP32", "channels-last", "BF16", "FX INT8"])
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert value.is_contiguous()
+
+
+def test_sessions_follow_pytorchs_number_of_threads(network, batches, tmp_path):
+    here("ONNX Runtime FP32")
+    runtimes.export_onnx(network, (batches[0],), tmp_path / "net.onnx")
+    run, before = runtimes.onnx_session(tmp_path / "net.onnx"), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            assert (run(batches[0])[0] - network(batches[0])).abs().max() < 1e-5
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_advised_way_leaves_no_convolution_in_float(network, batches, tmp_path):
+    here("ONNX Runtime INT8")
+    runtimes.export_onnx(network, (batches[0],), tmp_path / "float.onnx")
+    runtimes.quantize_onnx(tmp_path / "float.onnx", tmp_path / "int8.onnx", [(x,) for x in batches])
+    counts = runtimes.onnx_operators(tmp_path / "int8.onnx")
+    assert counts["QLinearConv"] == 4
+    assert "Conv" not in counts
+    assert runtimes.onnx_operators(tmp_path / "float.onnx")["Conv"] == 4
+
+
+def test_the_files_go_when_the_entries_do(network, batches, tmp_path, monkeypatch):
+    here("ONNX Runtime FP32")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    entries = runtimes.build(network, batches, ["ONNX Runtime FP32"])
+    assert os.listdir(tmp_path)
+    entries["ONNX Runtime FP32"](batches[0])
+    del entries
+    gc.collect()
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_reported_over_the_network(network, batches):
+    here("OpenVINO INT8")
+    runtimes.build(network, batches, ["OpenVINO INT8"])
+    from nncf.telemetry.wrapper import telemetry
+
+    assert type(telemetry).__name__ == "MagicMock"
+    assert "NNCF_CI" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "names", "error", "message"),
+    [
+        (torch.abs, [torch.rand(2, 3)], None, TypeError, r"needs an nn\.Module, got builtin"),
+        (nn.Linear(3, 2), [], None, ValueError, "calibration_data holds no batch"),
+        (nn.Linear(3, 2), torch.rand(2, 3), None, TypeError, "an iterable of batches, got one batch"),
+        (nn.Linear(3, 2), [torch.rand(2, 3)], ["eager"], ValueError, "no runtime 'eager': choose from eager FP32"),
+    ],
+)
+def test_bad_input_is_refused_in_words(model, data, names, error, message):
+    with pytest.raises(error, match=message):
+        runtimes.build(model, data, names)
