@@ -241,6 +241,36 @@ class MLP(nn.Sequential):
         super().__init__(nn.Flatten(), *layers)
 
 
+class ArticleNet(nn.Module):
+    """The network of "How Quantization and Fusion Accelerate CNN Inference on Edge Devices", untrained.
+
+    Two convolutions and two linear layers, the first of which holds nearly all the weights: 70 million
+    at 224 pixels, 15.6 million at 112. `quant` and `dequant` stand where the article has its stubs; here
+    they do nothing, and eager mode wants `QuantStub` and `DeQuantStub` of torch.ao in their place.
+
+    Args:
+        size: height and width of the images, `(N, 3, size, size)`.
+        classes: `(N, classes)` probabilities come out.
+    """
+
+    def __init__(self, size: int = 224, classes: int = 10):
+        super().__init__()
+        side = ((size - 4) // 2 - 4) // 2
+        self.quant = nn.Identity()
+        self.conv1, self.relu1, self.pool1 = nn.Conv2d(3, 20, 5), nn.ReLU(), nn.MaxPool2d(2)
+        self.conv2, self.relu2, self.pool2 = nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)
+        self.fc1, self.relu3 = nn.Linear(50 * side * side, 500), nn.ReLU()
+        self.fc2 = nn.Linear(500, classes)
+        self.dequant = nn.Identity()
+        self.softmax = nn.Softmax(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool1(self.relu1(self.conv1(self.quant(x))))
+        x = self.pool2(self.relu2(self.conv2(x)))
+        x = self.fc2(self.relu3(self.fc1(x.flatten(1))))
+        return self.softmax(self.dequant(x))
+
+
 @contextmanager
 def _fixed_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):  # the CPU's only, so seed no other, as torch.manual_seed does
