@@ -6,7 +6,7 @@ and how it is meant. The verdict follows from the measurement alone:
     holds                the measurement meets the claim, within a tenth of it
     larger here          the effect is there, and larger
     smaller here         the effect is there, and smaller
-    false                there is no such effect, or a limit is broken
+    false                no effect, or less than a tenth of the claimed one; or a limit is broken
     cannot run           what the source prints raises an error
     not measurable here  something is missing, or the measurement is too noisy to tell
 """
@@ -87,6 +87,7 @@ class Claim:
 
     def number(self, value: float) -> str:
         """Write a value with the unit."""
+        value += 0.0  # no -0
         digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
         return digits + (self.unit if self.unit in ("x", "%") else f" {self.unit}".rstrip())
 
@@ -174,12 +175,11 @@ def judge(
 
 def _about(claim: Claim, low: float, high: float) -> str:
     least, most = claim.ends
-    least, most = least - _MARGIN * abs(least), most + _MARGIN * abs(most)
-    no_effect = claim.nothing is not None and low <= claim.nothing
-    if low <= most and high >= least:
-        return "not measurable here" if no_effect else "holds"
-    if no_effect:
-        return "false"
+    reaches = low <= most + _MARGIN * abs(most) and high >= least - _MARGIN * abs(least)
+    if claim.nothing is not None and low <= claim.nothing + _MARGIN * (least - claim.nothing):
+        return "not measurable here" if reaches else "false"
+    if reaches:
+        return "holds"
     return "larger here" if low > most else "smaller here"
 
 
@@ -214,7 +214,7 @@ class Ledger:
         self.claims = dict(claims)
         self._found: dict[str, Judgement] = {}
 
-    def record(self, id: str, measured: Any = None, **how: Any) -> Judgement:
+    def record(self, id: str, measured: Any = None, **how: Any) -> None:
         """Judge a claim (see `judge`), print the judgement and keep it.
 
         Raises:
@@ -222,9 +222,8 @@ class Ledger:
         """
         if id not in self.claims:
             raise ValueError(f"there is no claim {id!r}: the claims are {', '.join(self.claims)}")
-        self._found[id] = judgement = judge(self.claims[id], measured, **how)
-        print(judgement)
-        return judgement
+        self._found[id] = judge(self.claims[id], measured, **how)
+        print(self._found[id])
 
     @contextmanager
     def as_printed(self, id: str) -> Iterator[None]:

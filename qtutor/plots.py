@@ -427,7 +427,9 @@ def claims(judgements: Iterable[Judgement], title: str = "Claimed against measur
     most = max((sum(j.claim.id[0] == source for j in others) for source in sources), default=1)
     drawn.update_xaxes(title="claims without a number", visible=True, showticklabels=False, ticks="", row=2, col=1)
     drawn.update_xaxes(range=[-0.6, most - 0.4], showgrid=False, zeroline=False, row=2, col=1)
-    drawn.update_yaxes(categoryorder="array", categoryarray=sources[::-1], range=[-0.8, len(sources) - 0.5], row=2, col=1)
+    drawn.update_yaxes(
+        categoryorder="array", categoryarray=sources[::-1], range=[-0.8, len(sources) - 0.5], row=2, col=1
+    )
     drawn.update_yaxes(automargin=True, tickfont={"size": 12})
     height = round(23 * sum(heights) + 190)
     legend = {"yref": "container", "y": 1 - 44 / height, "yanchor": "top", "xref": "container", "x": 0.01}

@@ -90,7 +90,10 @@ def _too_many(times, repeats):
 diagnose_constant = lesson.value(
     "diagnose_constant",
     "b",
-    hints=["What does an observer answer that has seen nothing?", "A scale of exactly 1.0 is no accident: see article A."],
+    hints=[
+        "What does an observer answer that has seen nothing?",
+        "A scale of exactly 1.0 is no accident: see article A.",
+    ],
     mistakes={
         "a": "Unfused layers cost time and a few decibels. Their scales would still come from the data.",
         "c": "Without stubs the integer layers meet float tensors, and that raises an error.",
@@ -108,8 +111,8 @@ def _image(generator: torch.Generator) -> tuple:
 
 
 def _misprinted(image):
-    mean = torch.tensor([0.485, 0.465, 0.406])
-    std = torch.tensor([0.229, 0.224, 0.225])
+    mean = image.new_tensor([0.485, 0.465, 0.406])
+    std = image.new_tensor([0.229, 0.224, 0.225])
     return (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
@@ -124,27 +127,27 @@ def _misprinted(image):
     tolerance=1e-5,
 )
 def normalise(image):
-    mean = torch.tensor([0.485, 0.456, 0.406])
-    std = torch.tensor([0.229, 0.224, 0.225])
+    mean = image.new_tensor([0.485, 0.456, 0.406])
+    std = image.new_tensor([0.229, 0.224, 0.225])
     return (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
 @normalise.mistake("You reversed the channels: red comes first, with the mean 0.485.")
 def _reversed(image):
-    mean = torch.tensor([0.406, 0.456, 0.485])
-    std = torch.tensor([0.225, 0.224, 0.229])
+    mean = image.new_tensor([0.406, 0.456, 0.485])
+    std = image.new_tensor([0.225, 0.224, 0.229])
     return (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
 @normalise.mistake("The mean is right now, but you lost the division by the standard deviation.")
 def _not_divided(image):
-    return image - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    return image - image.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 
 
 @normalise.mistake("First subtract, then divide: (image - mean) / std.")
 def _divided_first(image):
-    mean = torch.tensor([0.485, 0.456, 0.406])
-    std = torch.tensor([0.229, 0.224, 0.225])
+    mean = image.new_tensor([0.485, 0.456, 0.406])
+    std = image.new_tensor([0.229, 0.224, 0.225])
     return image / std.view(3, 1, 1) - mean.view(3, 1, 1)
 
 
@@ -152,12 +155,12 @@ def _divided_first(image):
 
 
 def _layer(generator: torch.Generator) -> tuple:
-    weight, bias, gamma, beta, mean = torch.randn(5, 6, generator=generator, dtype=torch.float64)
-    return weight, bias, gamma, beta, mean, torch.rand(6, generator=generator, dtype=torch.float64) + 0.05, 1e-2
+    numbers = torch.randn(5, generator=generator, dtype=torch.float64).tolist()
+    return *numbers, float(torch.rand((), generator=generator)) + 0.05, 1e-2
 
 
 def _bias_not_scaled(weight, bias, gamma, beta, mean, var, eps):
-    factor = gamma / torch.sqrt(var + eps)
+    factor = gamma / (var + eps) ** 0.5
     return weight * factor, beta + bias - factor * mean
 
 
@@ -172,19 +175,19 @@ def _bias_not_scaled(weight, bias, gamma, beta, mean, var, eps):
     tolerance=1e-9,
 )
 def fold(weight, bias, gamma, beta, mean, var, eps):
-    factor = gamma / torch.sqrt(var + eps)
+    factor = gamma / (var + eps) ** 0.5
     return weight * factor, beta + factor * (bias - mean)
 
 
 @fold.mistake("The layer's own bias is gone: the batch norm gets weight * x + bias.")
 def _bias_lost(weight, bias, gamma, beta, mean, var, eps):
-    factor = gamma / torch.sqrt(var + eps)
+    factor = gamma / (var + eps) ** 0.5
     return weight * factor, beta - factor * mean
 
 
 @fold.mistake("Without eps the factor is a little too large, and without limit where the variance is 0.")
 def _no_eps(weight, bias, gamma, beta, mean, var, eps):
-    factor = gamma / torch.sqrt(var)
+    factor = gamma / var**0.5
     return weight * factor, beta + factor * (bias - mean)
 
 
@@ -196,7 +199,7 @@ def _no_root(weight, bias, gamma, beta, mean, var, eps):
 
 @fold.mistake("beta comes after the scaling: it must not be scaled.")
 def _beta_scaled(weight, bias, gamma, beta, mean, var, eps):
-    factor = gamma / torch.sqrt(var + eps)
+    factor = gamma / (var + eps) ** 0.5
     return weight * factor, factor * (beta + bias - mean)
 
 
