@@ -373,10 +373,14 @@ def claims(judgements: Iterable[Judgement], title: str = "Claimed against measur
     heights = [len(numbers) + 1, 1.7 * len(sources) + 0.5]
     drawn = make_subplots(2, 1, row_heights=heights, vertical_spacing=90 / (23 * sum(heights) + 160))
     ends = [end for j in numbers for end in (*j.claim.ends, j.measured) if end > 0] or [1.0]
-    edge = min(ends) / 2
+    edge = min(ends) / 4
 
     def place(value: float) -> float:
         return max(value, edge)
+
+    def side(j: Judgement) -> str:
+        """Where the text is clear of the line that joins the two."""
+        return "top right" if j.measured <= edge else "middle left" if j.measured < j.claim.ends[0] else "middle right"
 
     rows = {j.claim.id: f"{j.claim.id}  {j.claim.says}" for j in numbers}
     joint = {"color": "#9AA5B1", "width": 2}
@@ -398,7 +402,7 @@ def claims(judgements: Iterable[Judgement], title: str = "Claimed against measur
             text=[f"  {j.claim.number(j.measured)}  " for j in mine],
             hovertext=[j.reason for j in mine],
             mode="markers+text",
-            textposition=["middle left" if edge < j.measured < j.claim.ends[0] else "middle right" for j in mine],
+            textposition=[side(j) for j in mine],
             cliponaxis=False,
             showlegend=any(j.verdict == verdict for j in judgements),
             **look,
