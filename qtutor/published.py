@@ -49,7 +49,7 @@ _CLAIMS = (
     Claim("D1b", "INT8 costs less than 1 point (its Table 1)", 1, "points", "at most"),
     Claim("D1c", "INT8 is 4 times smaller (architectures)", 4, "x", nothing=1),
     Claim("D1d", "INT8 is 4 times smaller (its Table 1)"),
-    Claim("D2a", "QAT recovers what PTQ loses", 0, "points", "above"),
+    Claim("D2a", "QAT recovers what PTQ loses", 100, "%", nothing=0),
     Claim("D2b", "QAT is within 1 point (its Table 2)", 1, "points", "at most"),
     Claim("D3", "one scale ruins compact nets, many do not"),
     Claim("D4a", "4-bit weights cost 0.7 points", 0.7, "points", "at most"),
