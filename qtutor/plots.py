@@ -6,7 +6,7 @@ dash, marker or position. Backgrounds are opaque, so a figure reads alike in lig
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from qtutor.diagnosis import Diagnosis
+from qtutor.claims import VERDICTS, Judgement
 
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#00795A", "#9A4F7E", "#5A6270"
 """Okabe-Ito hues, the lighter ones darkened until text in them has contrast 4.5 on white."""
@@ -574,3 +575,111 @@ def roofline(peaks: Peaks, layers: pd.DataFrame, title: str) -> go.Figure:
     )
     drawn.update_xaxes(type="log", dtick=1)
     return drawn.update_yaxes(type="log", dtick=1)
+
+
+_VERDICT_LOOKS = dict(
+    zip(
+        VERDICTS,
+        (
+            (GREEN, "circle"),
+            (BLUE, "triangle-right"),
+            (PURPLE, "triangle-left"),
+            (VERMILLION, "x"),
+            (INK, "square"),
+            (GREY, "circle-open"),
+        ),
+        strict=True,
+    )
+)
+
+
+def claims(judgements: Iterable[Judgement], title: str = "Claimed against measured on this computer") -> go.Figure:
+    """Draw the verdicts: a dumbbell from each claimed number to the measured one, and the rest below, by source.
+
+    The axis of the numbers is logarithmic; a measurement of zero or less stands at its left edge, and
+    its text says what it is.
+
+    Args:
+        judgements: what `claims.judge` gave, such as a `claims.Ledger`.
+        title: what the picture shows.
+
+    Raises:
+        ValueError: there are none.
+    """
+    judgements = list(judgements)
+    if not judgements:
+        raise ValueError("claims: there is no judgement to draw: judge a claim first")
+    numbers = [j for j in judgements if j.measured is not None]
+    others = [j for j in judgements if j.measured is None]
+    sources = list(dict.fromkeys(j.claim.id[0] for j in others))
+    heights = [len(numbers) + 1, 1.7 * len(sources) + 0.5]
+    drawn = make_subplots(2, 1, row_heights=heights, vertical_spacing=90 / (23 * sum(heights) + 160))
+    ends = [end for j in numbers for end in (*j.claim.ends, j.measured) if end > 0] or [1.0]
+    edge = min(ends) / 4
+
+    def place(value: float) -> float:
+        return max(value, edge)
+
+    def side(j: Judgement) -> str:
+        """Where the text is clear of the line that joins the two."""
+        return "top right" if j.measured <= edge else "middle left" if j.measured < j.claim.ends[0] else "middle right"
+
+    rows = {j.claim.id: f"{j.claim.id}  {j.claim.says}" for j in numbers}
+    joint = {"color": "#9AA5B1", "width": 2}
+    for j in numbers:
+        low, high = j.claim.ends
+        x, y = [place(low), place(high), place(j.measured)], [rows[j.claim.id]] * 3
+        drawn.add_scatter(x=x, y=y, mode="lines", line=joint, showlegend=False, hoverinfo="skip", row=1, col=1)
+    bars = [(place(end), rows[j.claim.id], str(j.claim)) for j in numbers for end in dict.fromkeys(j.claim.ends)]
+    marker = {"color": INK, "symbol": "line-ns-open", "size": 13, "line": {"width": 3}}
+    x, y, text = zip(*bars, strict=True) if bars else ((), (), ())
+    drawn.add_scatter(x=x, y=y, text=text, mode="markers", name="claimed", marker=marker, row=1, col=1)
+    for verdict, (colour, symbol) in _VERDICT_LOOKS.items():
+        look = {"name": verdict, "legendgroup": verdict, "marker": {"color": colour, "symbol": symbol, "size": 11}}
+        look["marker"]["line"] = {"width": 2 if symbol == "circle-open" else 0}
+        mine = [j for j in numbers if j.verdict == verdict]
+        drawn.add_scatter(
+            x=[place(j.measured) for j in mine] or [None],
+            y=[rows[j.claim.id] for j in mine] or [None],
+            text=[f"  {j.claim.number(j.measured)}  " for j in mine],
+            hovertext=[j.reason for j in mine],
+            mode="markers+text",
+            textposition=[side(j) for j in mine],
+            cliponaxis=False,
+            showlegend=any(j.verdict == verdict for j in judgements),
+            **look,
+            row=1,
+            col=1,
+        )
+        mine = [j for j in others if j.verdict == verdict]
+        drawn.add_scatter(
+            x=[[k for k in others if k.claim.id[0] == j.claim.id[0]].index(j) for j in mine],
+            y=[j.claim.id[0] for j in mine],
+            text=[j.claim.id for j in mine],
+            hovertext=[f"{j.claim.says}: {j.reason}" for j in mine],
+            mode="markers+text",
+            textposition="bottom center",
+            showlegend=False,
+            **look,
+            row=2,
+            col=1,
+        )
+    drawn.update_xaxes(_AXIS)
+    ticks = [t for n in range(-6, 6) for t in (10.0**n,) if edge <= t <= 4 * max(ends)]
+    span = [math.log10(edge / 1.3), math.log10(4 * max(ends))]
+    x = {"type": "log", "range": span, "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
+    drawn.update_xaxes(title="number, in the unit of the claim (log scale)", row=1, col=1, **x)
+    drawn.update_yaxes(categoryorder="array", categoryarray=list(rows.values())[::-1], showgrid=True, row=1, col=1)
+    most = max((sum(j.claim.id[0] == source for j in others) for source in sources), default=1)
+    drawn.update_xaxes(title="claims without a number", visible=True, showticklabels=False, ticks="", row=2, col=1)
+    drawn.update_xaxes(range=[-0.6, most - 0.4], showgrid=False, zeroline=False, row=2, col=1)
+    drawn.update_yaxes(
+        categoryorder="array", categoryarray=sources[::-1], range=[-0.8, len(sources) - 0.5], row=2, col=1
+    )
+    drawn.update_yaxes(automargin=True, tickfont={"size": 12})
+    height = round(23 * sum(heights) + 190)
+    legend = {"yref": "container", "y": 1 - 44 / height, "yanchor": "top", "xref": "container", "x": 0.01}
+    drawn.update_yaxes(range=[-0.7, len(numbers) - 0.3], row=1, col=1)
+    return drawn.update_layout(
+        template=TEMPLATE, title={"text": title, "y": 1 - 14 / height}, height=height, legend=legend, margin_t=84
+    )
