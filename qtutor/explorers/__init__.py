@@ -3,5 +3,6 @@
 from qtutor.explorers.affine import AffineExplorer
 from qtutor.explorers.granularity import GranularityExplorer
 from qtutor.explorers.observer import ObserverExplorer
+from qtutor.explorers.qat import QATExplorer
 
-__all__ = ["AffineExplorer", "GranularityExplorer", "ObserverExplorer"]
+__all__ = ["AffineExplorer", "GranularityExplorer", "ObserverExplorer", "QATExplorer"]
