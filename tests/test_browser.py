@@ -20,6 +20,7 @@ EXPLORERS = {
     "01_affine_mapping.ipynb": ["Bits", "Clip range, minimum", "Clip range, maximum", "Follow x"],
     "02_granularity.ipynb": ["Bits", "Turn up ×"],
     "03_observers.ipynb": ["Hot value", "Hot batch", "Batches", "Bits"],
+    "06_quantization_aware_training.ipynb": ["Step", "Target", "Learning rate", "Bits"],
 }
 
 

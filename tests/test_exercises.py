@@ -15,7 +15,7 @@ import torch
 import qtutor.exercises
 from qtutor.exercises import affine_mapping, progress
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
-from qtutor.explorers import AffineExplorer, GranularityExplorer, ObserverExplorer
+from qtutor.explorers import AffineExplorer, GranularityExplorer, ObserverExplorer, QATExplorer
 
 LESSONS = [
     module.lesson
@@ -30,6 +30,7 @@ OPEN = {
         torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(0))
     ),
     "03_observers": ObserverExplorer,
+    "06_quantization_aware_training": QATExplorer,
 }
 """How each lesson with missions opens its explorer."""
 

@@ -4,5 +4,6 @@ from qtutor.explorers.affine import AffineExplorer
 from qtutor.explorers.granularity import GranularityExplorer
 from qtutor.explorers.observer import ObserverExplorer
 from qtutor.explorers.qat import QATExplorer
+from qtutor.explorers.training import LiveTraining
 
-__all__ = ["AffineExplorer", "GranularityExplorer", "ObserverExplorer", "QATExplorer"]
+__all__ = ["AffineExplorer", "GranularityExplorer", "LiveTraining", "ObserverExplorer", "QATExplorer"]
