@@ -303,3 +303,25 @@ def calibration_size(sizes: Sequence[int], decibels: Tensor, title: str, *, clai
     look = {"mode": "lines+markers", "line": {"color": BLUE, "width": 2}, "marker": {"size": 9}}
     drawn.add_scatter(x=list(sizes), y=middle.numpy(), error_y=error, **look)
     return drawn.update_xaxes(type="log", tickvals=list(sizes), ticktext=[str(n) for n in sizes])
+
+
+def straight_through(x: Tensor, rounded: Tensor, slope: Tensor) -> go.Figure:
+    """Draw a rounded value and, below it, its true slope and the one that training uses instead.
+
+    Args:
+        x: `(n,)` real values in order.
+        rounded: `(n,)` what they become.
+        slope: `(n,)` the gradient that training uses.
+    """
+    titles = ("Forward: a staircase, flat nearly everywhere", "Backward: the slope that training uses instead")
+    drawn = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=titles)
+    drawn.add_scatter(x=x.numpy(), y=x.numpy(), name="x", line={"color": GREY, "dash": "dot"}, row=1, col=1)
+    drawn.add_scatter(x=x.numpy(), y=rounded.numpy(), name="x̂", line={"color": BLUE, "width": 2.5}, row=1, col=1)
+    true = {"color": VERMILLION, "dash": "dash", "width": 2.5}
+    drawn.add_scatter(x=x.numpy(), y=torch.zeros_like(x).numpy(), name="true slope", line=true, row=2, col=1)
+    used = {"color": GREEN, "width": 2.5}
+    drawn.add_scatter(x=x.numpy(), y=slope.numpy(), name="straight-through", line=used, row=2, col=1)
+    drawn.update_yaxes(title="x̂", row=1, col=1)
+    drawn.update_yaxes(title="slope", range=[-0.15, 1.25], row=2, col=1)
+    drawn.update_xaxes(title="x", row=2, col=1)
+    return drawn.update_layout(template=TEMPLATE, height=460, margin_t=84, legend={"y": 1.09})

@@ -164,7 +164,7 @@ choose_training = lesson.value(
         "The loss is one image in six hundred, less than chance moves it.",
     ],
     mistakes={
-        "b": "It can win one image at most, and you cannot tell that from chance. Training costs hours on real networks.",
+        "b": "It can win one image at most, no more than chance. Training costs hours on real networks.",
         "c": "Learned scales pay at 4 bits and below. At 8 bits there is nothing left to win.",
         "d": "Fewer bits cost accuracy, and kernels of 8 bits run them no faster.",
     },
