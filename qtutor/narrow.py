@@ -27,6 +27,26 @@ def narrow_qconfig(qconfig: Any, bits: int) -> Any:
     return qconfig._replace(activation=activation, weight=qconfig.weight.with_args(quant_min=low, quant_max=high))
 
 
+def trained_qconfig(qconfig: Any, fake_quantize: Any, reduced: bool) -> Any:
+    """Return PyTorch's QConfig for training, changed so that training computes what the converted model will.
+
+    Args:
+        qconfig: of torch.ao, with its fused fake-quantizers.
+        fake_quantize: the class that is not fused. Its symmetric scale is half the steps in the range; the fused
+            kernel's is one step coarser, a third at 2 bits, and it shifts zero in a channel of one sign.
+        reduced: whether activations keep to 7 of 8 bits, as they do in PyTorch's own.
+    """
+    whole = {} if reduced else {"quant_min": 0, "quant_max": 255, "reduce_range": False}
+    weight = fake_quantize.with_args(**qconfig.weight.p.keywords)
+    return qconfig._replace(activation=qconfig.activation.with_args(**whole), weight=weight)
+
+
+def trained_config(config: Any, fake_quantize: Any) -> Any:
+    """Return the same of a QuantizationConfig of torchao."""
+    make = fake_quantize.with_args(**config.weight.observer_or_fake_quant_ctr.p.keywords)
+    return dataclasses.replace(config, weight=dataclasses.replace(config.weight, observer_or_fake_quant_ctr=make))
+
+
 def narrow_config(config: Any, bits: int) -> Any:
     """Return a QuantizationConfig of torchao for `bits`, or the same for 8."""
     if bits == 8:
@@ -37,12 +57,25 @@ def narrow_config(config: Any, bits: int) -> Any:
     return dataclasses.replace(config, input_activation=activation, output_activation=activation, weight=weight)
 
 
-def clip_codes(model: nn.Module, bits: int, edges: Mapping[str, int]) -> None:
+def keep_trained_scales(prepared: nn.Module) -> None:
+    """Make each fake-quantizer that has seen data hand on the scale that it trained with, in place.
+
+    Conversion would let those of weights see the weight once more, and ask the fused ones, which work the scale
+    out anew from the range, with a zero point that may differ by one.
+    """
+    for module in prepared.modules():
+        if hasattr(module, "fake_quant_enabled") and module.activation_post_process.min_val.isfinite().any():
+            module.disable_observer()
+            module.calculate_qparams = lambda module=module: (module.scale, module.zero_point)
+
+
+def clip_codes(model: nn.Module, bits: int, edges: Mapping[str, int], reduced: bool = False) -> None:
     """Clip the codes of an eager or FX model in place.
 
     Args:
         bits: the width of all layers but those of `edges`.
         edges: widths by the names of layers.
+        reduced: whether activations of 8 bits keep to 7.
     """
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "scale")}
     widths = {name: edges.get(name, bits) for name in layers}
@@ -52,6 +85,8 @@ def clip_codes(model: nn.Module, bits: int, edges: Mapping[str, int]) -> None:
             codes = torch.empty(0, dtype=torch.int8).set_(weight.untyped_storage())  # whatever the scheme and layout
             codes.clamp_(*grid(widths[name]))
             module.set_weight_bias(weight, bias)
+    if reduced:
+        bits, widths = min(bits, 7), {name: min(width, 7) for name, width in widths.items()}
     if isinstance(model, GraphModule):
         _clip_nodes(model, bits, widths)
         return

@@ -18,13 +18,11 @@ from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError, dequantize, fake_quantize
 from qtutor.benchmark import Comparison
+from qtutor.claims import VERDICTS, Judgement
 from qtutor.roofline import Peaks
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from qtutor.diagnosis import Diagnosis
-from qtutor.claims import VERDICTS, Judgement
 
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#00795A", "#9A4F7E", "#5A6270"
 """Okabe-Ito hues, the lighter ones darkened until text in them has contrast 4.5 on white."""
@@ -346,7 +344,7 @@ def datapath(paths: dict[str, Sequence[tuple[str, str, int]]], title: str) -> go
     return drawn.update_layout(margin={"l": 12, "r": 12, "t": 52, "b": 8})
 
 
-def sensitivity(table: "pd.DataFrame", title: str, *, most: int = 40) -> go.Figure:
+def sensitivity(table: pd.DataFrame, title: str, *, most: int = 40) -> go.Figure:
     """Draw what rounding each layer alone, and all but it, does to the output; the most harmful on top.
 
     Args:
@@ -368,7 +366,7 @@ def sensitivity(table: "pd.DataFrame", title: str, *, most: int = 40) -> go.Figu
     return drawn.update_yaxes(autorange="reversed", automargin=True)
 
 
-def repairs(steps: "pd.DataFrame", metric_name: str, title: str) -> go.Figure:
+def repairs(steps: pd.DataFrame, metric_name: str, title: str) -> go.Figure:
     """Draw what each repair in turn gives, top to bottom; one that did not help is an open cross.
 
     Args:
@@ -410,7 +408,7 @@ def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
             value = "" if math.isnan(value) else "∞" if value == math.inf else f"{value:.3g}"
         return html.escape(str(value))
 
-    def table_of(frame: "pd.DataFrame", caption: str) -> str:
+    def table_of(frame: pd.DataFrame, caption: str) -> str:
         head = "".join(f"<th scope='col'>{html.escape(str(c).replace('_', ' '))}</th>" for c in frame.columns)
         rows = "".join(
             f"<tr>{''.join(f'<td>{cell(v)}</td>' for v in row)}</tr>" for row in frame.itertuples(index=False)
@@ -683,3 +681,25 @@ def claims(judgements: Iterable[Judgement], title: str = "Claimed against measur
     return drawn.update_layout(
         template=TEMPLATE, title={"text": title, "y": 1 - 14 / height}, height=height, legend=legend, margin_t=84
     )
+
+
+def straight_through(x: Tensor, rounded: Tensor, slope: Tensor) -> go.Figure:
+    """Draw a rounded value and, below it, its true slope and the one that training uses instead.
+
+    Args:
+        x: `(n,)` real values in order.
+        rounded: `(n,)` what they become.
+        slope: `(n,)` the gradient that training uses.
+    """
+    titles = ("Forward: a staircase, flat nearly everywhere", "Backward: the slope that training uses instead")
+    drawn = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=titles)
+    drawn.add_scatter(x=x.numpy(), y=x.numpy(), name="x", line={"color": GREY, "dash": "dot"}, row=1, col=1)
+    drawn.add_scatter(x=x.numpy(), y=rounded.numpy(), name="x̂", line={"color": BLUE, "width": 2.5}, row=1, col=1)
+    true = {"color": VERMILLION, "dash": "dash", "width": 2.5}
+    drawn.add_scatter(x=x.numpy(), y=torch.zeros_like(x).numpy(), name="true slope", line=true, row=2, col=1)
+    used = {"color": GREEN, "width": 2.5}
+    drawn.add_scatter(x=x.numpy(), y=slope.numpy(), name="straight-through", line=used, row=2, col=1)
+    drawn.update_yaxes(title="x̂", row=1, col=1)
+    drawn.update_yaxes(title="slope", range=[-0.15, 1.25], row=2, col=1)
+    drawn.update_xaxes(title="x", row=2, col=1)
+    return drawn.update_layout(template=TEMPLATE, height=460, margin_t=84, legend={"y": 1.09})

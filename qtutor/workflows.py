@@ -26,14 +26,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from qtutor import capture, saved
 from qtutor.affine import grid
 from qtutor.batches import check_inputs, inputs_of
 from qtutor.fusion import find_fusions
-from qtutor.machine import choose_engine
-from qtutor.narrow import clip_codes, narrow_config, narrow_qconfig
+from qtutor.machine import choose_engine, describe
+from qtutor.narrow import (
+    clip_codes,
+    keep_trained_scales,
+    narrow_config,
+    narrow_qconfig,
+    trained_config,
+    trained_qconfig,
+)
 
 REPLACEMENTS = {
     "torch.ao.quantization.quantize_dynamic": "torchao.quantization.quantize_",
@@ -75,6 +83,11 @@ _LOGGERS = {"torchao": "Failed to load", "torch.utils._pytree": "is an Enum subc
 _FLOWS = ("eager", "fx", "pt2e")
 _INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_AVERAGES = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(torch.mean, "mean"),
+)
 _DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
@@ -189,7 +202,9 @@ def prepare_qat(
 ) -> nn.Module:
     """Return a model to train, in training mode, that rounds weights and activations as INT8 will.
 
-    Narrower codes are still stored in 8 bits: fewer bits show what they cost, and save nothing.
+    Narrower codes are still stored in 8 bits: fewer bits show what they cost, and save nothing. Activations of
+    8 bits keep to 7, as PyTorch's default does, only where two products of 8 bits overflow: on the engines x86
+    and fbgemm, where the processor has no INT8 dot product.
 
     Args:
         example_input: what the model takes, as a batch; a tuple for several inputs.
@@ -205,6 +220,7 @@ def prepare_qat(
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     check_inputs(inputs, "example_input")
     recipe = _new_recipe(model, flow, inputs, engine) | {"trained": True, "prepared": True, "bits": bits}
+    recipe["reduced"] = recipe["engine"] in ("x86", "fbgemm") and not describe().has_int8_dot_product
     with _at_work(recipe["engine"]):
         if edge_bits != bits:
             layers = [*capture.count_calls(_float_copy(model), inputs, (_ConvNd, nn.Linear))]
@@ -505,6 +521,10 @@ def _qconfigs(ao: ModuleType, recipe: dict) -> Any:
     """PyTorch's own qconfig mapping for the engine, narrowed to the bits."""
     get_default = ao.get_default_qat_qconfig_mapping if recipe["trained"] else ao.get_default_qconfig_mapping
     mapping = get_default(recipe["engine"])
+    if recipe["trained"]:
+        mapping.set_global(trained_qconfig(mapping.global_qconfig, ao.FakeQuantize, recipe["reduced"]))
+    for kind in _AVERAGES if recipe["bits"] < 8 else ():  # a mean of few codes is often a tie, which training and
+        mapping.set_object_type(kind, None)  # kernels break differently: it stays in floating point
     for name, bits in recipe["edges"].items():
         mapping.set_module_name(name, narrow_qconfig(mapping.global_qconfig, bits))
     for name in recipe["keep_float"]:
@@ -520,6 +540,8 @@ def _prepare_pt2e(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) ->
     pt2e, flow, home = _torchao("", ".quantize_pt2e", f".quantizer.{kind.lower()}_inductor_quantizer")
     prepare = flow.prepare_qat_pt2e if recipe["trained"] else flow.prepare_pt2e
     default = getattr(home, f"get_default_{kind.lower()}_inductor_quantization_config")(is_qat=recipe["trained"])
+    if recipe["trained"]:
+        default = trained_config(default, pt2e.FakeQuantize)
     quantizer = getattr(home, f"{kind}InductorQuantizer")().set_global(narrow_config(default, recipe["bits"]))
     for name, bits in recipe["edges"].items():
         quantizer.set_module_name_qconfig(name, narrow_config(default, bits))
@@ -568,6 +590,7 @@ def _finish(
 
 
 def _convert(prepared: nn.Module, recipe: dict) -> nn.Module:
+    keep_trained_scales(prepared)
     if recipe["flow"] == "pt2e":
         return _remember(_convert_pt2e(prepared), recipe)
     ao = _torch_ao()
@@ -575,8 +598,8 @@ def _convert(prepared: nn.Module, recipe: dict) -> nn.Module:
         model = ao.quantize_fx.convert_fx(prepared.eval())
     else:
         model = ao.convert(prepared.eval(), inplace=True)
-    if recipe["bits"] < 8 or recipe["edges"]:
-        clip_codes(model, recipe["bits"], recipe["edges"])
+    if recipe["bits"] < 8 or recipe["edges"] or recipe.get("reduced"):
+        clip_codes(model, recipe["bits"], recipe["edges"], recipe.get("reduced", False))
     return _remember(model.eval(), recipe)  # conversion makes new modules, in training mode
 
 

@@ -26,6 +26,7 @@ from qtutor.explorers import (
     IntegerExplorer,
     LayerExplorer,
     ObserverExplorer,
+    QATExplorer,
 )
 from qtutor.samples import DepthwiseNet, SmallCNN, digits
 from qtutor.workflows import quantize_static
@@ -63,6 +64,7 @@ OPEN = {
     "07_fusion": lambda: FusionExplorer(SmallCNN().eval(), digits().train.images[:64]),
     "10_your_own_model": lambda: LayerExplorer(depthwise_diagnosis()),
     "08_benchmarking": lambda: BenchmarkExplorer({"model": torch.abs}, torch.rand(4)),
+    "06_quantization_aware_training": QATExplorer,
 }
 """How each lesson with missions opens its explorer."""
 

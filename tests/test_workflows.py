@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -395,10 +396,25 @@ def test_a_trained_model_converts_to_what_it_computed_and_comes_back_exactly(tmp
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     quantized = convert(prepared)
     with torch.no_grad():
-        assert affine.sqnr(prepared(x), quantized(x)) > (18 if bits == 8 else 5)
+        assert affine.sqnr(prepared(x), quantized(x)) > 30
     prepared.train()(x)
     save(quantized, tmp_path / "model")
     assert torch.equal(load(tmp_path / "model", make())(x), quantized(x))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("flow", "has_dot_product"), [("fx", True), ("fx", False), ("pt2e", True)])
+def test_training_computes_what_the_converted_model_will(monkeypatch, flow, has_dot_product, bits):
+    machine = replace(workflows.describe(), features=("AVX512-VNNI",) if has_dot_product else ())
+    monkeypatch.setattr(workflows, "describe", lambda: machine)
+    model = settled(DepthwiseNet(8, channels=3, classes=4), IMAGES)
+    with torch.no_grad():
+        for weight in (model.features[2].conv.weight, model.features[4].conv.weight):
+            weight[:3] = weight[:3].abs()  # channels of one sign
+    prepared = trained_a_little(prepare_qat(model, IMAGES, flow=flow, bits=bits), IMAGES)
+    x = 3 * torch.rand(64, 3, 16, 16)  # beyond the ranges that training saw
+    with torch.no_grad():
+        assert affine.sqnr(prepared(x), convert(prepared)(x)) > 30
 
 
 @pytest.mark.parametrize(("edge_bits", "edges"), [(8, 100), (3, 8)])

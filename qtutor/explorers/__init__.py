@@ -8,6 +8,7 @@ from qtutor.explorers.granularity import GranularityExplorer
 from qtutor.explorers.integer import IntegerExplorer
 from qtutor.explorers.layer import LayerExplorer
 from qtutor.explorers.observer import ObserverExplorer
+from qtutor.explorers.qat import QATExplorer
 
 __all__ = [
     "AffineExplorer",
@@ -18,4 +19,5 @@ __all__ = [
     "IntegerExplorer",
     "LayerExplorer",
     "ObserverExplorer",
+    "QATExplorer",
 ]

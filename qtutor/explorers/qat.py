@@ -1,0 +1,216 @@
+"""QATExplorer: one weight in training, with the true gradient, with straight-through, and with a learned scale."""
+
+import math
+from dataclasses import dataclass
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from qtutor import plots
+from qtutor.affine import grid
+from qtutor.explorers.explorer import Explorer
+
+LANES = ("true gradient", "STE", "LSQ")
+"""The three ways to train the weight, in the order of every tensor of a result."""
+
+STEPS = 60
+RATES = (0.02, 0.05, 0.1, 0.2, 0.3)
+SMALLEST_SCALE = 0.02
+
+_LOOKS = ((plots.VERMILLION, "x"), (plots.BLUE, "circle"), (plots.GREEN, "diamond"))
+
+
+@dataclass(frozen=True)
+class QATState:
+    """What the controls of a QATExplorer say.
+
+    Attributes:
+        step: how many steps of training are shown, from 0.
+        target: the value that the loss pulls the quantized weight to.
+        rate: the learning rate.
+        bits: 2 to 4, of a signed grid.
+    """
+
+    step: int
+    target: float
+    rate: float
+    bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class QATResult:
+    """What training does to the weight, in the order of `LANES`.
+
+    Attributes:
+        weights: `(3, STEPS + 1)` the weight that the optimizer moves.
+        quantized: `(3, STEPS + 1)` what the network computes with.
+        scales: `(3, STEPS + 1)` the width of one step of the grid.
+        step: how many steps are shown.
+        hops: how often the code of the weight has changed up to there, by lane.
+        sentence: the result in words.
+    """
+
+    weights: Tensor
+    quantized: Tensor
+    scales: Tensor
+    step: int
+    hops: dict[str, int]
+    sentence: str
+
+    def hops_between(self, lane: str, first: int, last: int) -> int:
+        """Count how often the code changes from step `first` to step `last`."""
+        codes = (self.quantized / self.scales).round()[LANES.index(lane), first : last + 1]
+        return int((codes.diff() != 0).sum())
+
+
+def train_one_weight(weight: float, scale: float, state: QATState) -> tuple[Tensor, Tensor, Tensor]:
+    """Train by gradient descent on (x_hat - target)**2 / 2 in each lane.
+
+    Returns:
+        Weights, quantized weights and scales, `(3, STEPS + 1)` float64 each.
+    """
+    low, high = grid(state.bits)
+    lanes = []
+    for moves, learns in ((False, False), (True, False), (True, True)):  # rounding has slope 0: the first gets nothing
+        w, s, rows = weight, scale, []
+        for _ in range(STEPS + 1):
+            steps = round(w / s)
+            code = min(max(steps, low), high)
+            rows.append((w, code * s, s))
+            error, inside = code * s - state.target, code == steps
+            slope = (code - w / s if inside else code) / math.sqrt(high)
+            w -= state.rate * error * (moves and inside)
+            s = max(s - state.rate * error * slope * learns, SMALLEST_SCALE)
+        lanes.append(rows)
+    return torch.tensor(lanes, dtype=torch.float64).unbind(dim=2)
+
+
+def explore_qat(weight: float, scale: float, state: QATState) -> QATResult:
+    """Compute what training does to a weight that starts on a grid of width `scale`."""
+    weights, quantized, scales = train_one_weight(weight, scale, state)
+    result = QATResult(weights, quantized, scales, state.step, {}, "")
+    hops = {lane: result.hops_between(lane, 0, state.step) for lane in LANES}
+    parts = []
+    for i, lane in enumerate(LANES):
+        now, error = float(quantized[i, state.step]), float(quantized[i, state.step]) - state.target
+        times = f"{hops[lane]} hop{'s' * (hops[lane] != 1)}"
+        parts.append(f"{lane}: the network sees {now:.3f}, {abs(error):.3f} from the target, after {times}")
+    after = f"After {state.step} step{'s' * (state.step != 1)} towards {state.target:.2f}"
+    sentence = (
+        f"{after} at {state.bits} bits. {'; '.join(parts)}, with its scale at {float(scales[2, state.step]):.3f}."
+    )
+    return QATResult(weights, quantized, scales, state.step, hops, sentence)
+
+
+class QATExplorer(Explorer):
+    """Explore how one weight of your own trains through rounding.
+
+    Args:
+        weight: where the weight starts: a number, or a tensor of one value.
+        scale: the width of one step of the grid at the start, above 0.02.
+        step: where the slider of steps stands, and likewise the other controls.
+
+    Raises:
+        TypeError: `weight` or `scale` is not a number or a tensor of one.
+        ValueError: it is not finite, off the controls' range or, for a tensor, not one value.
+    """
+
+    def __init__(
+        self,
+        weight: float | Tensor = 0.3,
+        scale: float | Tensor = 0.5,
+        *,
+        step: int = 0,
+        target: float = 0.65,
+        rate: float = 0.2,
+        bits: int = 3,
+    ):
+        self.weight, self.scale = _number(weight, "weight"), _number(scale, "scale")
+        if not SMALLEST_SCALE < self.scale <= 10:
+            raise ValueError(f"QATExplorer: scale must be above {SMALLEST_SCALE} and at most 10, got {self.scale:g}")
+        if abs(self.weight) > 8 * self.scale:
+            raise ValueError(f"QATExplorer: weight must lie on a 4-bit grid, within 8 scales, got {self.weight:g}")
+        low, high = -2 * self.scale, 2 * self.scale
+        controls = {
+            "step": ipywidgets.IntSlider(step, 0, STEPS, description="Step"),
+            "target": ipywidgets.FloatSlider(
+                value=target, min=round(low, 6), max=round(high, 6), step=0.01, description="Target"
+            ),
+            "rate": ipywidgets.SelectionSlider(
+                options=[(f"{rate:g}", rate) for rate in RATES], value=rate, description="Learning rate"
+            ),
+            "bits": ipywidgets.IntSlider(bits, 2, 4, description="Bits"),
+        }
+        controls["step"].add_class("slider-wide")
+        if (controls["step"].value, controls["bits"].value) != (step, bits):
+            raise ValueError(f"step goes from 0 to {STEPS} and bits from 2 to 4, got {step!r} and {bits!r}")
+        super().__init__(controls, _figure(self.weight, self.scale))
+
+    make_state = QATState
+
+    def compute(self, state: QATState) -> QATResult:
+        return explore_qat(self.weight, self.scale, state)
+
+    def draw(self, result: QATResult) -> None:
+        low, high = grid(self.state.bits)
+        for i in range(len(LANES)):
+            lines, target, weight, quantized, now = self.figure.data[5 * i : 5 * i + 5]
+            shown = slice(0, result.step + 1)
+            lines.x, lines.y = _grid_lines(result.scales[i], low, high)
+            target.y = [self.state.target] * 2
+            weight.x = quantized.x = torch.arange(result.step + 1).numpy()
+            weight.y, quantized.y = result.weights[i, shown].numpy(), result.quantized[i, shown].numpy()
+            now.x, now.y = [result.step], [float(result.quantized[i, result.step])]
+
+
+def _number(value: float | Tensor, name: str) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(
+            f"QATExplorer follows one {name}, got a tensor of shape {tuple(value.shape)}: pass one element"
+        )
+    try:
+        number = float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError):
+        raise TypeError(f"QATExplorer: {name} must be a number, got {type(value).__name__}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"QATExplorer: {name} must be finite, got {number}")
+    return number
+
+
+def _grid_lines(scales: Tensor, low: int, high: int) -> tuple:
+    """One broken line for each code: straight where the scale stays, else bent with it."""
+    places = torch.arange(0, STEPS + 1, 6 if scales[0] != scales[-1] else STEPS)
+    codes = torch.arange(low, high + 1)[:, None]
+    gap = torch.full((len(codes), 1), torch.nan, dtype=torch.float64)
+    x = torch.cat([places.expand(len(codes), -1), gap], dim=1)
+    y = torch.cat([codes * scales[places], gap], dim=1)
+    return x.flatten().numpy(), y.flatten().numpy()
+
+
+def _figure(weight: float, scale: float) -> go.FigureWidget:
+    """Draw what no control changes, and leave empty traces for what does."""
+    titles = ("True gradient: never moves", "STE: hops", "LSQ: the grid moves too")
+    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
+    for column, (colour, symbol) in enumerate(_LOOKS, start=1):
+        place = {"row": 1, "col": column, "showlegend": column == 2}
+        grid_line = {"color": "#9AA5B1", "width": 1}
+        figure.add_scatter(mode="lines", name="grid", line=grid_line, hoverinfo="skip", **place)
+        target = {"color": plots.INK, "dash": "dot", "width": 2}
+        figure.add_scatter(x=[0, STEPS], mode="lines", name="target", line=target, **place)
+        moved = {"color": plots.PURPLE, "dash": "dash", "width": 2}
+        figure.add_scatter(mode="lines", name="weight, as the optimizer holds it", line=moved, **place)
+        seen = {"color": colour, "width": 2.5, "shape": "hv"}
+        figure.add_scatter(mode="lines", name="weight, as the network sees it", line=seen, **place)
+        now = {"color": colour, "symbol": symbol, "size": 12}
+        figure.add_scatter(mode="markers", marker=now, name="now", **{**place, "showlegend": False})
+    figure.update_layout(template=plots.TEMPLATE, autosize=True, height=430, margin_t=100)
+    figure.update_layout(legend={"y": 1.13})
+    figure.update_annotations(font_size=15)
+    figure.update_xaxes(range=[-1, STEPS + 2], title="step of training", showgrid=False, zeroline=False)
+    ends = [min(-2.3 * scale, weight - 0.3 * scale), max(2.3 * scale, weight + 0.3 * scale)]
+    figure.update_yaxes(range=ends, showgrid=False, zeroline=False)
+    figure.update_yaxes(title="value of the weight", row=1, col=1)
+    return go.FigureWidget(figure)

@@ -1,0 +1,103 @@
+"""LiveTraining: a curve that grows while a cell trains, with progress and a button to stop."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ipywidgets
+import plotly.graph_objects as go
+from IPython.display import display
+
+from qtutor import plots
+
+_LOOKS = (
+    (plots.VERMILLION, "solid", "x"),
+    (plots.BLUE, "dash", "circle"),
+    (plots.GREEN, "dot", "diamond"),
+    (plots.INK, "dashdot", "square"),
+)
+_PAUSE = 0.1  # seconds between two redraws of the bar
+
+
+class LiveTraining(ipywidgets.VBox):
+    """Watch a training that runs in a `with` block, and stop it without losing the kernel.
+
+    The button, like the kernel's own interrupt, ends the block after the present batch: what is trained so
+    far stays, the cells below run. Without a page to click on it, training runs to its end.
+
+    Args:
+        title: what the curve shows.
+        total: how many batches there will be in all.
+        series: the names of the curves, at most four.
+        x: what the places of the points are.
+        y: what the values are, with their unit.
+
+    Attributes:
+        stopped: whether someone stopped it.
+        points: by series, the points so far.
+
+    Raises:
+        ValueError: there are no batches, or not one to four series.
+    """
+
+    def __init__(
+        self, title: str, total: int, series: Iterable[str], *, x: str = "epoch", y: str = "validation accuracy, %"
+    ):
+        super().__init__()
+        names = [series] if isinstance(series, str) else list(series)
+        if total < 1 or not 1 <= len(names) <= len(_LOOKS):
+            raise ValueError(f"LiveTraining needs batches and 1 to 4 series, got {total} and {len(names)}")
+        self.stopped, self.total, self.done, self._drawn = False, total, 0, 0.0
+        self.points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        self.bar = ipywidgets.IntProgress(0, 0, total, description="Training")
+        self.button = ipywidgets.Button(description="Stop training", icon="stop")
+        self.button.on_click(lambda _: self.stop())
+        self.status = ipywidgets.HTML(f"<span role='status'>0 of {total} batches</span>")
+        self.figure = go.FigureWidget(plots.figure(title, x, y, height=340))
+        for name, (colour, dash, symbol) in zip(names, _LOOKS, strict=False):
+            line, marker = {"color": colour, "dash": dash, "width": 2.5}, {"symbol": symbol, "size": 9}
+            self.figure.add_scatter(name=name, mode="lines+markers", line=line, marker=marker, showlegend=True)
+        self.children = [ipywidgets.HBox([self.bar, self.button, self.status]), self.figure]
+
+    def __enter__(self) -> "LiveTraining":
+        display(self)
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> bool:
+        if kind is KeyboardInterrupt:
+            self.stop()
+        self.button.disabled = True
+        self._show()
+        return kind is KeyboardInterrupt
+
+    @property
+    def finished(self) -> bool:
+        """Whether every batch was trained."""
+        return self.done >= self.total and not self.stopped
+
+    def stop(self) -> None:
+        """End the training after the present batch."""
+        self.stopped = True
+
+    def batches(self, batches: Iterable) -> Iterator:
+        """Yield the batches until someone stops the training, and count them."""
+        for batch in batches:
+            if self.stopped:
+                return
+            yield batch
+            self.done += 1
+            if time.monotonic() - self._drawn > _PAUSE:
+                self._show()
+
+    def point(self, name: str, x: float, y: float) -> None:
+        """Add a point to the curve of a series."""
+        self.points[name].append((x, y))
+        trace = self.figure.data[list(self.points).index(name)]
+        with self.figure.batch_update():
+            trace.x, trace.y = zip(*self.points[name], strict=True)
+
+    def _show(self) -> None:
+        self._drawn = time.monotonic()
+        self.bar.value = min(self.done, self.total)
+        word = ", stopped" if self.stopped else ", finished" if self.finished else ""
+        self.status.value = f"<span role='status'>{self.done} of {self.total} batches{word}</span>"

@@ -1,0 +1,97 @@
+"""QATExplorer without a browser, against autograd."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtutor.affine import grid
+from qtutor.explorers import QATExplorer
+from qtutor.explorers.qat import LANES, RATES, STEPS, QATState, train_one_weight
+from qtutor.lsq import learned_fake_quantize
+
+
+def test_every_control_changes_state_figure_and_sentence():
+    explorer = QATExplorer(step=30)
+    changes = {"step": 45, "target": 0.9, "rate": 0.05, "bits": 2}
+    assert changes.keys() == explorer.controls.keys()
+    for name, value in changes.items():
+        before = explorer.state, explorer.sentence.text, explorer.figure.to_dict()
+        explorer.controls[name].value = value
+        assert getattr(explorer.state, name) == value
+        assert explorer.sentence.text != before[1]
+        assert explorer.figure.to_dict() != before[2]
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(target=st.floats(-1, 1), rate=st.sampled_from(RATES), bits=st.integers(2, 4), weight=st.floats(-2, 2))
+def test_training_is_gradient_descent_by_autograd(target, rate, bits, weight):
+    low, high = grid(bits)
+    w, s = torch.tensor(weight, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    weights, _, scales = train_one_weight(weight, 0.5, QATState(0, target, rate, bits))
+    for step in range(12):
+        assert float(weights[2, step]) == pytest.approx(float(w), abs=1e-9)
+        assert float(scales[2, step]) == pytest.approx(float(s), abs=1e-9)
+        w, s = w.requires_grad_(), s.requires_grad_()
+        out = learned_fake_quantize(w, s, quant_min=low, quant_max=high, gradient_scale=1 / math.sqrt(high))
+        ((out - target) ** 2 / 2).backward()
+        w, s = (w - rate * w.grad).detach(), (s - rate * s.grad).detach().clamp(min=0.02)
+        if abs(float(w / s) % 1 - 0.5) < 1e-6:  # a tie, which the last digit decides
+            return
+
+
+def test_the_true_gradient_never_moves_ste_hops_and_the_grid_of_lsq_comes_to_the_weight():
+    explorer = QATExplorer(step=STEPS)
+    result = explorer.result
+    assert len(result.weights[0].unique()) == len(result.scales[0].unique()) == 1
+    assert len(result.scales[1].unique()) == 1
+    assert result.hops_between("STE", STEPS // 2, STEPS) > 5
+    off = (result.quantized[:, -1] - explorer.state.target).abs()
+    assert off[2] < off[1] / 5
+
+
+def test_a_target_on_the_grid_lets_ste_rest():
+    result = QATExplorer(step=STEPS, target=1.0).result
+    assert result.hops_between("STE", 0, STEPS) == 1
+    assert float(result.quantized[1, -1]) == 1.0
+
+
+def test_lines_end_at_the_step_and_the_sentence_says_what_they_show():
+    explorer = QATExplorer(step=7)
+    for i, lane in enumerate(LANES):
+        _, _, weight, quantized, now = explorer.figure.data[5 * i : 5 * i + 5]
+        assert list(weight.x) == list(range(8))
+        assert now.y[0] == quantized.y[-1] == float(explorer.result.quantized[i, 7])
+        assert f"{lane}: the network sees {now.y[0]:.3f}" in explorer.sentence.text
+
+
+def test_no_trace_has_many_points_and_traces_are_updated_not_rebuilt():
+    explorer = QATExplorer(bits=4, rate=0.3)
+    objects = [id(trace) for trace in explorer.figure.data]
+    explorer.set(step=STEPS, target=-0.4)
+    assert [id(trace) for trace in explorer.figure.data] == objects
+    assert all(len(trace.x) <= 300 for trace in explorer.figure.data)
+
+
+@pytest.mark.parametrize("weight", [torch.tensor([[-0.2]]), torch.nn.Parameter(torch.tensor(0.1)), 0, -1.5])
+def test_any_single_number_opens(weight):
+    assert "target" in QATExplorer(weight, torch.tensor(0.25)).sentence.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"weight": torch.ones(3)}, ValueError, r"one weight, got a tensor of shape \(3,\)"),
+        ({"weight": "a"}, TypeError, "weight must be a number, got str"),
+        ({"weight": float("nan")}, ValueError, "weight must be finite"),
+        ({"weight": 100.0}, ValueError, "within 8 scales"),
+        ({"scale": 0.0}, ValueError, "scale must be above"),
+        ({"scale": None}, TypeError, "scale must be a number, got NoneType"),
+        ({"bits": 9}, ValueError, "bits from 2 to 4"),
+    ],
+)
+def test_bad_input_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        QATExplorer(**arguments)
