@@ -16,6 +16,7 @@ from pathlib import Path
 import qtutor
 
 START = "lessons/00_start_here.ipynb"
+TEACHING = Path(__file__).with_name("teaching")
 
 _PAIRS = {
     "PyTorch, FX": ("eager FP32", "FX INT8"),
@@ -282,6 +283,44 @@ def _headline(rows: list[dict]) -> str:
     return "\n".join((*table, *dict.fromkeys(row["note"] for row in rows if row["note"])))
 
 
+def teach(name: str | None, out: str | None) -> int:
+    """Print a page for instructors, list the pages, or copy them to a folder. The pages hold the answers."""
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(TEACHING.glob("*.md"))}
+    if name is not None:
+        found = [page for page in pages if name == page or (name.isdecimal() and name.zfill(2) == page[:2])]
+        if not found:
+            print(f"There is no page {name!r}: qtutor teach alone lists those there are.", file=sys.stderr)
+            return 1
+        pages = {page: pages[page] for page in found}
+    if out is not None:
+        return _copy(pages, Path(out).expanduser())
+    if name is not None:
+        print(*pages.values(), sep="\n", end="")
+        return 0
+    print("For instructors; these pages hold the answers. qtutor teach 03 prints one, --out DIR copies all.")
+    for page, text in pages.items():
+        print(f"  {page:32} {text.splitlines()[0].removeprefix('# ')}")
+    return 0
+
+
+def _copy(pages: dict[str, str], folder: Path) -> int:
+    """Write pages into a folder; none of them if one would replace a page that somebody has changed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {folder / f"{page}.md": text for page, text in pages.items()}
+        changed = [file for file, text in files.items() if file.exists() and file.read_text(encoding="utf-8") != text]
+        if changed:
+            print(f"{changed[0]} is not as it was copied: nothing is written, name another folder.", file=sys.stderr)
+            return 1
+        for file, text in files.items():
+            file.write_text(text, encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"The pages cannot be copied to {folder}: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(files)} page{'s'[: len(files) > 1]} in {folder}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -329,6 +368,10 @@ def main(argv: list[str] | None = None) -> int:
     timing = commands.add_parser("bench", help="time FP32 against INT8 in each runtime", description=bench.__doc__)
     timing.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
+    teaching = commands.add_parser("teach", help="notes, plans and a test for instructors", description=teach.__doc__)
+    teaching.add_argument("page", nargs="?", help="a lesson's number, or a name from the list")
+    teaching.add_argument("--out", metavar="DIR", help="copy to this folder instead of printing")
+
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "lab":
         return lab(rest)
@@ -344,6 +387,8 @@ def main(argv: list[str] | None = None) -> int:
         return progress(arguments.action, arguments.folder, arguments.csv)
     if arguments.command == "bench":
         return bench(arguments.json)
+    if arguments.command == "teach":
+        return teach(arguments.page, arguments.out)
     return doctor()
 
 
