@@ -278,6 +278,7 @@ def test_diagnose_says_what_is_wrong(model, data, complaint, own_network, capsys
     assert complaint in capsys.readouterr().err
 
 
+@pytest.fixture
 def small_networks(monkeypatch):
     """Networks that take a moment instead of minutes, and runtimes of which one is not there."""
     from qtutor import runtimes, samples  # isort: split
