@@ -620,7 +620,7 @@ def claims(judgements: Iterable[Judgement], title: str = "Claimed against measur
 
     def side(j: Judgement) -> str:
         """Where the text is clear of the line that joins the two."""
-        return "top right" if j.measured <= edge else "middle left" if j.measured < j.claim.ends[0] else "middle right"
+        return "middle left" if j.measured < max(j.claim.ends[0], edge) else "middle right"
 
     rows = {j.claim.id: f"{j.claim.id}  {j.claim.says}" for j in numbers}
     joint = {"color": "#9AA5B1", "width": 2}
@@ -664,7 +664,7 @@ def claims(judgements: Iterable[Judgement], title: str = "Claimed against measur
         )
     drawn.update_xaxes(_AXIS)
     ticks = [t for n in range(-6, 6) for t in (10.0**n,) if edge <= t <= 4 * max(ends)]
-    span = [math.log10(edge / 1.3), math.log10(4 * max(ends))]
+    span = [math.log10(edge / 8), math.log10(4 * max(ends))]
     x = {"type": "log", "range": span, "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
     drawn.update_xaxes(title="number, in the unit of the claim (log scale)", row=1, col=1, **x)
     drawn.update_yaxes(categoryorder="array", categoryarray=list(rows.values())[::-1], showgrid=True, row=1, col=1)
