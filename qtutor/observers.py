@@ -31,6 +31,7 @@ BINS = 1 << 13
 _ENTROPY_BINS = 1 << 11
 _CANDIDATES = 49  # ranges tried at once
 _CLIPS = torch.logspace(0, -12, _CANDIDATES, base=2)
+_BATCH = 1 << 17  # values that are counted at once, where batches are smaller
 _WORK = 1 << 22  # numbers per pass of a search over ranges
 
 
@@ -210,16 +211,29 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 @dataclass(kw_only=True, eq=False)
 class _StreamObserver(Observer):
     _stream: StreamingHistogram | None = field(default=None, init=False, repr=False)
+    _waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def _collect(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
+        # To count many small batches at once costs a fraction of counting each.
+        large = rows.numel() >= _BATCH
+        self._waiting.append((rows if large else rows.clone(), low, high))
+        if large or sum(batch.numel() for batch, _, _ in self._waiting) >= _BATCH:
+            self._count()
+
+    def _choose(self) -> tuple[Tensor, Tensor]:
+        if self._waiting:
+            self._count()
+        return self.choose(self._stream)
+
+    def _count(self) -> None:
+        batches, low, high = zip(*self._waiting, strict=True)
+        rows = batches[0] if len(batches) == 1 else torch.cat(batches, dim=1)
         if self._stream is None:
             # 16 MiB of counts at most, until there are so many rows that each only just places the 16 codes of a group.
             bins = min(max((1 << 20) // len(rows), 1 << 7), BINS)
             self._stream = StreamingHistogram(len(rows), 1 << (bins.bit_length() - 1))
-        self._stream.add(rows, low, high)
-
-    def _choose(self) -> tuple[Tensor, Tensor]:
-        return self.choose(self._stream)
+        self._stream.add(rows, torch.stack(low).amin(dim=0), torch.stack(high).amax(dim=0))
+        self._waiting.clear()
 
     @abstractmethod
     def choose(self, stream: StreamingHistogram) -> tuple[Tensor, Tensor]:
