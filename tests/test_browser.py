@@ -22,7 +22,7 @@ EXPLORERS = {
     "03_observers.ipynb": ["Hot value", "Hot batch", "Batches", "Bits"],
     "04_dynamic_quantization.ipynb": ["Neighbour", "Shift", "Bits", "Your row"],
     "05_static_quantization.ipynb": ["Sample", "Channel", "Row", "Column"],
-    "06_quantization_aware_training.ipynb": ["Step", "Target", "Learning rate", "Bits"],
+    "06_quantization_aware_training.ipynb": ["Step", "Target", "Rate", "Bits"],
     "07_fusion.ipynb": ["Operator"],
     "08_benchmarking.ipynb": ["Runs each", "Batch size"],
     "10_your_own_model.ipynb": ["Look at"],

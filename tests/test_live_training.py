@@ -1,41 +1,66 @@
 """LiveTraining without a browser."""
 
+import asyncio
+
 import pytest
 
-from qtutor.explorers.training import LiveTraining
+from qtutor.explorers import LiveTraining
+
+
+async def train(live, epochs, size, *, click_at=None, error=None):
+    """Take the batches of some epochs; what came is kept in `live.seen`."""
+    live.seen = []
+    async with live:
+        for _ in range(epochs):
+            async for batch in live.batches(range(size)):
+                live.seen.append(batch)
+                if len(live.seen) == click_at:
+                    live.button.click()
+        if error:
+            raise error
+    return live
 
 
 def test_counts_batches_and_draws_points():
-    with LiveTraining("Training", 6, ["a", "b"]) as live:
-        for name in ("a", "b"):
-            assert [*live.batches(range(3))] == [0, 1, 2]
-            live.point(name, 1, 50.0)
+    live = asyncio.run(train(LiveTraining("Training", 6, ["a", "b"]), 2, 3))
+    live.point("a", 1, 50.0)
+    live.point("a", 2, 60.0)
+    assert live.seen == [0, 1, 2] * 2
     assert live.finished
     assert live.bar.value == 6
     assert live.button.disabled
-    assert [list(trace.y) for trace in live.figure.data] == [[50.0], [50.0]]
+    assert list(live.figure.data[0].y) == [50.0, 60.0]
     assert "6 of 6 batches, finished" in live.status.value
 
 
-def test_the_button_ends_this_loop_and_the_next():
-    with LiveTraining("Training", 9, "a") as live:
-        seen = []
-        for batch in live.batches(range(5)):
-            seen.append(batch)
-            if batch == 2:
-                live.button.click()
-        assert [*live.batches(range(4))] == []
-    assert seen == [0, 1, 2]
+def test_the_button_ends_this_epoch_and_the_next():
+    live = asyncio.run(train(LiveTraining("Training", 9, "a"), 2, 5, click_at=3))
+    assert live.seen == [0, 1, 2]
     assert not live.finished
     assert "3 of 9 batches, stopped" in live.status.value
 
 
-def test_an_interrupt_stops_and_other_errors_pass():
-    with LiveTraining("Training", 9, "a") as live:
-        raise KeyboardInterrupt
-    assert live.stopped
-    with pytest.raises(ZeroDivisionError), LiveTraining("Training", 9, "a"):
-        _ = 1 / 0
+def test_other_tasks_are_heard_between_batches():
+    live = LiveTraining("Training", 500, "a")
+
+    async def click():
+        live.stop()
+
+    async def both():
+        await asyncio.gather(train(live, 1, 500), click())
+
+    asyncio.run(both())
+    assert len(live.seen) < 500
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()], ids=repr)
+def test_an_interrupt_stops_and_the_cell_ends_well(error):
+    assert asyncio.run(train(LiveTraining("Training", 9, "a"), 1, 2, error=error)).stopped
+
+
+def test_other_errors_pass():
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(train(LiveTraining("Training", 9, "a"), 1, 2, error=ZeroDivisionError()))
 
 
 @pytest.mark.parametrize("arguments", [(0, ["a"]), (3, []), (3, list("abcde"))])

@@ -9,6 +9,7 @@ from qtutor.explorers.integer import IntegerExplorer
 from qtutor.explorers.layer import LayerExplorer
 from qtutor.explorers.observer import ObserverExplorer
 from qtutor.explorers.qat import QATExplorer
+from qtutor.explorers.training import LiveTraining
 
 __all__ = [
     "AffineExplorer",
@@ -18,6 +19,7 @@ __all__ = [
     "GranularityExplorer",
     "IntegerExplorer",
     "LayerExplorer",
+    "LiveTraining",
     "ObserverExplorer",
     "QATExplorer",
 ]

@@ -111,7 +111,8 @@ class QATExplorer(Explorer):
     Args:
         weight: where the weight starts: a number, or a tensor of one value.
         scale: the width of one step of the grid at the start, above 0.02.
-        step: where the slider of steps stands, and likewise the other controls.
+        step: where the slider of steps stands, and likewise the other controls; a target is moved to the nearest
+            twentieth of `scale`, up to two scales from zero.
 
     Raises:
         TypeError: `weight` or `scale` is not a number or a tensor of one.
@@ -124,7 +125,7 @@ class QATExplorer(Explorer):
         scale: float | Tensor = 0.5,
         *,
         step: int = 0,
-        target: float = 0.65,
+        target: float | None = None,
         rate: float = 0.2,
         bits: int = 3,
     ):
@@ -133,14 +134,15 @@ class QATExplorer(Explorer):
             raise ValueError(f"QATExplorer: scale must be above {SMALLEST_SCALE} and at most 10, got {self.scale:g}")
         if abs(self.weight) > 8 * self.scale:
             raise ValueError(f"QATExplorer: weight must lie on a 4-bit grid, within 8 scales, got {self.weight:g}")
-        low, high = -2 * self.scale, 2 * self.scale
+        targets = [round(i * self.scale / 20, 9) for i in range(-40, 41)]  # the page would move other numbers a little
+        target = min(targets, key=lambda value: abs(value - (1.3 * self.scale if target is None else target)))
         controls = {
             "step": ipywidgets.IntSlider(step, 0, STEPS, description="Step"),
-            "target": ipywidgets.FloatSlider(
-                value=target, min=round(low, 6), max=round(high, 6), step=0.01, description="Target"
+            "target": ipywidgets.SelectionSlider(
+                options=[(f"{value:g}", value) for value in targets], value=target, description="Target"
             ),
             "rate": ipywidgets.SelectionSlider(
-                options=[(f"{rate:g}", rate) for rate in RATES], value=rate, description="Learning rate"
+                options=[(f"{rate:g}", rate) for rate in RATES], value=rate, description="Rate"
             ),
             "bits": ipywidgets.IntSlider(bits, 2, 4, description="Bits"),
         }
@@ -160,7 +162,7 @@ class QATExplorer(Explorer):
             lines, target, weight, quantized, now = self.figure.data[5 * i : 5 * i + 5]
             shown = slice(0, result.step + 1)
             lines.x, lines.y = _grid_lines(result.scales[i], low, high)
-            target.y = [self.state.target] * 2
+            target.x, target.y = torch.tensor([0, STEPS]).numpy(), torch.full((2,), self.state.target).numpy()
             weight.x = quantized.x = torch.arange(result.step + 1).numpy()
             weight.y, quantized.y = result.weights[i, shown].numpy(), result.quantized[i, shown].numpy()
             now.x, now.y = [result.step], [float(result.quantized[i, result.step])]
@@ -199,7 +201,7 @@ def _figure(weight: float, scale: float) -> go.FigureWidget:
         grid_line = {"color": "#9AA5B1", "width": 1}
         figure.add_scatter(mode="lines", name="grid", line=grid_line, hoverinfo="skip", **place)
         target = {"color": plots.INK, "dash": "dot", "width": 2}
-        figure.add_scatter(x=[0, STEPS], mode="lines", name="target", line=target, **place)
+        figure.add_scatter(mode="lines", name="target", line=target, **place)
         moved = {"color": plots.PURPLE, "dash": "dash", "width": 2}
         figure.add_scatter(mode="lines", name="weight, as the optimizer holds it", line=moved, **place)
         seen = {"color": colour, "width": 2.5, "shape": "hv"}

@@ -1,7 +1,8 @@
 """LiveTraining: a curve that grows while a cell trains, with progress and a button to stop."""
 
+import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import ipywidgets
@@ -20,10 +21,11 @@ _PAUSE = 0.1  # seconds between two redraws of the bar
 
 
 class LiveTraining(ipywidgets.VBox):
-    """Watch a training that runs in a `with` block, and stop it without losing the kernel.
+    """Watch a training that runs in an `async with` block, and stop it without losing the kernel.
 
-    The button, like the kernel's own interrupt, ends the block after the present batch: what is trained so
-    far stays, the cells below run. Without a page to click on it, training runs to its end.
+    The button ends the block after the present batch, the kernel's own interrupt at once: what is trained so
+    far stays, and the cells below run. A kernel hears the page only while a cell awaits something, so take
+    the batches with `async for`. Without a page to click on it, training runs to its end.
 
     Args:
         title: what the curve shows.
@@ -59,16 +61,17 @@ class LiveTraining(ipywidgets.VBox):
             self.figure.add_scatter(name=name, mode="lines+markers", line=line, marker=marker, showlegend=True)
         self.children = [ipywidgets.HBox([self.bar, self.button, self.status]), self.figure]
 
-    def __enter__(self) -> "LiveTraining":
+    async def __aenter__(self) -> "LiveTraining":
         display(self)
         return self
 
-    def __exit__(self, kind: type | None, *_: Any) -> bool:
-        if kind is KeyboardInterrupt:
+    async def __aexit__(self, kind: type | None, *_: Any) -> bool:
+        interrupted = kind in (KeyboardInterrupt, asyncio.CancelledError)
+        if interrupted:
             self.stop()
         self.button.disabled = True
         self._show()
-        return kind is KeyboardInterrupt
+        return interrupted
 
     @property
     def finished(self) -> bool:
@@ -79,9 +82,10 @@ class LiveTraining(ipywidgets.VBox):
         """End the training after the present batch."""
         self.stopped = True
 
-    def batches(self, batches: Iterable) -> Iterator:
+    async def batches(self, batches: Iterable) -> AsyncIterator:
         """Yield the batches until someone stops the training, and count them."""
         for batch in batches:
+            await asyncio.sleep(0.001)  # now the kernel hears a click
             if self.stopped:
                 return
             yield batch
