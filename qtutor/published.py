@@ -42,7 +42,7 @@ _CLAIMS = (
     Claim("C bug 1", "return (endstart)"),
     Claim("C bug 2", "if i == 10: break, for 10 batches"),
     Claim("C bug 3", "ImageNet's mean is 0.485, 0.465, 0.406"),
-    Claim("C bug 4", "the first run may be timed like any other", 1, "x"),
+    Claim("C bug 4", "the first run may be timed like any other", 1.1, "x", "at most"),
     Claim("C bug 5", "no warning is worth reading"),
     Claim("C text", "why quantize activations? they are INT8 anyway"),
     Claim("D1a", "INT8 costs less than 1 point (here)", 1, "points", "at most"),
@@ -78,7 +78,7 @@ _CLAIMS = (
 )
 
 CLAIMS = {claim.id: claim for claim in _CLAIMS}
-"""By id. Where a claim names no limit ("almost", "hardly"), the limit is ours: 1 point of accuracy, 1 dB."""
+"""By id. Where a claim names no limit ("almost", "like any other"), it is ours: 1 point, 1 dB, a tenth of a time."""
 
 TABLE_1 = {
     "AlexNet": (233, 58, 54.8, 54.68),
