@@ -13,9 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
 
 from qtutor.affine import grid
+
+_AVERAGES = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(torch.mean, "mean"),
+)
 
 
 def narrow_qconfig(qconfig: Any, bits: int) -> Any:
@@ -64,7 +71,8 @@ def keep_trained_scales(prepared: nn.Module) -> None:
     out anew from the range, with a zero point that may differ by one.
     """
     for module in prepared.modules():
-        if hasattr(module, "fake_quant_enabled") and module.activation_post_process.min_val.isfinite().any():
+        seen = getattr(getattr(module, "activation_post_process", None), "min_val", None)  # a sigmoid's range is fixed
+        if hasattr(module, "fake_quant_enabled") and seen is not None and seen.isfinite().any():
             module.disable_observer()
             module.calculate_qparams = lambda module=module: (module.scale, module.zero_point)
 
@@ -97,6 +105,10 @@ def clip_codes(model: nn.Module, bits: int, edges: Mapping[str, int], reduced: b
 
 def _clip_nodes(model: GraphModule, bits: int, widths: Mapping[str, int]) -> None:
     for node in [*model.graph.nodes]:
+        kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
+        if kind in _AVERAGES and isinstance(node.args[0], Node):
+            _average_in_floats(model, node)
+            continue
         if node.target is torch.quantize_per_tensor:  # for the layer that comes next
             width = widths.get(next(iter(node.users)).target, bits)
         elif node.op == "call_module" and node.target in widths:
@@ -109,6 +121,26 @@ def _clip_nodes(model: GraphModule, bits: int, widths: Mapping[str, int]) -> Non
             clipped = model.graph.call_function(_clip, (node, width))
         node.replace_all_uses_with(clipped, delete_user_cb=lambda user, clipped=clipped: user is not clipped)
     model.recompile()
+
+
+def _average_in_floats(model: GraphModule, node: Node) -> None:
+    """Average as training did: a mean of few codes is often a tie, which the kernels break in another way."""
+    codes = node.args[0]
+    with model.graph.inserting_before(node):
+        node.args = (model.graph.call_function(_dequantize, (codes,)), *node.args[1:])
+    with model.graph.inserting_after(node):
+        again = model.graph.call_function(_quantize_like, (node, codes))
+    node.replace_all_uses_with(again, delete_user_cb=lambda user: user is not again)
+
+
+def _dequantize(x: Tensor) -> Tensor:
+    return x.dequantize() if x.is_quantized else x
+
+
+def _quantize_like(x: Tensor, codes: Tensor) -> Tensor:
+    if not codes.is_quantized:
+        return x
+    return torch.quantize_per_tensor(x, codes.q_scale(), codes.q_zero_point(), codes.dtype)
 
 
 def _clip(output: Tensor, bits: int) -> Tensor:

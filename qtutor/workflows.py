@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from qtutor import capture, saved
@@ -83,11 +82,6 @@ _LOGGERS = {"torchao": "Failed to load", "torch.utils._pytree": "is an Enum subc
 _FLOWS = ("eager", "fx", "pt2e")
 _INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_AVERAGES = (
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(torch.mean, "mean"),
-)
 _DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
@@ -523,8 +517,6 @@ def _qconfigs(ao: ModuleType, recipe: dict) -> Any:
     mapping = get_default(recipe["engine"])
     if recipe["trained"]:
         mapping.set_global(trained_qconfig(mapping.global_qconfig, ao.FakeQuantize, recipe["reduced"]))
-    for kind in _AVERAGES if recipe["bits"] < 8 else ():  # a mean of few codes is often a tie, which training and
-        mapping.set_object_type(kind, None)  # kernels break differently: it stays in floating point
     for name, bits in recipe["edges"].items():
         mapping.set_module_name(name, narrow_qconfig(mapping.global_qconfig, bits))
     for name in recipe["keep_float"]:

@@ -417,6 +417,30 @@ def test_training_computes_what_the_converted_model_will(monkeypatch, flow, has_
         assert affine.sqnr(prepared(x), convert(prepared)(x)) > 30
 
 
+class Gated(nn.Module):
+    """Means that go straight into a layer, and a sigmoid, whose range is fixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.gate = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 8)
+        self.inner, self.pool, self.last = nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(2), nn.Conv2d(8, 4, 2)
+
+    def forward(self, x):
+        y = self.bn(self.conv(x)).relu()
+        y = y * self.gate(y.mean((2, 3))).sigmoid()[:, :, None, None]
+        return self.last(self.pool(self.inner(y).relu())).flatten(1)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_means_and_fixed_ranges_convert_to_what_was_trained(tmp_path, bits):
+    prepared = trained_a_little(prepare_qat(settled(Gated(), IMAGES), IMAGES, bits=bits), IMAGES)
+    quantized = convert(prepared)
+    with torch.no_grad():
+        assert affine.sqnr(prepared(IMAGES), quantized(IMAGES)) > 30
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", Gated())(IMAGES), quantized(IMAGES))
+
+
 @pytest.mark.parametrize(("edge_bits", "edges"), [(8, 100), (3, 8)])
 def test_inner_layers_use_2_to_the_bits_codes_and_the_edges_theirs(edge_bits, edges):
     prepared = prepare_qat(settled(SmallCNN(8, channels=3), IMAGES), IMAGES, bits=3, edge_bits=edge_bits)
