@@ -221,9 +221,14 @@ class _StreamObserver(Observer):
             self._count()
 
     def _choose(self) -> tuple[Tensor, Tensor]:
+        return self.choose(self.histogram)
+
+    @property
+    def histogram(self) -> StreamingHistogram:
+        """The histograms of all that was observed, one a row."""
         if self._waiting:
             self._count()
-        return self.choose(self._stream)
+        return self._stream
 
     def _count(self) -> None:
         batches, low, high = zip(*self._waiting, strict=True)

@@ -209,9 +209,10 @@ class Simulation:
     def gain(self, name: str, side: str, rounding: Rounding) -> float:
         """Estimate the dB that the range of least squared error wins over another, from the histogram."""
         qparams = (rounding.inputs if side == "input" else rounding.outputs)[name]
-        best = copy.copy(self.observed[name, side]["mse"])
+        observer = self.observed[name, side]["mse"]
+        estimate = observer.histogram.squared_error()
+        best = copy.copy(observer)
         best.quant_min, best.quant_max = qparams.quant_min, qparams.quant_max
-        estimate = best._stream.squared_error()
         now, then = (
             float(estimate(each.scale.view(1, 1), each.zero_point.view(1, 1), each.quant_min, each.quant_max))
             for each in (qparams, best.qparams())
@@ -220,7 +221,7 @@ class Simulation:
 
     def histogram(self, name: str, side: str) -> tuple[Tensor, Tensor]:
         """The `(bins,)` left edges and counts of what a layer reads or gives; exact zeros are left out."""
-        stream = self.observed[name, side]["mse"]._stream
+        stream = self.observed[name, side]["mse"].histogram
         return (stream.edges() * stream.width)[0], stream.nonzero()[0]
 
     def first_not_finite(self, batch: Batch) -> str:
