@@ -355,9 +355,11 @@ def test_dynamic_takes_it_and_its_file_gives_it_back(name, tmp_path):
     assert torch.equal(tree_leaves(load(tmp_path / "model", make())(x))[0], y)
 
 
-def test_hiding_torchs_notices_hides_those_of_importing_torchao_and_no_others(caplog):
+def test_hiding_torchs_notices_hides_those_of_importing_torchao_and_no_others(caplog, monkeypatch):
     workflows.hide_torch_notices()
     logger = logging.getLogger("torchao")
+    for name, value in (("disabled", False), ("propagate", True), ("level", logging.WARNING)):
+        monkeypatch.setattr(logger, name, value)  # other libraries configure all loggers there are
     logger.warning("Failed to load /somewhere/_C_cutlass.so")
     logger.warning("something new")
     assert [record.getMessage() for record in caplog.records] == ["something new"]
@@ -554,6 +556,7 @@ def test_an_error_in_calibration_leaves_the_engine_alone():
         quantize_static(nn.Sequential(nn.Linear(8, 8)), [ROWS, ROWS[:, :3]], engine=ENGINES[-1])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 @pytest.mark.parametrize("side", ["keys", "values"])
 def test_what_torch_retires_and_what_replaces_it_are_both_here(side):
     for name in getattr(workflows.REPLACEMENTS, side)():
