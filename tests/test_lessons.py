@@ -47,6 +47,17 @@ def test_checked_outputs_are_short_text(notebook):
 
 
 @notebooks
+def test_no_checked_cell_may_show_a_training(notebook):
+    """On a computer that has trained nothing yet, `trained` draws a progress bar among the outputs."""
+    found = set()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            asked = set(re.findall(r"trained\((.*?)\)", cell.source))
+            assert not (is_checked(cell) and asked - found), cell.source
+            found |= asked
+
+
+@notebooks
 def test_opens_with_a_title_what_it_teaches_what_it_needs_and_how_long_it_takes(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown"
