@@ -14,8 +14,9 @@ Exact zeros stand apart: after a ReLU they are a large share of the values, and 
 their own, so they cost nothing; spread over a bin they would seem to.
 """
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError
 
-_BLOCK = 1 << 17  # values per pass of a stream: in cache, and enough that two threads pay
+_BLOCK = 1 << 18  # values per pass of a stream: in cache, and enough that two threads pay
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +140,6 @@ class StreamingHistogram:
         bins: a power of two; twice as many are stored, and memory does not grow with the stream.
 
     Attributes:
-        counts: `(rows, 2 * bins)` int64, zeros included.
-        zeros: `(rows,)` int64, how many values are exactly 0.0.
         low: `(rows,)` float32, the smallest value so far, exact.
         high: `(rows,)` float32, the largest value so far, exact.
         exponent: `(rows,)` int64, log2 of the width of a bin.
@@ -151,12 +150,22 @@ class StreamingHistogram:
         if bins < 4 or bins & (bins - 1):
             raise ValueError(f"StreamingHistogram needs a power of two of at least 4 bins, got {bins}")
         self.bins = bins
-        self.counts = torch.zeros(rows, 2 * bins, dtype=torch.int64)
-        self.zeros = torch.zeros(rows, dtype=torch.int64)
+        # Zeros have a slot of their own, between the bins below zero and those above.
+        self._slots = torch.zeros(rows, 2 * bins + 1, dtype=torch.int64)
         self.low = torch.full((rows,), torch.inf)
         self.high = torch.full((rows,), -torch.inf)
         self.exponent = torch.full((rows,), -60)  # a scale is at least 2**-23: nothing finer matters
         self.first = torch.zeros(rows, dtype=torch.int64)
+
+    @property
+    def counts(self) -> Tensor:
+        """`(rows, 2 * bins)` int64, the values in each bin that are not exactly 0.0."""
+        return self._count(0, 2 * self.bins)
+
+    @property
+    def zeros(self) -> Tensor:
+        """`(rows,)` int64, how many values are exactly 0.0."""
+        return self._slots.gather(1, self._zero)[:, 0]
 
     @property
     def width(self) -> Tensor:
@@ -167,30 +176,37 @@ class StreamingHistogram:
         """Count `(rows, n)` finite float32 values, of which `low` and `high` are the `(rows,)` extremes."""
         if (low < self.low).any() or (high > self.high).any():
             self._fit(torch.minimum(low, self.low), torch.maximum(high, self.high))
-        columns = max(_BLOCK, self.counts.numel()) // len(values)
-        for block in values.split(columns, dim=1):
-            steps = (block * self._per_width).add_(0.0)  # + 0.0: never -0.0
-            # Rounded towards zero, less one where the sign bit is set: several times as fast as floor.
-            index = steps.to(torch.int32).add_(steps.view(torch.int32) >> 31).add_(self._offset).flatten()
-            self.counts += torch.bincount(index, minlength=self.counts.numel()).view_as(self.counts)
-            # Several times as fast as count_nonzero.
-            self.zeros += torch.eq(block, 0, out=steps).sum(dim=1).to(torch.int64)
+        start = torch.arange(len(values)) * self._slots.shape[1] - self.first
+        start, per_width = start[:, None].to(torch.int32), (1 / self.width).to(torch.float32)
+        for block in values.split(max(_BLOCK, self._slots.numel()) // len(values), dim=1):
+            steps = (block * per_width).add_(0.0)  # + 0.0: never -0.0
+            sign = steps.view(torch.int32).clamp(-1, 1)
+            slots = steps.to(torch.int32).add_(sign).add_(start).flatten()
+            self._slots += torch.bincount(slots, minlength=self._slots.numel()).view_as(self._slots)
 
     def select(self, rows: slice) -> "StreamingHistogram":
         """Return some of the rows."""
-        selected = StreamingHistogram(0, self.bins)
-        for name in ("counts", "zeros", "low", "high", "exponent", "first"):
-            setattr(selected, name, getattr(self, name)[rows])
+        selected = copy.copy(self)
+        for name in _ROWS:
+            setattr(selected, name, getattr(self, name)[rows].clone())
         return selected
+
+    @classmethod
+    def cat(cls, histograms: "Sequence[StreamingHistogram]") -> "StreamingHistogram":
+        """Return the rows of several histograms of as many bins."""
+        joined = copy.copy(histograms[0])
+        for name in _ROWS:
+            setattr(joined, name, torch.cat([getattr(histogram, name) for histogram in histograms]))
+        return joined
 
     def magnitudes(self, bins: int) -> "StreamingHistogram":
         """Return the histograms of the absolute values, in at most `bins` bins."""
-        folded = StreamingHistogram(len(self.zeros), min(bins, self.bins))
-        folded.exponent, folded.zeros = self.exponent, self.zeros
+        folded = StreamingHistogram(len(self.first), min(bins, self.bins))
+        folded.exponent = self.exponent
         smallest = torch.where(self.low > 0, self.low, (-self.high).clamp(min=0))
         folded._fit(smallest, torch.maximum(-self.low, self.high))
         index = self.edges() >> (folded.exponent - self.exponent).clamp(max=63)[:, None]
-        folded._merge(torch.where(index < 0, -1 - index, index), self.counts)
+        folded._put(torch.where(index < 0, -1 - index, index), self.counts, self.zeros)
         return folded
 
     def quantile(self, q: float) -> Tensor:
@@ -198,11 +214,13 @@ class StreamingHistogram:
 
         As in `torch.quantile`, it lies between two of the sorted values; the counts tell the bin of each.
         """
-        cumulative = self.counts.cumsum(dim=1)
+        home = (-self.first).clamp(0, 2 * self.bins - 1)[:, None]  # the bin to the right of zero
+        counts = self.counts.scatter_add(1, home, self.zeros[:, None])
+        cumulative = counts.cumsum(dim=1)
         rank = q * (cumulative[:, -1:] - 1).to(torch.float64)  # (rows, 1)
         ranks = torch.cat([rank.floor(), rank.ceil()], dim=1)
         index = torch.searchsorted(cumulative, ranks.to(torch.int64), right=True)
-        count = self.counts.gather(1, index)
+        count = counts.gather(1, index)
         within = (ranks + 0.5 - (cumulative.gather(1, index) - count)) / count
         values = (self.first[:, None] + index + within) * self.width
         values = values.clamp(self.low[:, None], self.high[:, None])
@@ -220,8 +238,11 @@ class StreamingHistogram:
         so one table of E, the counts summed twice, serves every scale and zero point. As in
         `Histogram.error`, exact for values spread evenly within each bin, and zeros cost nothing.
         """
-        counts = self.nonzero()
-        middles = torch.arange(2 * self.bins, dtype=torch.float64) + 0.5
+        width = self.width
+        ends = (torch.stack([self.low, self.high], dim=1) / width).floor() - self.first[:, None]
+        start, stop = max(int(ends.min()) - 1, 0), int(ends.max()) + 1  # of all rows, what lies outside is empty
+        counts, bins = self._count(start, stop).to(torch.float64), stop - start
+        middles = torch.arange(bins, dtype=torch.float64) + 0.5
         # The moments, (rows, 1) each, in widths from the first edge.
         zeroth, once, twice = (
             (counts @ power)[:, None] for power in (torch.ones_like(middles), middles, middles.square() + 1 / 12)
@@ -230,29 +251,24 @@ class StreamingHistogram:
         below = counts.cumsum(dim=1).sub_(counts)
         table = torch.add(below, counts, alpha=0.5)
         table = table.cumsum(dim=1).sub_(table)  # E at the left edges, in widths
-        half, first, widths = counts / 2, self.first[:, None].to(torch.float64), 1 / self.width
-        once, area = 2 * once, self.width.square()
+        half, first, widths = counts / 2, (self.first[:, None] + start).to(torch.float64), 1 / width
+        once, area = 2 * once, width.square()
 
         def estimate(scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
             scale = scale * widths  # (rows, k) in widths
             steps = torch.arange(quant_max - quant_min, dtype=torch.float64)
-            lowest = (quant_min + 0.5 - zero_point) * scale - first
-            thresholds = torch.addcmul(lowest[..., None], steps, scale[..., None])
+            lowest = (quant_min + 0.5 - zero_point.to(torch.float64)).mul_(scale).sub_(first)
+            thresholds = (steps * scale[..., None]).add_(lowest[..., None])
             thresholds = thresholds.flatten(1).clamp_(min=0)  # (rows, k * t)
-            index = thresholds.to(torch.int64).clamp_(max=2 * self.bins)
+            index = thresholds.to(torch.int64).clamp_(max=bins)
             into = thresholds.sub_(index)
             shortfall = half.gather(1, index).mul_(into).add_(below.gather(1, index)).mul_(into)
             shortfall = shortfall.add_(table.gather(1, index)).view(*scale.shape, -1).sum(dim=-1)
-            highest = (quant_max - zero_point) * scale - first
-            squared = twice + highest * (highest * zeroth - once) - 2 * scale * shortfall
+            highest = torch.add(lowest, scale, alpha=quant_max - quant_min - 0.5)
+            squared = (highest * zeroth).sub_(once).mul_(highest).add_(twice).sub_(shortfall.mul_(scale), alpha=2)
             return squared.clamp_(min=0).mul_(area)
 
         return estimate
-
-    def nonzero(self) -> Tensor:
-        """`(rows, 2 * bins)` float64 counts without the zeros."""
-        home = (-self.first).clamp(0, 2 * self.bins - 1)[:, None]
-        return self.counts.scatter_add(1, home, -self.zeros[:, None]).to(torch.float64)
 
     def edges(self) -> Tensor:
         """`(rows, 2 * bins)` int64 left edges in widths of a bin."""
@@ -267,18 +283,36 @@ class StreamingHistogram:
         # At a multiple of `bins`, so that most growth moves nothing.
         lowest = low / _power_of_two(exponent)
         first = torch.where(lowest < 0, lowest.ceil() - 1, lowest.floor()).to(torch.int64) & -self.bins
-        if not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first)):
-            index = self.edges() >> (exponent - self.exponent).clamp(max=63)[:, None]
-            self.exponent, self.first = exponent, first
-            self._merge(index, self.counts)
-        self._per_width = (1 / self.width).to(torch.float32)
-        self._offset = (torch.arange(len(low)) * (2 * self.bins) - first)[:, None].to(torch.int32)
-        self.low, self.high = low, high
+        moved = not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first))
+        if moved and self._slots.any():
+            bins = self.edges() >> (exponent - self.exponent).clamp(max=63)[:, None], self.counts, self.zeros
+        else:
+            bins = None
+        self.low, self.high, self.exponent, self.first = low, high, exponent, first
+        if bins:
+            self._put(*bins)
 
-    def _merge(self, index: Tensor, counts: Tensor) -> None:
-        """Replace the counts by `counts` of the bins `index`, in widths; those beyond an end are empty."""
-        index = (index - self.first[:, None]).clamp(0, 2 * self.bins - 1)
-        self.counts = self.counts.new_zeros(len(index), 2 * self.bins).scatter_add_(1, index, counts)
+    @property
+    def _zero(self) -> Tensor:
+        """`(rows, 1)` slots of the zeros; an end, and empty, where zero lies beyond the bins."""
+        return (-self.first).clamp(0, 2 * self.bins)[:, None]
+
+    def _count(self, start: int, stop: int) -> Tensor:
+        """`(rows, stop - start)` of the counts."""
+        bins = torch.arange(start, stop).expand(len(self.first), -1)
+        return self._slots.gather(1, bins + (bins >= self._zero))
+
+    def _put(self, index: Tensor, counts: Tensor, zeros: Tensor) -> None:
+        """Replace all that is counted by `counts` in the bins `index`, in widths, and `zeros`.
+
+        Counts in bins beyond an end are 0.
+        """
+        slots = (index + (index >= 0) - self.first[:, None]).clamp(0, 2 * self.bins)
+        self._slots = counts.new_zeros(len(index), 2 * self.bins + 1).scatter_add_(1, slots, counts)
+        self._slots.scatter_add_(1, self._zero, zeros[:, None])
+
+
+_ROWS = ("_slots", "low", "high", "exponent", "first")
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

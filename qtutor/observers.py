@@ -31,7 +31,7 @@ BINS = 1 << 13
 _ENTROPY_BINS = 1 << 11
 _CANDIDATES = 49  # ranges tried at once
 _CLIPS = torch.logspace(0, -12, _CANDIDATES, base=2)
-_BATCH = 1 << 17  # values that are counted at once, where batches are smaller
+_BATCH = 1 << 16  # values that are counted at once, where batches are smaller
 _WORK = 1 << 22  # numbers per pass of a search over ranges
 
 
@@ -319,7 +319,7 @@ class HistogramObserver(_StreamObserver):
         if codes > most:
             return stream.low, stream.high
         size = max(1, _WORK // (_CANDIDATES * work))
-        parts = [search(stream.select(slice(i, i + size))) for i in range(0, len(stream.zeros), size)]
+        parts = [search(stream.select(slice(i, i + size))) for i in range(0, len(stream.first), size)]
         low, high = (torch.cat(ends)[:, 0] for ends in zip(*parts, strict=True))
         return low, high
 
@@ -359,7 +359,7 @@ class HistogramObserver(_StreamObserver):
         low, high = torch.maximum(stream.low[:, None], -value), torch.minimum(stream.high[:, None], value)
         scale = self._qparams(low, high).scale / folded.width  # (rows, k) in widths
 
-        counts, first = folded.nonzero(), folded.first[:, None, None]
+        counts, first = folded.counts.to(torch.float64), folded.first[:, None, None]
         last = torch.where(counts > 0, torch.arange(counts.shape[1]), 0).cummax(dim=1).values  # not empty, up to a bin
         sums = (counts, (counts > 0).to(torch.float64), torch.xlogy(counts, counts))
         sums = [nn.functional.pad(each.cumsum(dim=1), (1, 0)) for each in sums]  # (rows, 1 + bins)
@@ -391,8 +391,8 @@ def _closer_and_closer(one_end: bool) -> list[tuple[Tensor, Tensor]]:
         fade, stay = torch.logspace(0, -12, _CANDIDATES // 2, base=2), torch.ones(_CANDIDATES // 2)
         fade[-1] = 0
         factors.append((torch.cat([fade, stay]), torch.cat([stay, fade])))
-    for octaves in (1 / 4, 1 / 20, 1 / 100):
-        near = torch.logspace(-octaves, octaves, 7, base=2)
+    for octaves in (1 / 4, 1 / 96) if one_end else (1 / 4, 1 / 20, 1 / 100):
+        near = torch.logspace(-octaves, octaves, _CANDIDATES if one_end else 7, base=2)
         factors.append((near, near) if one_end else torch.cartesian_prod(near, near).unbind(dim=1))
     return factors
 

@@ -222,7 +222,7 @@ class Simulation:
     def histogram(self, name: str, side: str) -> tuple[Tensor, Tensor]:
         """The `(bins,)` left edges and counts of what a layer reads or gives; exact zeros are left out."""
         stream = self.observed[name, side]["mse"].histogram
-        return (stream.edges() * stream.width)[0], stream.nonzero()[0]
+        return (stream.edges() * stream.width)[0], stream.counts[0].to(torch.float64)
 
     def first_not_finite(self, batch: Batch) -> str:
         """Say which module first gives NaN or infinity: " (first in ...)", or "" if it is none."""

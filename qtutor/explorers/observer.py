@@ -92,9 +92,7 @@ class Stream:
         self.ends = torch.stack(ends, dim=1)  # (2, N)
         self.largest = float(self.ends.view(-1)[self.ends.abs().argmax()])  # with its sign
         self.squared_error = stream.squared_error()
-        self.after = after[0]  # one row for each number of batches
-        for name in ("counts", "zeros", "low", "high", "exponent", "first"):
-            setattr(self.after, name, torch.cat([getattr(histogram, name) for histogram in after]))
+        self.after = StreamingHistogram.cat(after)  # one row for each number of batches
         self._searched: dict[int, Tensor] = {}  # what a search over histograms found in the clean stream, by bits
         self._judged: dict[tuple, tuple[QParams, Tensor]] = {}
 
@@ -135,7 +133,7 @@ class Stream:
         searched, (low, high), hot = self._searched[bits], self.ends, strength * self.largest
         if strength > 1 and hot:
             value = torch.full((len(self) - hot_batch + 1, 1), hot)
-            touched = copy.deepcopy(self.after.select(slice(hot_batch - 1, None)))
+            touched = self.after.select(slice(hot_batch - 1, None))
             touched.add(value, value[:, 0], value[:, 0])
             searched = torch.cat([searched[..., : hot_batch - 1], choose(touched)], dim=2)
             here = torch.arange(len(self)) == hot_batch - 1
