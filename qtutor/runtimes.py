@@ -5,7 +5,7 @@
     channels-last        the same, its images laid out pixel by pixel              nothing more
     BF16                 the same in 16 bits                                       nothing more
     torch.compile        Inductor's float kernels, with frozen weights             a C++ compiler
-    FX INT8              PyTorch's INT8 kernels                                    torch.ao
+    FX INT8              PyTorch's INT8 kernels, with no Python between them       torch.ao
     PT2E INT8            Inductor's INT8 kernels                                   torchao, a C++ compiler
     ONNX Runtime FP32    ONNX Runtime, on the exported graph                       the extra `runtimes`
     ONNX Runtime INT8    the same, quantized as its makers advise                  the extra `runtimes`
@@ -38,7 +38,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from qtutor.batches import inputs_of
@@ -337,12 +337,11 @@ def _compiled(exported: _Exported) -> tuple[Callable, int]:
 
 def _fx(exported: _Exported) -> tuple[Callable, int]:
     model = quantize_static(exported.model, _unlabelled(exported.batches))
-    return model, size_bytes(model)
+    return _traced(model, exported.batches[0]), size_bytes(model)
 
 
 def _pt2e(exported: _Exported) -> tuple[Callable, int]:
-    model = _with_functional_relus(exported.model)
-    model = quantize_static(model, _unlabelled(exported.batches), flow="pt2e", compile=True)
+    model = quantize_static(exported.model, _unlabelled(exported.batches), flow="pt2e", compile=True)
     return _quiet_where_new(model), size_bytes(model)
 
 
@@ -446,19 +445,13 @@ def _per_threads(start: Callable[[int], Callable[..., list[Tensor]]]) -> Callabl
     return run
 
 
-def _with_functional_relus(model: nn.Module) -> nn.Module:
-    """Call a function where a model calls one ReLU twice, which PT2E cannot take; the model if it cannot be traced."""
+def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """The operators of a model without the Python between them; the model itself where it cannot be traced."""
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(model))
+        with torch.no_grad(), _no_notices():
+            return torch.jit.freeze(torch.jit.trace(model, inputs, check_trace=False, strict=False))
     except Exception:
         return model
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for node in traced.graph.nodes:
-        if calls[node.target] > 1 and type(traced.get_submodule(node.target)) is nn.ReLU:
-            node.op, node.target = "call_function", torch.relu
-            node.meta.clear()  # which still names the module
-    traced.recompile()
-    return traced
 
 
 def _quiet_where_new(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from qtutor import runtimes
 from qtutor.benchmark import compare, size_bytes
 from qtutor.machine import describe
 from qtutor.samples import SmallCNN
-from qtutor.workflows import Unavailable
+from qtutor.workflows import Unavailable, quantize_static
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
@@ -84,6 +84,14 @@ def test_several_inputs_and_nested_outputs_keep_their_structure(name):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert (found[key] - value).abs().max() <= 0.08 * value.abs().max()
+
+
+def test_fx_int8_runs_without_python_and_computes_the_same_codes(network, batches):
+    entry = runtimes.build(network, batches, ["FX INT8"])["FX INT8"]
+    assert isinstance(entry.run, torch.jit.ScriptModule)
+    quantized = quantize_static(network, [(batch, None) for batch in batches])
+    for images in (batches[0], batches[1][:3]):
+        assert torch.equal(entry(images), quantized(images))
 
 
 def test_int8_and_bf16_are_smaller_by_their_factors():
