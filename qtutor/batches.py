@@ -27,15 +27,10 @@ def inputs_of(data: Iterable) -> Iterator[tuple[Tensor, ...]]:
     if not isinstance(data, Iterable):
         raise TypeError(f"calibration_data is an iterable of batches, got {type(data).__name__}")
     for number, batch in enumerate(data):
-        if isinstance(batch, (tuple, list)):
-            if len(batch) not in (1, 2):
-                raise TypeError(
-                    f"batch {number} of calibration_data has {len(batch)} parts: a pair is (inputs, labels), and "
-                    "several inputs are ((a, b), labels), where the labels may be None"
-                )
-            batch = batch[0]
-        inputs = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        check_inputs(inputs, f"batch {number} of calibration_data")
+        name = f"batch {number} of calibration_data"
+        given, _ = _split(batch, name)
+        inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+        check_inputs(inputs, name)
         yield inputs
 
 
@@ -92,7 +87,7 @@ def read(data: Iterable, most: int) -> tuple[list[Batch], bool]:
     for number, given in enumerate(stream):
         if samples >= most:
             return batches, True
-        batch = _batch(given, number)
+        batch = given if isinstance(given, Batch) else _batch(given, f"batch {number} of data")
         for leaf in tree_leaves([batch.args, batch.kwargs]):
             if isinstance(leaf, Tensor) and leaf.numel() == 0:
                 raise ValueError(f"batch {number} of data: an input of shape {tuple(leaf.shape)} is empty")
@@ -103,20 +98,23 @@ def read(data: Iterable, most: int) -> tuple[list[Batch], bool]:
     return batches, False
 
 
-def _batch(given: Any, number: int) -> Batch:
-    if isinstance(given, Batch):
-        return given
-    labels = None
-    if isinstance(given, (tuple, list)):
-        if len(given) not in (1, 2):
-            raise TypeError(
-                f"batch {number} of data has {len(given)} parts: a pair is (inputs, labels), and several inputs are "
-                "((a, b), labels), where the labels may be None"
-            )
-        given, labels = (*given, None)[:2]
+def _batch(batch: Any, name: str) -> Batch:
+    given, labels = _split(batch, name)
     if isinstance(given, Mapping):
         return Batch((), dict(given), labels)
     inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
-        raise TypeError(f"batch {number} of data holds no tensor, but {type(given).__name__}")
+        raise TypeError(f"{name} holds no tensor, but {type(given).__name__}")
     return Batch(inputs, {}, labels)
+
+
+def _split(batch: Any, name: str) -> tuple[Any, Any]:
+    """The inputs and the labels of a batch; errors call it `name`."""
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if len(batch) not in (1, 2):
+        raise TypeError(
+            f"{name} has {len(batch)} parts: a pair is (inputs, labels), and several inputs are ((a, b), labels), "
+            "where the labels may be None"
+        )
+    return (*batch, None)[:2]

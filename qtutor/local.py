@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
 
 from qtutor.affine import fake_quantize, sqnr
 from qtutor.batches import Batch
@@ -177,33 +176,16 @@ def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[B
         both = (x.movedim(axis, 0).flatten(1) for x in (value, fake_quantize(value, qparams)))
         statistics[name].sides.setdefault(side, ChannelSums()).add(*both)
 
-    def compare(name: str):
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            with simulation.weights_rounded(rounding, name):
-                rounded = module.forward(*args, **kwargs)
-            axis = activation_axis(module, output)
-            exact, rounded = (x.double().movedim(axis, 0).flatten(1) for x in (output, rounded))
-            error = rounded - exact
-            mean = exact.mean(dim=1, keepdim=True)
-            parts = (error.sum(dim=1), error.square().sum(dim=1), (exact - mean).square().sum(dim=1), error.shape[1])
-            sums[name] = [a + b for a, b in zip(sums.get(name, (0, 0, 0, 0)), parts, strict=True)]
+    def compare(name: str, exact: Tensor, rounded: Tensor) -> None:
+        error = rounded - exact
+        mean = exact.mean(dim=1, keepdim=True)
+        parts = (error.sum(dim=1), error.square().sum(dim=1), (exact - mean).square().sum(dim=1), error.shape[1])
+        sums[name] = [a + b for a, b in zip(sums.get(name, (0, 0, 0, 0)), parts, strict=True)]
 
-        return hook
-
-    comparable = [
-        name
-        for name, layer in simulation.layers.items()
-        if layer.called and isinstance(simulation.module(name), (nn.Linear, _ConvNd))
-    ]
-    hooks = [simulation.module(name).register_forward_hook(compare(name), with_kwargs=True) for name in comparable]
-    try:
-        with simulation.watching(see):
-            for batch in batches:
-                with suppress(Exception):  # a model that raises now and then; the sweep says so
-                    simulation.run(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with simulation.watching(see), simulation.comparing(rounding, simulation.products, compare):
+        for batch in batches:
+            with suppress(Exception):  # a model that raises now and then; the sweep says so
+                simulation.run(batch)
     for name, (shift, noise, power, count) in sums.items():
         each = statistics[name]
         each.shift, each.shift_noise, each.spread = shift / count, noise / count, (power / count).sqrt()

@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from qtutor.batches import read
 from qtutor.dataflow import trace
 from qtutor.fusion import fuse
-from qtutor.simulation import Configuration, Simulation, activation_axis
+from qtutor.simulation import Configuration, Simulation
 
 if TYPE_CHECKING:
     from qtutor.diagnosis import Diagnosis
@@ -113,29 +113,14 @@ def correct_bias(model: nn.Module, data: Iterable, configuration: Configuration 
     rounding = simulation.round(configuration)
     sums: dict[str, list] = {}
 
-    def watch(name: str):
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            with simulation.weights_rounded(rounding, name):
-                difference = module.forward(*args, **kwargs).double() - output.double()
-            rows = difference.movedim(activation_axis(module, difference), 0).flatten(1)
-            total, count = sums.get(name, (0.0, 0))
-            sums[name] = total + rows.sum(dim=1), count + rows.shape[1]
+    def compare(name: str, exact: Tensor, rounded: Tensor) -> None:
+        total, count = sums.get(name, (0.0, 0))
+        sums[name] = total + (rounded - exact).sum(dim=1), count + exact.shape[1]
 
-        return hook
-
-    names = [
-        name
-        for name, layer in simulation.layers.items()
-        if layer.called and isinstance(simulation.module(name), (nn.Linear, _ConvNd))
-        if name not in configuration.keep_float
-    ]
-    hooks = [simulation.module(name).register_forward_hook(watch(name), with_kwargs=True) for name in names]
-    try:
+    names = [name for name in simulation.products if name not in configuration.keep_float]
+    with simulation.comparing(rounding, names, compare):
         for batch in batches:
             simulation.run(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     corrected = copy.deepcopy(model)
     for name, (total, count) in sums.items():
         layer = corrected.get_submodule(name)

@@ -159,6 +159,12 @@ class Simulation:
         simulation._find(batch)
         return simulation
 
+    @property
+    def products(self) -> list[str]:
+        """Names of the linear layers and convolutions that `forward` calls."""
+        kinds = (nn.Linear, _ConvNd)
+        return [name for name, layer in self.layers.items() if layer.called and isinstance(self.module(name), kinds)]
+
     def copy(self) -> "Simulation":
         """Return one with a model of its own, and without what was observed."""
         return replace(self, model=copy.deepcopy(self.model), observed={})
@@ -303,17 +309,33 @@ class Simulation:
             return hook
 
         with ExitStack() as stack:
-            for name, layer in self.layers.items():
-                if layer.called and isinstance(self.module(name), (nn.Linear, _ConvNd)):
-                    stack.callback(self.module(layer.output).register_forward_hook(keep(name)).remove)
+            for name in self.products:
+                stack.callback(self.module(self.layers[name].output).register_forward_hook(keep(name)).remove)
             yield kept
 
     @contextmanager
-    def weights_rounded(self, rounding: Rounding, name: str) -> Iterator[None]:
-        """Round only the weights of one layer while the block runs."""
+    def comparing(
+        self, rounding: Rounding, names: Iterable[str], see: Callable[[str, Tensor, Tensor], None]
+    ) -> Iterator[None]:
+        """Call `see(layer, exact, rounded)` when one of `products` runs in the block.
+
+        Both are `(channels, n)` float64: what the layer gives, and what it would give with rounded weights.
+        """
+
+        def compare(name: str) -> Callable:
+            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+                with ExitStack() as stack:
+                    for path, weight in rounding.weights[name].items():
+                        stack.enter_context(_replaced(module, path, weight))
+                    rounded = module.forward(*args, **kwargs)
+                axis = activation_axis(module, output)
+                see(name, *(x.double().movedim(axis, 0).flatten(1) for x in (output, rounded)))
+
+            return hook
+
         with ExitStack() as stack:
-            for path, weight in rounding.weights[name].items():
-                stack.enter_context(_replaced(self.module(name), path, weight))
+            for name in names:
+                stack.callback(self.module(name).register_forward_hook(compare(name), with_kwargs=True).remove)
             yield
 
     @contextmanager
