@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 import torch
+from controls import check_every_control
 from torch import nn
 
 from qtutor.explorers import BenchmarkExplorer
@@ -19,15 +20,7 @@ def explorer():
 
 def test_every_control_changes_state_figure_and_sentence(explorer):
     changes = {"order": ORDERS[1], "runs": 5, "summary": "median", "warm_up": True, "models": ("b",), "batch_size": 2}
-    if explorer.controls["threads"].max > 1:
-        changes["threads"] = 1
-    for name, value in changes.items():
-        before = explorer.state, explorer.sentence.text, explorer.figure.to_dict()
-        explorer.controls[name].value = value
-        assert getattr(explorer.state, name) == value
-        assert explorer.sentence.text != before[1], name
-        if name != "models":
-            assert explorer.figure.to_dict() != before[2], name
+    check_every_control(explorer, changes | {"threads": 1}, same_figure={"models"})
 
 
 @pytest.mark.parametrize("summary", SUMMARIES)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from controls import check_every_control
 from torch import nn
 
 from qtutor.affine import choose_qparams, fake_quantize, sqnr
@@ -36,19 +37,7 @@ def explorer(images):
 
 def test_every_control_changes_state_figure_and_sentence(explorer):
     last = " + ".join(f"features.5.{part}" for part in ("conv", "bn", "relu"))
-    for name, value in (("operator", 7), ("numbers", "INT8"), ("fused", (last,))):
-        before = explorer.sentence.text, explorer.figure.to_json()
-        explorer.controls[name].value = value
-        assert getattr(explorer.state, name) == value
-        assert explorer.sentence.text != before[0]
-        assert explorer.figure.to_json() != before[1]
-
-
-def test_traces_are_updated_not_rebuilt(explorer):
-    figure, objects = explorer.figure, [id(trace) for trace in explorer.figure.data]
-    explorer.set(numbers="INT8", operator=9, fused=tuple(explorer.data.found))
-    assert explorer.figure is figure
-    assert [id(trace) for trace in figure.data] == objects
+    check_every_control(explorer, {"operator": 7, "numbers": "INT8", "fused": (last,)})
 
 
 def test_the_buttons_fuse_all_none_and_the_pattern_in_view(explorer):

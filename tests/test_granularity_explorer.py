@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from controls import check_every_control
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,29 +50,8 @@ def decibels(x, restored):
 
 def test_every_control_changes_state_figure_and_sentence(weight):
     explorer = GranularityExplorer(weight, granularity="group")
-    steps = [
-        ("group_size", 8),
-        ("bits", 5),
-        ("factor", 16),
-        ("symmetric", True),
-        ("granularity", "channel"),
-        ("axis", 1),
-    ]
-    assert {name for name, _ in steps} == explorer.controls.keys()
-    for name, value in steps:
-        before = explorer.state, explorer.sentence.text, explorer.figure.to_json()
-        explorer.controls[name].value = value
-        assert getattr(explorer.state, name) == value
-        assert explorer.sentence.text != before[1]
-        assert explorer.figure.to_json() != before[2]
-
-
-def test_traces_are_updated_not_rebuilt(weight):
-    explorer = GranularityExplorer(weight)
-    figure, objects = explorer.figure, [id(trace) for trace in explorer.figure.data]
-    explorer.set(granularity="group", factor=8)
-    assert explorer.figure is figure
-    assert [id(trace) for trace in figure.data] == objects
+    changes = {"group_size": 8, "bits": 5, "factor": 16, "symmetric": True, "granularity": "channel", "axis": 1}
+    check_every_control(explorer, changes)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
