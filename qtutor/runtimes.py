@@ -63,11 +63,11 @@ NAMES = (
 )
 """The runtimes, in the order in which `build` gives them."""
 
-_EXTRA = {
-    "ONNX Runtime FP32": ("onnxruntime",),
+_EXTRA = {  # onnx, because PyTorch's exporter reads what it wrote
+    "ONNX Runtime FP32": ("onnxruntime", "onnx"),
     "ONNX Runtime INT8": ("onnxruntime", "onnx"),
-    "OpenVINO FP32": ("openvino",),
-    "OpenVINO INT8": ("openvino", "nncf"),
+    "OpenVINO FP32": ("openvino", "onnx"),
+    "OpenVINO INT8": ("openvino", "nncf", "onnx"),
 }
 _NOTICES = (
     "You are using the legacy TorchScript-based ONNX export",

@@ -20,10 +20,10 @@ pytestmark = [
 ]
 
 NEEDS = {
-    "ONNX Runtime FP32": ["onnxruntime"],
+    "ONNX Runtime FP32": ["onnxruntime", "onnx"],
     "ONNX Runtime INT8": ["onnxruntime", "onnx"],
-    "OpenVINO FP32": ["openvino"],
-    "OpenVINO INT8": ["openvino", "nncf"],
+    "OpenVINO FP32": ["openvino", "onnx"],
+    "OpenVINO INT8": ["openvino", "nncf", "onnx"],
 }
 
 
@@ -110,11 +110,11 @@ def test_a_comparison_of_all_has_a_row_for_each(network, batches):
     assert table.loc[table["error"] == "", "size_mb"].notna().all()
 
 
-def test_what_is_not_installed_says_how_to_get_it(network, batches, monkeypatch):
+@pytest.mark.parametrize("gone", [{"onnxruntime", "openvino"}, {"onnx"}])
+def test_what_is_not_installed_says_how_to_get_it(gone, network, batches, monkeypatch):
     for package in ("onnxruntime", "onnx", "openvino", "nncf"):
         monkeypatch.delitem(sys.modules, package, raising=False)
     real = runtimes.importlib.util.find_spec
-    gone = {"onnxruntime", "openvino"}
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None if name in gone else real(name))
     entries = runtimes.build(network, batches, ["eager FP32", *NEEDS])
     for name in NEEDS:
