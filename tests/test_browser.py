@@ -98,6 +98,12 @@ def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, co
         lesson.page.wait_for_function(
             "([plot, before]) => plot.innerHTML !== before", arg=[drawing.element_handle(), before[1]]
         )
+    if lesson.path.name == "02_granularity.ipynb":
+        axes = explorer.get_by_role("combobox", name="Scale axis")
+        axes.focus()
+        for key, value in (("Home", "0 (size 64)"), ("ArrowDown", "1 (size 32)")):
+            lesson.page.keyboard.press(key)
+            expect(axes).to_have_value(value)
     if names:
         width = explorer.evaluate("e => e.getBoundingClientRect().width")
         assert drawing.evaluate("e => e.getBoundingClientRect().width") == pytest.approx(width, abs=20)

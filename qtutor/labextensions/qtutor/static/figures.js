@@ -1,5 +1,6 @@
 // JupyterLab loads this as a prebuilt extension. Plotly draws without names and without a way in for the keyboard:
 // here every figure gets a name from its titles, and its tools become a toolbar (one tab stop, arrows within).
+// JupyterLab takes the arrows for itself, also those that choose from a list: here the list keeps them.
 
 function name(plot) {
   const text = (selector) => [...plot.querySelectorAll(selector)].map((e) => e.textContent.trim()).filter(Boolean);
@@ -17,6 +18,10 @@ function makeToolbar(bar) {
   });
 }
 function onKey(event) {
+  if (event.target.matches?.(".jp-OutputArea select")) {
+    if (/^(Arrow|Home|End|Page)/.test(event.key)) event.stopImmediatePropagation();
+    return;
+  }
   const bar = event.target.closest?.(".modebar[role=toolbar]");
   if (!bar) return;
   const buttons = [...bar.querySelectorAll(".modebar-btn")];
