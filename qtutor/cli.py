@@ -179,10 +179,7 @@ def _made(target: str) -> object:
         raise ValueError(f"{target!r} names nothing: write module:function, for example mynet:build or mynet.py:build")
     sys.path.insert(0, os.getcwd())
     try:
-        if module.endswith(".py"):
-            home = _file(Path(module).resolve())
-        else:
-            home = importlib.import_module(module)
+        home = _file(Path(module).resolve()) if module.endswith(".py") else importlib.import_module(module)
     except (ImportError, FileNotFoundError) as error:
         raise ValueError(f"{target!r}: {module} cannot be imported ({error})") from error
     finally:
