@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import qtutor
 
@@ -139,7 +140,10 @@ def prepare(names: list[str]) -> int:
 
 
 def diagnose(model: str, data: str, **options: object) -> int:
-    """Find out which layers quantization hurts most: a table here, and a page or JSON where asked for."""
+    """Find out which layers quantization hurts most: a table here, and a page or JSON where asked for.
+
+    Ctrl-C ends the measuring: what was measured until then is reported, and the exit code is 130.
+    """
     try:
         from qtutor import diagnosis, plots
     except ImportError as error:
@@ -163,26 +167,19 @@ def diagnose(model: str, data: str, **options: object) -> int:
         return 1
     for path in filter(None, (page, text)):
         print(f"Written: {path}")
-    return 0
+    return 130 if any(note.startswith("Interrupted") for note in found.notes) else 0
 
 
 def _made(target: str) -> object:
     """What `module:name` names, called if it can be called and is not itself a model; a module may be a file."""
     import importlib
-    import importlib.util
 
     module, _, name = target.rpartition(":")
     if not module or not name:
         raise ValueError(f"{target!r} names nothing: write module:function, for example mynet:build or mynet.py:build")
     sys.path.insert(0, os.getcwd())
     try:
-        if module.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-            home = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = home
-            spec.loader.exec_module(home)
-        else:
-            home = importlib.import_module(module)
+        home = _file(Path(module).resolve()) if module.endswith(".py") else importlib.import_module(module)
     except (ImportError, FileNotFoundError) as error:
         raise ValueError(f"{target!r}: {module} cannot be imported ({error})") from error
     finally:
@@ -194,6 +191,22 @@ def _made(target: str) -> object:
     import torch
 
     return found() if callable(found) and not isinstance(found, torch.nn.Module) else found
+
+
+def _file(path: Path) -> ModuleType:
+    """The module that a file is, which runs once however often it is named."""
+    import importlib.util
+
+    home = sys.modules.get(path.stem)
+    if home is None or Path(getattr(home, "__file__", None) or "").resolve() != path:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        home = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(home)
+        except BaseException:
+            del sys.modules[path.stem]
+            raise
+    return home
 
 
 def book(out: str) -> int:

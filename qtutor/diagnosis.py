@@ -390,10 +390,17 @@ def diagnose(
 
     An interrupt ends the measuring: what was measured until then is returned, with a note.
 
-    With `joblib.parallel_config` the layers are spread over processes or a cluster:
+    With `joblib.parallel_config` the layers are spread over processes or a cluster, and the table is the
+    same to the last bit where processors and thread counts are:
 
-        with joblib.parallel_config(backend="dask"):  # with a dask.distributed.Client at hand
+        client = dask.distributed.Client("scheduler:8786")  # or Client(n_workers=2) for processes here
+        with joblib.parallel_config(backend="dask"):
             diagnosis = diagnose(model, data)
+
+    Each worker imports PyTorch and qtutor, and gets the model and the data once. Classes and functions
+    of a notebook travel with the model; those of a module do if the workers can import it, or after
+    `cloudpickle.register_pickle_by_value(module)`. A script that starts processes does so below
+    `if __name__ == "__main__":`.
 
     Args:
         model: any module.
@@ -443,7 +450,7 @@ def diagnose(
     if first not in scores or everything not in scores:
         if any(note.startswith("Interrupted") for note in notes):
             raise KeyboardInterrupt("interrupted before the first layer was measured")
-        raise ValueError(f"nothing could be measured: the model raised on every batch. {' '.join(notes)}")
+        raise ValueError(f"nothing could be measured. {' '.join(notes) or 'The model raised on every batch.'}")
     if scores[everything].error:
         raise ValueError(f"with its layers rounded the model raises {scores[everything].error}")
     fewest = min(score.batches for score in scores.values() if not score.error)

@@ -10,7 +10,7 @@ copy of the model.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import joblib
@@ -19,6 +19,11 @@ from torch import Tensor
 
 from qtutor.batches import Batch
 from qtutor.simulation import Rounding, Simulation
+
+try:  # Dask brings it, with what the user told it to pickle by value
+    import cloudpickle
+except ImportError:
+    from joblib.externals import cloudpickle
 
 Metric = Callable[[Any, Any], float]
 Trial = frozenset[str]
@@ -195,27 +200,53 @@ def spread(
         sweep(simulation, rounding, batches, trials, metric, scores, lambda: progress(1))
         return
     parts = [trials[i :: 2 * workers] for i in range(2 * workers) if trials[i :: 2 * workers]]  # uneven ends even out
-    simulation = simulation.copy()
-    tasks = (
-        joblib.delayed(_work)(simulation, rounding, batches, part, metric, torch.get_num_threads()) for part in parts
-    )
-    for result in parallel(tasks):
-        scores.update(result)
-        progress(len(result) * len(batches))
-
-
-def _work(
-    simulation: Simulation,
-    rounding: Rounding,
-    batches: list[Batch],
-    trials: list[Trial],
-    metric: Metric | None,
-    threads: int,
-) -> dict[Trial, Score]:
-    """One worker's share, on a model of its own and with as many threads as the caller: sums come out the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    share = _Share(simulation.copy(), rounding, batches, metric, torch.get_num_threads())
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # else threads would switch it on again under each other
     try:
-        return sweep(simulation.copy(), rounding, batches, trials, metric)
+        for result in parallel(joblib.delayed(_work)(share, part) for part in parts):
+            scores.update(result)
+            progress(len(result) * len(batches))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@dataclass(eq=False)
+class _Share:
+    """What all workers need: one object, so that Dask sends it once to each worker and not with each task.
+
+    It travels as bytes that the task opens, because joblib waits for ever where Dask cannot open what it scatters.
+    """
+
+    simulation: Simulation
+    rounding: Rounding
+    batches: list[Batch]
+    metric: Metric | None
+    threads: int
+
+    def __sizeof__(self) -> int:  # joblib lets Dask scatter what says that it is large
+        return 1 << 20
+
+    def __reduce__(self) -> tuple:
+        return _Packed, (cloudpickle.dumps(vars(self)),)
+
+    def opened(self) -> "_Share":
+        return replace(self, simulation=self.simulation.copy())
+
+
+@dataclass(eq=False)
+class _Packed:
+    content: bytes
+
+    def opened(self) -> _Share:
+        return _Share(**cloudpickle.loads(self.content))
+
+
+def _work(share: _Share | _Packed, trials: list[Trial]) -> dict[Trial, Score]:
+    """One worker's share, on a model of its own and with as many threads as the caller: sums come out the same."""
+    share, before = share.opened(), torch.get_num_threads()
+    torch.set_num_threads(share.threads)
+    try:
+        return sweep(share.simulation, share.rounding, share.batches, trials, share.metric)
     finally:
         torch.set_num_threads(before)

@@ -427,7 +427,7 @@ class _Trace(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         given = list(_tensors([args, kwargs]))
-        tags = [(x, x._qtutor) for x in given if hasattr(x, "_qtutor")]
+        tags = [(x, tag) for x in given if (tag := _tag(x))]
         output = func(*args, **kwargs)
         for x in given:
             if id(x) in self.owner:
@@ -446,7 +446,7 @@ class _Trace(TorchFunctionMode):
             if hasattr(result, "_qtutor"):
                 del result._qtutor  # in place: it is another tensor now
             if (name in _RELU or name in _PASS) and len(tags) == 1:
-                result._qtutor = (tags[0][1][0], "passed")
+                _mark(result, tags[0][1][0], "passed")
         return output
 
     @contextmanager
@@ -487,8 +487,9 @@ class _Trace(TorchFunctionMode):
             self.inside.append(name)
             inputs: list[Tensor] = []
             _each_input(args, kwargs, inputs.append)
-            layer.reads |= any(not hasattr(x, "_qtutor") for x in inputs)
-            self.sources[name] |= {getattr(x, "_qtutor", ("",))[0] for x in inputs}
+            sources = {tag[0] if (tag := _tag(x)) else "" for x in inputs}
+            layer.reads |= "" in sources
+            self.sources[name] |= sources
 
         return hook
 
@@ -497,13 +498,13 @@ class _Trace(TorchFunctionMode):
             self.inside.remove(name)
             value = output[0] if isinstance(output, tuple) and output else output
             if isinstance(value, Tensor) and value.is_floating_point():
-                value._qtutor = (name, "raw")
+                _mark(value, name, "raw")
 
         return hook
 
     def _norm(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple) -> None:
-            layer, stage = getattr(args[0], "_qtutor", ("", "")) if args else ("", "")
+            layer, stage = (args and _tag(args[0])) or ("", "")
             self.norms[name].append(layer if stage == "raw" else "")
 
         return hook
@@ -511,9 +512,23 @@ class _Trace(TorchFunctionMode):
     def _normed(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if source := self.norms[name][-1]:
-                output._qtutor = (source, "normed")
+                _mark(output, source, "normed")
 
         return hook
+
+
+def _mark(x: Tensor, layer: str, stage: str) -> None:
+    x._qtutor = layer, stage, _version(x)
+
+
+def _tag(x: Tensor) -> tuple[str, str] | None:
+    """The layer that gave a tensor and how it came from there; None if another did, or it was written into since."""
+    *tag, version = getattr(x, "_qtutor", (None,))
+    return tuple(tag) if tag and version == _version(x) else None
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # shared with all views of the same memory
 
 
 def channel_axis(module: nn.Module) -> int:

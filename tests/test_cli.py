@@ -263,6 +263,54 @@ def test_diagnose_prints_a_table_and_writes_a_page_and_json(module, own_network,
 
 
 @pytest.mark.parametrize(
+    ("model", "data"),
+    [("ownnet.py", "ownnet.py"), ("./ownnet.py", "ownnet.py"), ("ownnet", "ownnet.py"), ("ownnet.py", "ownnet")],
+)
+def test_a_file_of_model_and_data_runs_once(model, data, own_network, capsys):
+    with (own_network / "ownnet.py").open("a") as file:
+        file.write("print('it runs')\n")
+    assert cli.main(["diagnose", f"{model}:build", "--data", f"{data}:loader"]) == 0
+    assert capsys.readouterr().out.count("it runs") == 1
+
+
+INTERRUPTED = """
+import os, signal, torch
+from torch import nn
+
+runs = 0
+
+class Net(nn.Sequential):
+    def forward(self, x):
+        global runs
+        runs += 1
+        if runs == {at}:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().forward(x)
+
+def build():
+    torch.manual_seed(0)
+    return Net(*(nn.Linear(4, 4) for _ in range(9)))
+
+def loader():
+    return [torch.randn(8, 4)]
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
+@pytest.mark.parametrize(("at", "rows"), [(3, 0), (14, range(1, 9))])
+def test_an_interrupted_diagnosis_prints_what_it_has(at, rows, tmp_path):
+    (tmp_path / "slownet.py").write_text(INTERRUPTED.format(at=at))
+    finished = qtutor_command("diagnose", "slownet:build", "--data", "slownet:loader", "--json", "d.json", cwd=tmp_path)
+    assert finished.returncode == 130, finished.stderr
+    assert "Traceback" not in finished.stderr
+    if not rows:
+        assert "Interrupted" in finished.stderr
+        return
+    assert "Interrupted: the table holds what was measured until then." in finished.stdout
+    assert len(json.loads((tmp_path / "d.json").read_text())["layers"]) in rows
+
+
+@pytest.mark.parametrize(
     ("model", "data", "complaint"),
     [
         ("ownnet", "ownnet:loader", "write module:function"),

@@ -2,6 +2,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 from itertools import pairwise
 
 import joblib
@@ -390,23 +391,63 @@ def test_no_more_samples_than_asked_for_are_read(chain):
     assert "first 32 samples" in diagnosis.notes[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     distributed = pytest.importorskip("distributed")
-    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None)
-    client = distributed.Client(cluster)
-    yield client
-    client.close()
-    cluster.close()
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    with cluster, distributed.Client(cluster) as client:
+        yield client
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_two_workers_of_a_dask_cluster_give_the_same_table(chain, inputs, cluster):
-    alone = quiet(chain, inputs)
+@pytest.mark.parametrize("kind", [convolutional, Texts])
+def test_two_processes_of_a_dask_cluster_give_the_same_table_to_the_last_bit(kind, cluster):
+    data = {
+        convolutional: [(torch.randn(16, 3, 8, 8), torch.arange(16) % 10) for _ in range(2)],
+        Texts: [((torch.randint(30, (8, 6)), torch.ones(1)), None) for _ in range(2)],
+    }[kind]
+    model = kind().eval()
+    alone = quiet(model, data)
     with joblib.parallel_config(backend="dask"):
-        spread = quiet(chain, inputs)
-    pd.testing.assert_frame_equal(alone.table, spread.table, rtol=1e-4)
+        spread = quiet(model, data)
+    assert spread.notes == alone.notes
+    pd.testing.assert_frame_equal(alone.table, spread.table, check_exact=True)
+    assert spread.measure(spread.recommended) == alone.measure(alone.recommended)
+    assert len({os.getpid(), *cluster.run(os.getpid).values()}) == 3
+
+
+def test_what_workers_need_is_sent_once_to_each(cluster, monkeypatch):
+    sent = []
+    reduce = measuring._Share.__reduce__
+    monkeypatch.setattr(measuring._Share, "__reduce__", lambda share: sent.append(1) or reduce(share))
+    with joblib.parallel_config(backend="dask"):
+        quiet(Chain().eval(), [torch.randn(64, 16)])
+    assert len(sent) <= 2
+
+
+def test_a_class_that_workers_cannot_import_is_said_to_be_missing(cluster, inputs, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("from torch import nn\nclass Net(nn.Sequential): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import cloudpickle
+    import only_here
+
+    model = only_here.Net(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    with joblib.parallel_config(backend="dask"):
+        with pytest.raises(ValueError, match=r"nothing could be measured.*only_here"):
+            quiet(model, inputs)
+        cloudpickle.register_pickle_by_value(only_here)
+        try:
+            spread = quiet(model, inputs)
+        finally:
+            cloudpickle.unregister_pickle_by_value(only_here)
+    pd.testing.assert_frame_equal(quiet(model, inputs).table, spread.table, check_exact=True)
+
+
+def test_threads_give_the_same_table_of_a_transformer():
+    model, data = Texts().eval(), [((torch.randint(30, (8, 6)), torch.ones(1)), None) for _ in range(2)]
+    with joblib.parallel_config(backend="threading", n_jobs=3):
+        spread = quiet(model, data)
+    pd.testing.assert_frame_equal(quiet(model, data).table, spread.table, check_exact=True)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_recommended_configuration_reaches_the_goal_and_is_applied_with_one_call(chain, inputs):
