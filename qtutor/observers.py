@@ -293,7 +293,8 @@ class HistogramObserver(_StreamObserver):
     Its known trap are exact zeros: after a ReLU the bin of the zeros towers over its neighbours, to
     even it out within a code looks like the greatest loss of all, and the range shrinks until that
     code holds little else. But zeros have a code of their own and lose nothing, so they stand apart
-    and neither criterion sees them.
+    and neither criterion sees them. At least as many bins stay as there are codes: with fewer, nothing
+    would be evened out, however much is clipped.
 
     Bins are at most 1/4096 of the whole range, wider with more than 128 channels or groups (see
     `PercentileObserver`); entropy looks at 2048 at most. The whole range is kept on a grid of more than 65536
