@@ -107,3 +107,6 @@ def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, co
     if names:
         width = explorer.evaluate("e => e.getBoundingClientRect().width")
         assert drawing.evaluate("e => e.getBoundingClientRect().width") == pytest.approx(width, abs=20)
+        tools = explorer.locator(".modebar-btn").evaluate_all("tools => tools.map(tool => tool.dataset.title)")
+        assert tools
+        assert not [tool for tool in tools if "share" in tool.lower()]
