@@ -42,6 +42,7 @@ lessons = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 def section(name: str, heading: str) -> str:
     """What stands in a page under a heading, down to the next of the same rank or a higher one."""
+    assert name in PAGES, f"write qtutor/teaching/{name}.md, with the headings of the others"
     rank = heading.split()[0]
     _, text = PAGES[name].split(f"\n{heading}\n")
     return re.split(rf"^#{{1,{len(rank)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
@@ -72,8 +73,7 @@ def minutes(name: str) -> dict[str, int]:
 
 def test_the_pages_are_notes_for_each_lesson_and_four_more():
     assert PAGES.keys() - NOTES.keys() == OTHERS
-    assert {path.stem for path in LESSONS} <= NOTES.keys()
-    assert [name[:2] for name in NOTES] == [f"{number:02}" for number in range(11)]
+    assert [*NOTES] == [path.stem for path in LESSONS]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -254,7 +254,7 @@ def test_a_page_is_printed_by_number_or_name_and_no_other_with_it(asked, name, c
     assert capsys.readouterr().out == PAGES[name]
 
 
-@pytest.mark.parametrize("asked", ["11", "te", "observers", "", "../cli"])
+@pytest.mark.parametrize("asked", ["99", "te", "observers", "", "../cli"])
 def test_an_unknown_page_gets_one_sentence(asked, capsys):
     assert cli.main(["teach", asked]) == 1
     printed = capsys.readouterr()
