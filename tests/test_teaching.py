@@ -128,7 +128,7 @@ def test_every_prediction_of_a_lesson_is_answered(path):
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_every_exercise_is_answered_right(exercise):
     found = [i for i in items(section(exercise.lesson.name, "### Exercises")) if i.startswith(f"**{exercise.name}**")]
-    assert len(found) == 1
+    assert len(found) == 1, f'answer "- **{exercise.name}**" in teaching/{exercise.lesson.name}.md, "### Exercises"'
     noted = re.findall(r"`(.+?)`", found[0])
     if callable(exercise.answer):
         solution = squeezed(inspect.getsource(exercise.answer))
@@ -195,7 +195,7 @@ def test_half_a_day_holds_three_cores_and_two_halves():
 
 def test_two_days_hold_every_core_and_every_discussion_in_order():
     wanted = [f"{name[:2]}, {part}" for name in NOTES for part in minutes(name) if part != "go deeper"]
-    assert parts(PLANS[1]) == wanted
+    assert parts(PLANS[1]) == wanted, "each part of a lesson's notes has a row in the plan for two days in plans.md"
 
 
 @pytest.mark.parametrize("plan", PLANS)
