@@ -52,6 +52,7 @@ TEMPLATE = go.layout.Template(
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "height": 380,
         "hoverlabel": {"font": {"size": 13}},
+        "modebar": {"remove": ["sendChartToCloud"]},  # plotly.js 4 offers an upload
     }
 )
 

@@ -167,9 +167,12 @@ def probe(steps: int = 40) -> float:
 def expect(lesson: Path, slowness: float) -> str:
     """Say how many minutes a lesson takes: as its first cell tells, its computing scaled by `slowness`."""
     opening = "".join(json.loads(lesson.read_text(encoding="utf-8"))["cells"][0]["source"])
-    reading = re.search(r"\*\*Reading:\*\*[^.\d]*(\d+) minutes", opening)
+    reading = re.search(r"\*\*Reading:\*\*([^.\d]*)(\d+) minutes([^.]*)", opening)
     running = seconds(opening)
-    took = f"{reading[1]} minutes" if reading else "a time that it does not tell"
+    took = "a time that it does not tell"
+    if reading:
+        parts = 2 if "two" in reading[1] + reading[3] else 1
+        took = f"{parts * int(reading[2])} minutes"
     if running is None:
         return f"{lesson.stem}: {took}."
     scaled = running * slowness / 60

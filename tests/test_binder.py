@@ -74,12 +74,6 @@ def test_post_build_runs_twice_and_silences_the_questions(tmp_path):
     }
 
 
-def test_post_build_trains_what_the_lessons_ask_for():
-    lessons = " ".join(path.read_text(encoding="utf-8") for path in (COURSE / "lessons").glob("*.ipynb"))
-    trained = re.search(r"cli prepare (.*)", POST_BUILD.read_text()).group(1).split()
-    assert set(trained) == set(re.findall(r'trained\(\\"(\w+)', lessons))
-
-
 def test_the_settings_exist_in_this_jupyterlab():
     overrides = json.loads((COURSE / "qtutor/labconfig/default_setting_overrides.json").read_text())
     schemas = Path(sys.prefix, "share/jupyter/lab/schemas")

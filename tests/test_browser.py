@@ -82,7 +82,7 @@ def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, co
     names = EXPLORERS.get(lesson.path.name, [])
     cells = nbformat.read(course / lesson.path, 4).cells
     found = [i for i, cell in enumerate(cells) if "Explorer(" in cell.get("source", "") and cell.cell_type == "code"]
-    assert len(found) == bool(names)
+    assert len(found) == bool(names), "one cell shows the lesson's explorer, and EXPLORERS names its sliders"
     for name in names:
         lesson.show(found[0])
         explorer = lesson.explorer()
@@ -107,3 +107,6 @@ def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, co
     if names:
         width = explorer.evaluate("e => e.getBoundingClientRect().width")
         assert drawing.evaluate("e => e.getBoundingClientRect().width") == pytest.approx(width, abs=20)
+        tools = explorer.locator(".modebar-btn").evaluate_all("tools => tools.map(tool => tool.dataset.title)")
+        assert tools
+        assert not [tool for tool in tools if "share" in tool.lower()]

@@ -258,7 +258,7 @@ def test_diagnose_prints_a_table_and_writes_a_page_and_json(module, own_network,
     said = capsys.readouterr().out
     assert "Recommended:" in said
     assert "alone accuracy" in said
-    assert "<h1>Which layer hurts</h1>" in (own_network / "r.html").read_text()
+    assert "<h1>Which layer hurts</h1>" in (own_network / "r.html").read_text(encoding="utf-8")
     assert {row["layer"] for row in json.loads((own_network / "r.json").read_text())["layers"]} == {"0", "2"}
 
 

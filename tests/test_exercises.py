@@ -6,12 +6,14 @@ import importlib
 import json
 import pkgutil
 import re
+import traceback
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from IPython.lib.pretty import pretty
 
 import qtutor.exercises
 from qtutor.diagnosis import Diagnosis, diagnose
@@ -119,6 +121,13 @@ def test_the_last_hint_stays_and_the_solution_explains(exercise):
     assert exercise.because in exercise.solution().text
 
 
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_nothing_that_a_notebook_shows_unasked_gives_the_answer_away(exercise):
+    shown = [pretty(exercise), pretty(exercise.check), pretty(vars(exercise.lesson)), str(exercise)]
+    telling = [repr(exercise.answer), exercise.because, *exercise.hints, *(hint for _, hint in exercise.mistakes)]
+    assert [tell for tell in telling if len(tell) > 2 and tell in "\n".join(shown)] == []
+
+
 HANDED_OUT = [
     pytest.param(exercises, name, cell.source[: cell.source.index(f"exercises.{name}.check")], id=f"{path.stem}-{name}")
     for path in sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
@@ -170,6 +179,21 @@ def test_a_function_without_return_is_told_so(double):
 
     feedback = double.check(forgets)
     assert (feedback.outcome, "return" in feedback.text) == ("wrong", True)
+
+
+def test_an_interrupted_check_names_the_learners_line_and_shows_no_line_of_the_solution(lesson):
+    @lesson.function(inputs=lambda g: (1,), hints=["Stop."], because="Stopped.")
+    def stop(x):
+        raise KeyboardInterrupt("in the solution")
+
+    def endless(x):
+        raise KeyboardInterrupt("by hand")
+
+    with pytest.raises(KeyboardInterrupt, match=r'raise KeyboardInterrupt\("by hand"\)'):
+        stop.check(endless)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        stop.check(abs)
+    assert 'raise KeyboardInterrupt("in' not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_hard_coded_answer_does_not_pass(double):

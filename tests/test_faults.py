@@ -16,7 +16,8 @@ from lab import COURSE
 pytestmark = [pytest.mark.system, pytest.mark.skipif(sys.platform != "linux", reason="breaks disks as Linux does")]
 
 LESSONS = sorted((COURSE / "lessons").glob("[0-9]*.ipynb"))
-EVERY_MODEL = sorted(set(re.findall(r'trained\(\\"(\w+)', "".join(path.read_text() for path in LESSONS))))
+SOURCES = "".join(path.read_text(encoding="utf-8") for path in LESSONS)
+EVERY_MODEL = sorted(set(re.findall(r'trained\(\\"(\w+)', SOURCES)))
 MODEL = "digits_cnn"
 SAYS = "from qtutor.samples import trained; trained(NAME); print('works')".replace("NAME", repr(MODEL))
 

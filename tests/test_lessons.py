@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from record import is_checked, normalise
+from record import TAG, is_checked, normalise
 
 LESSONS = sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
 notebooks = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -19,7 +19,8 @@ def notebook(path):
 @notebooks
 def test_is_stored_as_record_stores_it(path, notebook):
     nbformat.validate(notebook)
-    assert path.read_text() == nbformat.writes(normalise(notebook)) + "\n"
+    text = path.read_text(encoding="utf-8")
+    assert text == nbformat.writes(normalise(notebook)) + "\n", f"run: python tests/record.py {path}"
 
 
 @notebooks
@@ -34,7 +35,8 @@ def test_a_cell_is_tagged_if_and_only_if_it_keeps_outputs_and_a_count(notebook):
 @notebooks
 def test_some_outputs_are_checked(path, notebook):
     least = 1 if path.stem.startswith("00") else 5
-    assert sum(map(is_checked, notebook.cells)) >= least
+    tagged = sum(map(is_checked, notebook.cells))
+    assert tagged >= least, f"{tagged} cells are tagged {TAG}, a lesson needs {least}"
 
 
 @notebooks
@@ -72,6 +74,13 @@ def test_links_lead_to_lessons_that_exist(path, notebook):
         if cell.cell_type == "markdown":
             for target in re.findall(r"\]\(([^)#]+\.ipynb)", cell.source):
                 assert (path.parent / target).is_file(), target
+
+
+def test_binder_trains_ahead_what_the_lessons_ask_for():
+    lessons = " ".join(path.read_text(encoding="utf-8") for path in LESSONS)
+    post_build = LESSONS[0].parent.parent / "binder" / "postBuild"
+    trained = re.search(r"cli prepare (.*)", post_build.read_text(encoding="utf-8"))[1].split()
+    assert set(trained) == set(re.findall(r'trained\(\\"(\w+)', lessons))
 
 
 @notebooks

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from qtutor.explorers import LiveTraining
+from qtutor.explorers import LiveTraining, training
 
 
 async def train(live, epochs, size, *, click_at=None, error=None):
@@ -38,6 +38,14 @@ def test_the_button_ends_this_epoch_and_the_next():
     assert live.seen == [0, 1, 2]
     assert not live.finished
     assert "3 of 9 batches, stopped" in live.status.value
+
+
+def test_a_kernel_that_hears_no_click_gets_no_button_and_says_how_to_stop(monkeypatch):
+    monkeypatch.setattr(training, "_HEARS_CLICKS", False)
+    live = LiveTraining("Training", 2, "a")
+    assert live.button not in live.children[0].children
+    live._show()
+    assert "interrupt the kernel" in live.status.value
 
 
 def test_other_tasks_are_heard_between_batches():

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from qtutor import preflight
+
 COURSE = Path(__file__).resolve().parent.parent
 README = (COURSE / "README.md").read_text(encoding="utf-8")
 START, TEST = re.findall(r"^```sh\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)[:2]
@@ -28,6 +30,11 @@ def test_every_lesson_is_listed_once_and_no_other():
     listed = re.findall(r"^\| \[(\w+)\]\(lessons/(\w+)\.ipynb\) \| \d+ \|$", README, re.MULTILINE)
     assert all(name == target for name, target in listed)
     assert [name for name, _ in listed] == sorted(path.stem for path in (COURSE / "lessons").glob("*.ipynb"))
+
+
+def test_the_minutes_are_those_that_doctor_tells():
+    for name, minutes in re.findall(r"^\| \[(\w+)\].* \| (\d+) \|$", README, re.MULTILINE):
+        assert preflight.expect(COURSE / "lessons" / f"{name}.ipynb", 1.0).startswith(f"{name}: {minutes} minutes")
 
 
 def test_the_system_tests_have_a_line_of_their_own_and_the_test_command_leaves_them_out():

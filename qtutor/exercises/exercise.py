@@ -59,9 +59,9 @@ class Feedback:
         return f"<div role='status' style='{style}'>{html.escape(self._headed)}{code}{footer}</div>"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Exercise:
-    """One exercise of a lesson.
+    """One exercise of a lesson: `check(answer)` judges, `hint()` gives a nudge, `solution()` the answer.
 
     Attributes:
         lesson: the lesson it belongs to.
@@ -86,14 +86,20 @@ class Exercise:
     invitation: str = "Replace the ... with your answer, then run the cell again."
     _hinted: int = 0
 
+    def __repr__(self) -> str:
+        # A notebook shows it unasked, in tooltips too; the dataclass's own holds the answer.
+        return f"Exercise {self.name}: call its check(...), hint() or solution()."
+
     def check(self, answer: Any) -> Feedback:
-        """Judge an answer; never raises."""
+        """Judge an answer; never raises, unless it is interrupted."""
         try:
             if self.is_blank(answer):
                 return self._feedback("not attempted", self.invitation)
             hint = self.judge(answer)
         except (Exception, SystemExit) as error:  # whatever a learner's code may do
             return self._feedback("error", _describe(error, answer))
+        except KeyboardInterrupt as error:  # its traceback may show the lines of the solution
+            raise KeyboardInterrupt(_own_line(error, answer)) from None
         if hint is not None:
             return self._feedback("wrong", hint)
         progress.record(self.lesson.name, self.name)
@@ -369,14 +375,18 @@ def _show(value: Any) -> str:
 
 def _describe(error: BaseException, answer: Any) -> str:
     """Name an error and the learner's own line that raised it."""
+    said = ": ".join(filter(None, (type(error).__name__, str(error).partition("\n")[0])))
+    return " ".join(filter(None, (said, _own_line(error, answer))))
+
+
+def _own_line(error: BaseException, answer: Any) -> str:
+    """The line of the learner's own code in which an error was raised, or ""."""
     own = getattr(getattr(answer, "__code__", None), "co_filename", None)
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == own]
-    where = ""
-    if lines:
-        text = linecache.getline(own, lines[-1]).strip()
-        where = f" (line {lines[-1]}: {text})" if text else f" (line {lines[-1]})"
-    said = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {said}{where}"
+    if not lines:
+        return ""
+    text = linecache.getline(own, lines[-1]).strip()
+    return f"(line {lines[-1]}: {text})" if text else f"(line {lines[-1]})"
 
 
 def _source(function: Callable) -> str:

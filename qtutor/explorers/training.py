@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
+from importlib import metadata
 from typing import Any
 
 import ipywidgets
@@ -17,6 +18,7 @@ _LOOKS = (
     (plots.GREEN, "dot", "diamond"),
     (plots.INK, "dashdot", "square"),
 )
+_HEARS_CLICKS = tuple(map(int, metadata.version("ipykernel").split(".")[:2])) >= (7, 4)  # needs Python 3.11
 _PAUSE = 0.1  # seconds between two redraws of the bar
 
 
@@ -59,7 +61,9 @@ class LiveTraining(ipywidgets.VBox):
         for name, (colour, dash, symbol) in zip(names, _LOOKS, strict=False):
             line, marker = {"color": colour, "dash": dash, "width": 2.5}, {"symbol": symbol, "size": 9}
             self.figure.add_scatter(name=name, mode="lines+markers", line=line, marker=marker, showlegend=True)
-        self.children = [ipywidgets.HBox([self.bar, self.button, self.status]), self.figure]
+        self._how = "" if _HEARS_CLICKS else "; to stop, interrupt the kernel"
+        stop = [self.button] if _HEARS_CLICKS else []
+        self.children = [ipywidgets.HBox([self.bar, *stop, self.status]), self.figure]
 
     async def __aenter__(self) -> "LiveTraining":
         display(self)
@@ -103,5 +107,5 @@ class LiveTraining(ipywidgets.VBox):
     def _show(self) -> None:
         self._drawn = time.monotonic()
         self.bar.value = min(self.done, self.total)
-        word = ", stopped" if self.stopped else ", finished" if self.finished else ""
+        word = ", stopped" if self.stopped else ", finished" if self.finished else self._how
         self.status.value = f"<span role='status'>{self.done} of {self.total} batches{word}</span>"
