@@ -16,8 +16,8 @@ import itertools
 import logging
 import platform
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -436,7 +436,21 @@ def _dynamic(model: nn.Module, recipe: dict) -> nn.Module:
             module.bias = True
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # or it reads the float weights of linear layers that have none now
-    return _remember(quantize(holder, {*_DYNAMIC}, dtype=torch.qint8, inplace=True)[0], recipe)
+    return _remember(_swap(quantize, holder, {*_DYNAMIC}, dtype=torch.qint8)[0], recipe)
+
+
+def _swap(swap: Callable[..., nn.Module], model: nn.Module, *args: Any, **options: Any) -> nn.Module:
+    """Let PyTorch swap layers in place; of a layer with several names it would leave all but the first as they were."""
+    places = defaultdict(list)
+    for owner in model.modules():
+        for name, layer in owner._modules.items():
+            if layer is not None:
+                places[layer].append((owner, name))
+    model = swap(model, *args, inplace=True, **options)
+    for (first, name), *others in places.values():
+        for owner, other in others:
+            setattr(owner, other, getattr(first, name))
+    return model
 
 
 def _prepare(given: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -476,7 +490,7 @@ def _prepare_eager(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -
     mapping = _qconfigs(ao, recipe)
     transposed = {kind: mapping.object_type_qconfigs[kind] for kind in _TRANSPOSED}
     ao.propagate_qconfig_(model, {"": mapping.global_qconfig} | transposed | mapping.module_name_qconfigs)
-    return prepare(model, inplace=True)
+    return _swap(prepare, model)
 
 
 def _fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[str]]:
@@ -586,10 +600,8 @@ def _convert(prepared: nn.Module, recipe: dict) -> nn.Module:
     if recipe["flow"] == "pt2e":
         return _remember(_convert_pt2e(prepared), recipe)
     ao = _torch_ao()
-    if recipe["flow"] == "fx":
-        model = ao.quantize_fx.convert_fx(prepared.eval())
-    else:
-        model = ao.convert(prepared.eval(), inplace=True)
+    prepared.eval()
+    model = ao.quantize_fx.convert_fx(prepared) if recipe["flow"] == "fx" else _swap(ao.convert, prepared)
     if recipe["bits"] < 8 or recipe["edges"] or recipe.get("reduced"):
         clip_codes(model, recipe["bits"], recipe["edges"], recipe.get("reduced", False))
     return _remember(model.eval(), recipe)  # conversion makes new modules, in training mode

@@ -17,6 +17,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.utils._pytree import tree_leaves
 
 from qtutor import affine, vision, workflows  # noqa: F401
+from qtutor.benchmark import size_bytes
 from qtutor.fusion import fuse
 from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
 from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
@@ -353,6 +354,27 @@ def test_dynamic_takes_it_and_its_file_gives_it_back(name, tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     save(quantized, tmp_path / "model")
     assert torch.equal(tree_leaves(load(tmp_path / "model", make())(x))[0], y)
+
+
+def shared(*ends):
+    layer = nn.Linear(16, 16)
+    middle = [nn.Sequential(layer), layer, layer]
+    return nn.Sequential(*ends[:1], *middle, *ends[1:])
+
+
+def test_a_layer_with_several_names_is_still_one_when_quantized(tmp_path):
+    x = torch.rand(5, 16)
+    model, staged = shared().eval(), shared(ao.QuantStub(), ao.DeQuantStub()).eval()
+    trained = convert(trained_a_little(prepare_qat(staged, x, flow="eager"), x))
+    for float_model, quantized in ((staged, quantize_static(staged, [x], "eager")), (staged, trained)):
+        assert quantized[1][0] is quantized[2] is quantized[3]
+        assert sqnr(float_model, quantized, x) > (0 if quantized is trained else 25)
+        save(quantized, tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", copy.deepcopy(float_model))(x), quantized(x))
+    quantized = quantize_dynamic(model)
+    assert quantized[0][0] is quantized[1] is quantized[2]
+    assert sqnr(model, quantized, x) > 25
+    assert size_bytes(quantized) < size_bytes(quantize_dynamic(model[0])) + 500  # names, and no second weight
 
 
 def test_hiding_torchs_notices_hides_those_of_importing_torchao_and_no_others():
