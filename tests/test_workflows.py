@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -598,6 +599,36 @@ def run(script, **environment):
     )
     assert result.returncode == 0, result.stderr
     return result
+
+
+LOAD = """
+from qtutor.workflows import hide_torch_notices, load
+hide_torch_notices()
+for path, (model, x, expected) in torch.load({path!r}, weights_only=False).items():
+    print(torch.equal(load(path, model)(x), expected))
+"""
+
+
+def test_what_every_flow_saved_gives_the_same_bits_in_a_new_process(tmp_path):
+    rows, found = torch.rand(3, 5, 8), {}
+
+    def keep(model, x, quantized):
+        path = str(tmp_path / str(len(found)))
+        save(quantized, path)
+        found[path] = (copy.deepcopy(model), x, quantized(x).detach())
+
+    for model in (nn.Linear(8, 4), Recurrent()):
+        keep(model, rows, quantize_dynamic(model))
+    for flow, model in (("eager", StagedClassifier()), ("fx", Plain()), ("pt2e", Plain())):
+        keep(settled(model, IMAGES), IMAGES, quantize_static(model, [IMAGES], flow))
+    linear = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))  # PT2E takes half a minute for a batch norm
+    trained = ("eager", StagedClassifier(), IMAGES), ("fx", Plain(), IMAGES), ("pt2e", linear, ROWS)
+    for (flow, model, x), bits in itertools.product(trained, (8, 3)):
+        keep(model, x, convert(trained_a_little(prepare_qat(settled(model, x), x, flow=flow, bits=bits), x)))
+    torch.save(found, tmp_path / "expected")
+    here = os.pathsep.join([os.path.dirname(__file__), *sys.path])  # where the classes of the models are
+    said = run(LOAD.format(path=str(tmp_path / "expected")), PYTHONPATH=here).stdout.splitlines()
+    assert said == ["True"] * len(found)
 
 
 HIDE = """
