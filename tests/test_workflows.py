@@ -443,6 +443,43 @@ def test_training_computes_what_the_converted_model_will(monkeypatch, flow, has_
         assert affine.sqnr(prepared(x), convert(prepared)(x)) > 30
 
 
+class OneLayerAtATime(torch.fx.Interpreter):
+    """Hands each layer of a converted model what it met in training, so that no difference is passed on."""
+
+    def __init__(self, model, simulated):
+        super().__init__(model)
+        self.simulated, self.steps = iter(simulated), []
+
+    def run_node(self, node):
+        result = super().run_node(node)
+        if not getattr(result, "is_quantized", False):
+            return result
+        expected = torch.quantize_per_tensor(
+            next(self.simulated), result.q_scale(), result.q_zero_point(), result.dtype
+        )
+        self.steps.append((result.int_repr().int() - expected.int_repr().int()).abs())
+        return expected
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_layer_of_a_trained_resnet_gives_the_codes_of_training_but_for_ties(monkeypatch, engine):
+    x = torch.rand(2, 3, 64, 64)
+    model = settled(resnet18(num_classes=8), x)
+    prepared = trained_a_little(prepare_qat(model, x, engine=engine), x, steps=2)
+    quantized, simulated = convert(prepared), []
+    for name, module in prepared.named_modules():
+        if "weight" not in name and isinstance(module, ao.FakeQuantize):
+            module.register_forward_hook(lambda module, inputs, output: simulated.append(output))
+    layers = OneLayerAtATime(quantized, simulated)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(torch.backends.quantized, "engine", engine)
+        prepared(x)
+        layers.run(x)
+    assert len(layers.steps) == len(simulated) > 30
+    assert max(int(steps.max()) for steps in layers.steps) == 1
+    assert sum(float((steps > 0).float().mean()) > 0.01 for steps in layers.steps) <= 1  # the average of 2 x 2 codes
+
+
 class Gated(nn.Module):
     """Means that go straight into a layer, and a sigmoid, whose range is fixed."""
 
