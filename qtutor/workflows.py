@@ -73,6 +73,7 @@ _NOTICES = (
     "You are using the legacy TorchScript-based ONNX export",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The input of \\w+ is not quantized, skip annotate",
+    "\\w+ does not implement _stable_hash_for_caching",
 )
 """How the warnings begin that PyTorch raises about its own plans, not about what the learner did."""
 
