@@ -603,9 +603,30 @@ def _convert(prepared: nn.Module, recipe: dict) -> nn.Module:
     ao = _torch_ao()
     prepared.eval()
     model = ao.quantize_fx.convert_fx(prepared) if recipe["flow"] == "fx" else _swap(ao.convert, prepared)
+    if recipe["engine"] == "qnnpack":
+        _straighten(model)
     if recipe["bits"] < 8 or recipe["edges"] or recipe.get("reduced"):
         clip_codes(model, recipe["bits"], recipe["edges"], recipe.get("reduced", False))
     return _remember(model.eval(), recipe)  # conversion makes new modules, in training mode
+
+
+def _straighten(model: nn.Module) -> None:
+    """Undo channels-last before each clamp, in place: as of PyTorch 2.13, QNNPACK would mix the codes up."""
+    from torch.ao.nn.quantized import ReLU6
+
+    modules = nn.ReLU6, nn.Hardtanh, ReLU6
+    if not isinstance(model, GraphModule):
+        for module in model.modules():
+            if type(module) in modules:
+                module.register_forward_pre_hook(lambda module, inputs: inputs[0].contiguous())
+        return
+    clamps = (*modules, nn.functional.relu6, nn.functional.hardtanh, torch.clamp, "clamp")
+    for node in model.graph.nodes:
+        kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
+        if kind in clamps and node.args:
+            with model.graph.inserting_before(node):
+                node.args = (model.graph.call_method("contiguous", node.args[:1]), *node.args[1:])
+    model.recompile()
 
 
 def _convert_pt2e(prepared: nn.Module) -> nn.Module:

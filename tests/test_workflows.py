@@ -169,6 +169,27 @@ def test_every_engine_quantizes_and_its_file_comes_back_exactly(tmp_path, engine
     assert torch.equal(load(tmp_path / "dynamic", Recurrent())(x), dynamic(x))
 
 
+class Clamped(nn.Module):
+    def __init__(self, clamp):
+        super().__init__()
+        self.quant, self.dequant = ao.QuantStub(), ao.DeQuantStub()
+        self.first, self.clamp, self.last = nn.Conv2d(3, 8, 3), clamp, nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.dequant(self.last(self.clamp(self.first(self.quant(x)))))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("clamp", [nn.ReLU6(), nn.Hardtanh(), nn.functional.relu6, lambda x: x.clamp(-1, 2)])
+def test_clamps_between_convolutions_are_right_on_every_engine(monkeypatch, engine, clamp):
+    model, x = Clamped(clamp).eval(), 3 * torch.randn(2, 3, 12, 12)
+    for flow in ("fx", "eager") if isinstance(clamp, nn.Module) else ("fx",):
+        quantized = quantize_static(model, [x], flow, engine=engine)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.backends.quantized, "engine", engine)
+            assert sqnr(model, quantized, x) > 20
+
+
 def test_eager_fuses_but_not_a_relu_that_serves_twice():
     quantized = quantize_static(settled(Staged(), IMAGES), [IMAGES], "eager")
     assert isinstance(quantized.bn, nn.Identity)
