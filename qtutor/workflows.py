@@ -290,6 +290,10 @@ class _Skipped(nn.Identity):
     """An Identity that torch.fx does not see, so that what it stands between can be merged."""
 
 
+class _FloatPReLU(nn.PReLU):
+    """A PReLU that torch.fx leaves in floats: its kernel, as of PyTorch 2.13, scales positive codes too."""
+
+
 class _Compiled(nn.Module):
     """A PT2E model that Inductor lowers, anew for each shape of the inputs; `model` is the one it came from."""
 
@@ -489,8 +493,8 @@ def _prepare_eager(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -
     if recipe["fused"]:
         model = fuse(model, recipe["fused"], inplace=True)
     mapping = _qconfigs(ao, recipe)
-    transposed = {kind: mapping.object_type_qconfigs[kind] for kind in _TRANSPOSED}
-    ao.propagate_qconfig_(model, {"": mapping.global_qconfig} | transposed | mapping.module_name_qconfigs)
+    kinds = {nn.PReLU: None} | {kind: mapping.object_type_qconfigs[kind] for kind in _TRANSPOSED}
+    ao.propagate_qconfig_(model, {"": mapping.global_qconfig} | kinds | mapping.module_name_qconfigs)
     return _swap(prepare, model)
 
 
@@ -522,6 +526,8 @@ def _prepare_fx(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> n
     for module in model.modules():
         if type(module) is nn.Identity:  # as where `fuse` folded a batch norm
             module.__class__ = _Skipped
+        elif type(module) is nn.PReLU:
+            module.__class__ = _FloatPReLU
     prepare = ao.quantize_fx.prepare_qat_fx if recipe["trained"] else ao.quantize_fx.prepare_fx
     return prepare(model, _qconfigs(ao, recipe), inputs)
 

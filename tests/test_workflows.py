@@ -190,6 +190,13 @@ def test_clamps_between_convolutions_are_right_on_every_engine(monkeypatch, engi
             assert sqnr(model, quantized, x) > 20
 
 
+def test_a_prelu_stays_in_floating_point():
+    model, x = Clamped(nn.PReLU()).eval(), 3 * torch.randn(2, 3, 12, 12)
+    assert sqnr(model, quantize_static(model, [x]), x) > 20
+    with pytest.raises(ValueError, match="clamp"):
+        quantize_static(model, [x], "eager")
+
+
 def test_eager_fuses_but_not_a_relu_that_serves_twice():
     quantized = quantize_static(settled(Staged(), IMAGES), [IMAGES], "eager")
     assert isinstance(quantized.bn, nn.Identity)
