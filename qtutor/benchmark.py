@@ -278,16 +278,21 @@ def check_entries(entries: Mapping[str, Model] | Iterable[tuple[str, Model]]) ->
 def size_bytes(model: nn.Module) -> int:
     """Return how many bytes the model takes when its state dict is saved: what quantization shrinks.
 
-    Packed INT8 weights, scales and zero points count, and so does what the file format adds.
+    Packed INT8 weights, scales and zero points count, and so does what the file format adds; a layer with several
+    names counts once.
 
     Raises:
         TypeError: `model` is not an `nn.Module`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"size_bytes needs an nn.Module, got {type(model).__name__}: only a model has a state to save")
-    counter = _Counter()
+    counter, names = _Counter(), dict(model.named_modules())
+    again = tuple(f"{name}." for name, _ in model.named_modules(remove_duplicate=False) if name not in names)
     with torch.inference_mode(False):  # torchao's tensors cannot be detached in it
-        torch.save(model.state_dict(), counter)
+        state = model.state_dict()
+        for name in [name for name in state if name.startswith(again)]:
+            del state[name]  # packed weights would be saved under every name of their layer
+        torch.save(state, counter)
     return counter.bytes
 
 

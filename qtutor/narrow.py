@@ -147,4 +147,4 @@ def _clip(output: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return output
     low, high = ((end - output.q_zero_point()) * output.q_scale() for end in grid(bits, signed=False))
-    return output.clamp(low, high)  # QNNPACK has no kernel for one bound
+    return output.contiguous().clamp(low, high)  # QNNPACK has no kernel for one bound, and mixes up channels-last codes

@@ -16,8 +16,8 @@ import itertools
 import logging
 import platform
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +73,7 @@ _NOTICES = (
     "You are using the legacy TorchScript-based ONNX export",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The input of \\w+ is not quantized, skip annotate",
+    "\\w+ does not implement _stable_hash_for_caching",
 )
 """How the warnings begin that PyTorch raises about its own plans, not about what the learner did."""
 
@@ -289,6 +290,10 @@ class _Skipped(nn.Identity):
     """An Identity that torch.fx does not see, so that what it stands between can be merged."""
 
 
+class _FloatPReLU(nn.PReLU):
+    """A PReLU that torch.fx leaves in floats: its kernel, as of PyTorch 2.13, scales positive codes too."""
+
+
 class _Compiled(nn.Module):
     """A PT2E model that Inductor lowers, anew for each shape of the inputs; `model` is the one it came from."""
 
@@ -436,7 +441,21 @@ def _dynamic(model: nn.Module, recipe: dict) -> nn.Module:
             module.bias = True
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # or it reads the float weights of linear layers that have none now
-    return _remember(quantize(holder, {*_DYNAMIC}, dtype=torch.qint8, inplace=True)[0], recipe)
+    return _remember(_swap(quantize, holder, {*_DYNAMIC}, dtype=torch.qint8)[0], recipe)
+
+
+def _swap(swap: Callable[..., nn.Module], model: nn.Module, *args: Any, **options: Any) -> nn.Module:
+    """Let PyTorch swap layers in place; of a layer with several names it would leave all but the first as they were."""
+    places = defaultdict(list)
+    for owner in model.modules():
+        for name, layer in owner._modules.items():
+            if layer is not None:
+                places[layer].append((owner, name))
+    model = swap(model, *args, inplace=True, **options)
+    for (first, name), *others in places.values():
+        for owner, other in others:
+            setattr(owner, other, getattr(first, name))
+    return model
 
 
 def _prepare(given: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -474,9 +493,9 @@ def _prepare_eager(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -
     if recipe["fused"]:
         model = fuse(model, recipe["fused"], inplace=True)
     mapping = _qconfigs(ao, recipe)
-    transposed = {kind: mapping.object_type_qconfigs[kind] for kind in _TRANSPOSED}
-    ao.propagate_qconfig_(model, {"": mapping.global_qconfig} | transposed | mapping.module_name_qconfigs)
-    return prepare(model, inplace=True)
+    kinds = {nn.PReLU: None} | {kind: mapping.object_type_qconfigs[kind] for kind in _TRANSPOSED}
+    ao.propagate_qconfig_(model, {"": mapping.global_qconfig} | kinds | mapping.module_name_qconfigs)
+    return _swap(prepare, model)
 
 
 def _fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[str]]:
@@ -507,6 +526,8 @@ def _prepare_fx(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> n
     for module in model.modules():
         if type(module) is nn.Identity:  # as where `fuse` folded a batch norm
             module.__class__ = _Skipped
+        elif type(module) is nn.PReLU:
+            module.__class__ = _FloatPReLU
     prepare = ao.quantize_fx.prepare_qat_fx if recipe["trained"] else ao.quantize_fx.prepare_fx
     return prepare(model, _qconfigs(ao, recipe), inputs)
 
@@ -586,13 +607,32 @@ def _convert(prepared: nn.Module, recipe: dict) -> nn.Module:
     if recipe["flow"] == "pt2e":
         return _remember(_convert_pt2e(prepared), recipe)
     ao = _torch_ao()
-    if recipe["flow"] == "fx":
-        model = ao.quantize_fx.convert_fx(prepared.eval())
-    else:
-        model = ao.convert(prepared.eval(), inplace=True)
+    prepared.eval()
+    model = ao.quantize_fx.convert_fx(prepared) if recipe["flow"] == "fx" else _swap(ao.convert, prepared)
+    if recipe["engine"] == "qnnpack":
+        _straighten(model)
     if recipe["bits"] < 8 or recipe["edges"] or recipe.get("reduced"):
         clip_codes(model, recipe["bits"], recipe["edges"], recipe.get("reduced", False))
     return _remember(model.eval(), recipe)  # conversion makes new modules, in training mode
+
+
+def _straighten(model: nn.Module) -> None:
+    """Undo channels-last before each clamp, in place: as of PyTorch 2.13, QNNPACK would mix the codes up."""
+    from torch.ao.nn.quantized import ReLU6
+
+    modules = nn.ReLU6, nn.Hardtanh, ReLU6
+    if not isinstance(model, GraphModule):
+        for module in model.modules():
+            if type(module) in modules:
+                module.register_forward_pre_hook(lambda module, inputs: inputs[0].contiguous())
+        return
+    clamps = (*modules, nn.functional.relu6, nn.functional.hardtanh, torch.clamp, "clamp")
+    for node in model.graph.nodes:
+        kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
+        if kind in clamps and node.args:
+            with model.graph.inserting_before(node):
+                node.args = (model.graph.call_method("contiguous", node.args[:1]), *node.args[1:])
+    model.recompile()
 
 
 def _convert_pt2e(prepared: nn.Module) -> nn.Module:

@@ -340,6 +340,16 @@ def test_packed_int8_weights_count():
         torch.backends.quantized.engine = before
 
 
+@pytest.mark.filterwarnings(*TORCH_NOTICES)
+def test_a_layer_with_two_names_counts_once():
+    from qtutor.workflows import quantize_dynamic
+
+    layer = nn.Linear(256, 256)
+    for quantize in (nn.Sequential, quantize_dynamic):
+        once, twice = size_bytes(quantize(nn.Sequential(layer))), size_bytes(quantize(nn.Sequential(layer, layer)))
+        assert once <= twice < once + 200
+
+
 def test_size_of_a_model_that_torchao_quantized_is_found_in_a_comparison_too():
     hide_torch_notices()
     torchao = pytest.importorskip("torchao.quantization")

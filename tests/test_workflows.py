@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.utils._pytree import tree_leaves
 
 from qtutor import affine, vision, workflows  # noqa: F401
+from qtutor.benchmark import size_bytes
 from qtutor.fusion import fuse
 from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
 from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
@@ -165,6 +167,34 @@ def test_every_engine_quantizes_and_its_file_comes_back_exactly(tmp_path, engine
     dynamic = quantize_dynamic(Recurrent(), engine=engine)
     save(dynamic, tmp_path / "dynamic")
     assert torch.equal(load(tmp_path / "dynamic", Recurrent())(x), dynamic(x))
+
+
+class Clamped(nn.Module):
+    def __init__(self, clamp):
+        super().__init__()
+        self.quant, self.dequant = ao.QuantStub(), ao.DeQuantStub()
+        self.first, self.clamp, self.last = nn.Conv2d(3, 8, 3), clamp, nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.dequant(self.last(self.clamp(self.first(self.quant(x)))))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("clamp", [nn.ReLU6(), nn.Hardtanh(), nn.functional.relu6, lambda x: x.clamp(-1, 2)])
+def test_clamps_between_convolutions_are_right_on_every_engine(monkeypatch, engine, clamp):
+    model, x = Clamped(clamp).eval(), 3 * torch.randn(2, 3, 12, 12)
+    for flow in ("fx", "eager") if isinstance(clamp, nn.Module) else ("fx",):
+        quantized = quantize_static(model, [x], flow, engine=engine)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.backends.quantized, "engine", engine)
+            assert sqnr(model, quantized, x) > 20
+
+
+def test_a_prelu_stays_in_floating_point():
+    model, x = Clamped(nn.PReLU()).eval(), 3 * torch.randn(2, 3, 12, 12)
+    assert sqnr(model, quantize_static(model, [x]), x) > 20
+    with pytest.raises(ValueError, match="clamp"):
+        quantize_static(model, [x], "eager")
 
 
 def test_eager_fuses_but_not_a_relu_that_serves_twice():
@@ -355,6 +385,27 @@ def test_dynamic_takes_it_and_its_file_gives_it_back(name, tmp_path):
     assert torch.equal(tree_leaves(load(tmp_path / "model", make())(x))[0], y)
 
 
+def shared(*ends):
+    layer = nn.Linear(16, 16)
+    middle = [nn.Sequential(layer), layer, layer]
+    return nn.Sequential(*ends[:1], *middle, *ends[1:])
+
+
+def test_a_layer_with_several_names_is_still_one_when_quantized(tmp_path):
+    x = torch.rand(5, 16)
+    model, staged = shared().eval(), shared(ao.QuantStub(), ao.DeQuantStub()).eval()
+    trained = convert(trained_a_little(prepare_qat(staged, x, flow="eager"), x))
+    for float_model, quantized in ((staged, quantize_static(staged, [x], "eager")), (staged, trained)):
+        assert quantized[1][0] is quantized[2] is quantized[3]
+        assert sqnr(float_model, quantized, x) > (0 if quantized is trained else 25)
+        save(quantized, tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", copy.deepcopy(float_model))(x), quantized(x))
+    quantized = quantize_dynamic(model)
+    assert quantized[0][0] is quantized[1] is quantized[2]
+    assert sqnr(model, quantized, x) > 25
+    assert size_bytes(quantized) < size_bytes(quantize_dynamic(model[0])) + 500  # names, and no second weight
+
+
 def test_hiding_torchs_notices_hides_those_of_importing_torchao_and_no_others():
     workflows.hide_torch_notices()
     logger = logging.getLogger("torchao")
@@ -420,6 +471,43 @@ def test_training_computes_what_the_converted_model_will(monkeypatch, flow, has_
         assert affine.sqnr(prepared(x), convert(prepared)(x)) > 30
 
 
+class OneLayerAtATime(torch.fx.Interpreter):
+    """Hands each layer of a converted model what it met in training, so that no difference is passed on."""
+
+    def __init__(self, model, simulated):
+        super().__init__(model)
+        self.simulated, self.steps = iter(simulated), []
+
+    def run_node(self, node):
+        result = super().run_node(node)
+        if not getattr(result, "is_quantized", False):
+            return result
+        expected = torch.quantize_per_tensor(
+            next(self.simulated), result.q_scale(), result.q_zero_point(), result.dtype
+        )
+        self.steps.append((result.int_repr().int() - expected.int_repr().int()).abs())
+        return expected
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_layer_of_a_trained_resnet_gives_the_codes_of_training_but_for_ties(monkeypatch, engine):
+    x = torch.rand(2, 3, 64, 64)
+    model = settled(resnet18(num_classes=8), x)
+    prepared = trained_a_little(prepare_qat(model, x, engine=engine), x, steps=2)
+    quantized, simulated = convert(prepared), []
+    for name, module in prepared.named_modules():
+        if "weight" not in name and isinstance(module, ao.FakeQuantize):
+            module.register_forward_hook(lambda module, inputs, output: simulated.append(output))
+    layers = OneLayerAtATime(quantized, simulated)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(torch.backends.quantized, "engine", engine)
+        prepared(x)
+        layers.run(x)
+    assert len(layers.steps) == len(simulated) > 30
+    assert max(int(steps.max()) for steps in layers.steps) == 1
+    assert sum(float((steps > 0).float().mean()) > 0.01 for steps in layers.steps) <= 1  # the average of 2 x 2 codes
+
+
 class Gated(nn.Module):
     """Means that go straight into a layer, and a sigmoid, whose range is fixed."""
 
@@ -456,12 +544,13 @@ def test_inner_layers_use_2_to_the_bits_codes_and_the_edges_theirs(edge_bits, ed
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_narrow_layers_run_on_every_engine_while_it_is_in_use(monkeypatch, engine):
-    prepared = prepare_qat(settled(StagedClassifier(), IMAGES), IMAGES, flow="eager", bits=3, engine=engine)
+@pytest.mark.parametrize(("flow", "make"), [("eager", StagedClassifier), ("fx", Plain)])
+def test_narrow_layers_compute_on_every_engine_what_was_trained(monkeypatch, engine, flow, make):
+    prepared = prepare_qat(settled(make(), IMAGES), IMAGES, flow=flow, bits=3, engine=engine)
     quantized = convert(trained_a_little(prepared, IMAGES))
     with torch.no_grad(), monkeypatch.context() as patch:
         patch.setattr(torch.backends.quantized, "engine", engine)
-        assert quantized(IMAGES).shape == (4, 4)
+        assert affine.sqnr(prepared(IMAGES), quantized(IMAGES)) > 25
 
 
 @pytest.mark.parametrize("bits", [1, 9])
@@ -576,6 +665,36 @@ def run(script, **environment):
     )
     assert result.returncode == 0, result.stderr
     return result
+
+
+LOAD = """
+from qtutor.workflows import hide_torch_notices, load
+hide_torch_notices()
+for path, (model, x, expected) in torch.load({path!r}, weights_only=False).items():
+    print(torch.equal(load(path, model)(x), expected))
+"""
+
+
+def test_what_every_flow_saved_gives_the_same_bits_in_a_new_process(tmp_path):
+    rows, found = torch.rand(3, 5, 8), {}
+
+    def keep(model, x, quantized):
+        path = str(tmp_path / str(len(found)))
+        save(quantized, path)
+        found[path] = (copy.deepcopy(model), x, quantized(x).detach())
+
+    for model in (nn.Linear(8, 4), Recurrent()):
+        keep(model, rows, quantize_dynamic(model))
+    for flow, model in (("eager", StagedClassifier()), ("fx", Plain()), ("pt2e", Plain())):
+        keep(settled(model, IMAGES), IMAGES, quantize_static(model, [IMAGES], flow))
+    linear = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))  # PT2E takes half a minute for a batch norm
+    trained = ("eager", StagedClassifier(), IMAGES), ("fx", Plain(), IMAGES), ("pt2e", linear, ROWS)
+    for (flow, model, x), bits in itertools.product(trained, (8, 3)):
+        keep(model, x, convert(trained_a_little(prepare_qat(settled(model, x), x, flow=flow, bits=bits), x)))
+    torch.save(found, tmp_path / "expected")
+    here = os.pathsep.join([os.path.dirname(__file__), *sys.path])  # where the classes of the models are
+    said = run(LOAD.format(path=str(tmp_path / "expected")), PYTHONPATH=here).stdout.splitlines()
+    assert said == ["True"] * len(found)
 
 
 HIDE = """
