@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError
 
-_BLOCK = 1 << 18  # values per pass of a stream: in cache, and enough that two threads pay
+_BLOCK = 1 << 17  # values per pass of a stream: in cache, and enough that two threads pay
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,11 +178,14 @@ class StreamingHistogram:
             self._fit(torch.minimum(low, self.low), torch.maximum(high, self.high))
         start = torch.arange(len(values)) * self._slots.shape[1] - self.first
         start, per_width = start[:, None].to(torch.int32), (1 / self.width).to(torch.float32)
-        for block in values.split(max(_BLOCK, self._slots.numel()) // len(values), dim=1):
-            steps = (block * per_width).add_(0.0)  # + 0.0: never -0.0
-            sign = steps.view(torch.int32).clamp(-1, 1)
-            slots = steps.to(torch.int32).add_(sign).add_(start).flatten()
-            self._slots += torch.bincount(slots, minlength=self._slots.numel()).view_as(self._slots)
+        blocks = values.split(max(_BLOCK, self._slots.numel()) // len(values), dim=1)
+        buffers = torch.empty_like(blocks[0]), torch.empty_like(blocks[0], dtype=torch.int32)
+        for block in blocks:
+            steps, slots = (buffer[:, : block.shape[1]] for buffer in buffers)
+            slots.copy_(torch.mul(block, per_width, out=steps).add_(0.0))  # + 0.0: never -0.0
+            slots.add_(steps.view(torch.int32).clamp_(-1, 1)).add_(start)  # the sign, by the bits
+            counts = torch.bincount(slots.flatten(), minlength=self._slots.numel())
+            self._slots += counts.view_as(self._slots)
 
     def select(self, rows: slice) -> "StreamingHistogram":
         """Return some of the rows."""
