@@ -28,6 +28,7 @@ def clean(work: Path) -> dict[str, str]:
         "USER": "jovyan",
         "LANG": "C.UTF-8",
         "NB_PYTHON_PREFIX": str(prefix),
+        "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),  # an image begins with nothing compiled
         "PATH": f"{prefix / 'bin'}:/usr/local/bin:/usr/bin:/bin",
         **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "http", "no_proxy"))},
     }
