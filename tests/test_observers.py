@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.ao.quantization import observer as oracle
@@ -80,6 +80,7 @@ def test_min_max_qparams_equal_pytorchs(average, axis, symmetric, stream, unsign
 
 
 @settings(deadline=None)
+@example(stream=[torch.zeros(2, 3, 2), torch.ones(2, 3, 2)], bins=16)
 @given(stream=streams, bins=st.sampled_from([16, 1024]))
 def test_the_counts_do_not_depend_on_the_batches(stream, bins):
     def counted(batches):
