@@ -277,6 +277,7 @@ INTERRUPTED = """
 import os, signal, torch
 from torch import nn
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it switched off
 runs = 0
 
 class Net(nn.Sequential):
