@@ -25,7 +25,6 @@ from torch import Tensor
 from qtutor.affine import QParams, QuantizationError
 
 _BLOCK = 1 << 17  # values per pass of a stream: in cache, and enough that two threads pay
-_TURNS = torch.arange(_BLOCK, dtype=torch.int32) & 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,20 +176,17 @@ class StreamingHistogram:
         """Count `(rows, n)` finite float32 values, of which `low` and `high` are the `(rows,)` extremes."""
         if (low < self.low).any() or (high > self.high).any():
             self._fit(torch.minimum(low, self.low), torch.maximum(high, self.high))
-        # Neighbours count in turns into two tables: a processor waits where one slot is raised twice in a row.
-        size = self._slots.numel()
-        blocks = values.split(max(_BLOCK, size) // len(values), dim=1)
-        start = (torch.arange(len(values)) * self._slots.shape[1] - self.first)[:, None].to(torch.int32)
-        start = size * _TURNS[: blocks[0].shape[1]] + start
-        per_width = (1 / self.width).to(torch.float32)
-        buffers = torch.empty_like(blocks[0]), torch.empty_like(start)
+        start = torch.arange(len(values)) * self._slots.shape[1] - self.first
+        start, per_width = start[:, None].to(torch.int32), (1 / self.width).to(torch.float32)
+        blocks = values.split(max(_BLOCK, self._slots.numel()) // len(values), dim=1)
+        buffers = torch.empty_like(blocks[0]), torch.empty_like(blocks[0], dtype=torch.int32)
         for block in blocks:
-            steps, slots, begin = (each[:, : block.shape[1]] for each in (*buffers, start))
+            steps, slots = (buffer[:, : block.shape[1]] for buffer in buffers)
             slots.copy_(torch.mul(block, per_width, out=steps))
             sign = torch.add(block, 0.0, out=steps).view(torch.int32).clamp_(-1, 1)  # + 0.0: never -0.0
-            slots.add_(sign).add_(begin)
-            for counts in torch.bincount(slots.flatten(), minlength=2 * size).view(2, *self._slots.shape):
-                self._slots += counts
+            slots.add_(sign).add_(start)
+            counts = torch.bincount(slots.flatten(), minlength=self._slots.numel())
+            self._slots += counts.view_as(self._slots)
 
     def select(self, rows: slice) -> "StreamingHistogram":
         """Return some of the rows."""
