@@ -84,6 +84,13 @@ def test_binder_trains_ahead_what_the_lessons_ask_for():
 
 
 @notebooks
+def test_no_cell_fails_where_the_computer_is_busy(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not re.search(r"^\s*assert .*(speed|latency)", cell.source, re.MULTILINE), cell.source
+
+
+@notebooks
 def test_no_cell_is_long_or_silences_every_warning(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "code":
