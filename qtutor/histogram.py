@@ -25,6 +25,7 @@ from torch import Tensor
 from qtutor.affine import QParams, QuantizationError
 
 _BLOCK = 1 << 17  # values per pass of a stream: in cache, and enough that two threads pay
+_ROWS = ("_slots", "low", "high", "exponent", "first")  # what a StreamingHistogram holds for each row
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +210,7 @@ class StreamingHistogram:
         folded.exponent = self.exponent
         smallest = torch.where(self.low > 0, self.low, (-self.high).clamp(min=0))
         folded._fit(smallest, torch.maximum(-self.low, self.high))
-        index = self.edges() >> (folded.exponent - self.exponent).clamp(max=63)[:, None]
+        index = self._edges_in(folded.exponent)
         folded._put(torch.where(index < 0, -1 - index, index), self.counts, self.zeros)
         return folded
 
@@ -288,14 +289,15 @@ class StreamingHistogram:
         # At a multiple of `bins`, so that most growth moves nothing.
         lowest = low / _power_of_two(exponent)
         first = torch.where(lowest < 0, lowest.ceil() - 1, lowest.floor()).to(torch.int64) & -self.bins
-        moved = not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first))
-        if moved and self._slots.any():
-            bins = self.edges() >> (exponent - self.exponent).clamp(max=63)[:, None], self.counts, self.zeros
-        else:
-            bins = None
+        before = copy.copy(self)
         self.low, self.high, self.exponent, self.first = low, high, exponent, first
-        if bins:
-            self._put(*bins)
+        moved = not (torch.equal(exponent, before.exponent) and torch.equal(first, before.first))
+        if moved and before._slots.any():
+            self._put(before._edges_in(exponent), before.counts, before.zeros)
+
+    def _edges_in(self, exponent: Tensor) -> Tensor:
+        """`(rows, 2 * bins)` int64, in which bin of width 2**exponent, which is no finer, each bin lies."""
+        return self.edges() >> (exponent - self.exponent).clamp(max=63)[:, None]
 
     @property
     def _zero(self) -> Tensor:
@@ -315,9 +317,6 @@ class StreamingHistogram:
         slots = (index + (index >= 0) - self.first[:, None]).clamp(0, 2 * self.bins)
         self._slots = counts.new_zeros(len(index), 2 * self.bins + 1).scatter_add_(1, slots, counts)
         self._slots.scatter_add_(1, self._zero, zeros[:, None])
-
-
-_ROWS = ("_slots", "low", "high", "exponent", "first")
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qtutor.batches import Batch
-from qtutor.simulation import Rounding, Simulation
+from qtutor.simulation import Rounding, Simulation, no_fast_attention
 
 try:  # Dask brings it, with what the user told it to pickle by value
     import cloudpickle
@@ -201,14 +201,10 @@ def spread(
         return
     parts = [trials[i :: 2 * workers] for i in range(2 * workers) if trials[i :: 2 * workers]]  # uneven ends even out
     share = _Share(simulation.copy(), rounding, batches, metric, torch.get_num_threads())
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # else threads would switch it on again under each other
-    try:
+    with no_fast_attention():  # or threads would switch it on again under each other
         for result in parallel(joblib.delayed(_work)(share, part) for part in parts):
             scores.update(result)
             progress(len(result) * len(batches))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @dataclass(eq=False)

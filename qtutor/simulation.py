@@ -172,13 +172,8 @@ class Simulation:
     def run(self, batch: Batch) -> Any:
         """Return what the model gives for a batch; its own inputs stay as they are."""
         args, kwargs = batch.clone()
-        before = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # it passes modules by, and hooks with them
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                return self.model(*args, **kwargs)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(before)
+        with no_fast_attention(), torch.inference_mode(False), torch.no_grad():
+            return self.model(*args, **kwargs)
 
     def module(self, name: str) -> nn.Module:
         """Return the module of that name in the copy."""
@@ -529,6 +524,17 @@ def _tag(x: Tensor) -> tuple[str, str] | None:
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version  # shared with all views of the same memory
+
+
+@contextmanager
+def no_fast_attention() -> Iterator[None]:
+    """Keep attention off its fast path, which passes modules by, and hooks with them; for all threads."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def channel_axis(module: nn.Module) -> int:
