@@ -65,8 +65,10 @@ class QParams:
         quant_min, quant_max = check_grid(self.quant_min, self.quant_max)
         # Copies: what a caller later does to their own tensors, as an optimizer does, must not reach in here.
         scale = _as_tensor(self.scale, "scale").to(torch.float32, copy=True)
-        _check_values(scale, (scale > 0) & scale.isfinite(), "scale", "must be positive and finite")
-        _check_values(scale, (1 / scale).isfinite(), "scale", "is so small that 1 / scale overflows float32")
+        reciprocal = 1 / scale
+        if not ((reciprocal > 0) & (reciprocal < math.inf)).all():
+            _check_values(scale, (scale > 0) & scale.isfinite(), "scale", "must be positive and finite")
+            _check_values(scale, reciprocal.isfinite(), "scale", "is so small that 1 / scale overflows float32")
 
         zero_point = _as_tensor(self.zero_point, "zero_point")
         if zero_point.is_floating_point() and not torch.equal(zero_point, zero_point.round()):
@@ -188,14 +190,15 @@ def choose_qparams(
     high = _as_tensor(max_val, "max_val").to(torch.float32)
     if low.shape != high.shape:
         raise ValueError(f"min_val has shape {tuple(low.shape)} and max_val {tuple(high.shape)}: give as many of each")
-    _check_values(low, low.isfinite(), "min_val", "must be finite")
-    _check_values(high, high.isfinite(), "max_val", "must be finite")
+    if not torch.equal(low - low, high - high):  # NaN where an end is not finite
+        _check_values(low, low.isfinite(), "min_val", "must be finite")
+        _check_values(high, high.isfinite(), "max_val", "must be finite")
     if (low > high).any():
         raise ValueError(f"min_val must not exceed max_val, got {_brief(low)} and {_brief(high)}: swap them?")
 
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale, zero_point = scale_and_zero_point(low, high, quant_min, quant_max, symmetric)
-    if not scale.isfinite().all():
+    if (scale == math.inf).any():
         raise ValueError(f"the range {_brief(low)} to {_brief(high)} is wider than float32 can hold")
     return QParams(scale, zero_point, quant_min, quant_max)
 

@@ -16,15 +16,18 @@ their own, so they cost nothing; spread over a bin they would seem to.
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from qtutor.affine import QParams, QuantizationError
 
-_BLOCK = 1 << 17  # values per pass of a stream: in cache, and enough that two threads pay
+_LANE = 1 << 16  # values for which a table of their own pays
+_BLOCK = 1 << 17  # values per pass: in cache, and enough that threads pay
 _ROWS = ("_slots", "low", "high", "exponent", "first")  # what a StreamingHistogram holds for each row
 
 
@@ -173,21 +176,38 @@ class StreamingHistogram:
         """`(rows, 1)` float64, the width of a bin in the unit of the values."""
         return _power_of_two(self.exponent)[:, None]
 
+    @torch.inference_mode()
     def add(self, values: Tensor, low: Tensor, high: Tensor) -> None:
         """Count `(rows, n)` finite float32 values, of which `low` and `high` are the `(rows,)` extremes."""
-        if (low < self.low).any() or (high > self.high).any():
-            self._fit(torch.minimum(low, self.low), torch.maximum(high, self.high))
-        start = torch.arange(len(values)) * self._slots.shape[1] - self.first
-        start, per_width = start[:, None].to(torch.int32), (1 / self.width).to(torch.float32)
-        blocks = values.split(max(_BLOCK, self._slots.numel()) // len(values), dim=1)
-        buffers = torch.empty_like(blocks[0]), torch.empty_like(blocks[0], dtype=torch.int32)
-        for block in blocks:
-            steps, slots = (buffer[:, : block.shape[1]] for buffer in buffers)
-            slots.copy_(torch.mul(block, per_width, out=steps))
-            sign = torch.add(block, 0.0, out=steps).view(torch.int32).clamp_(-1, 1)  # + 0.0: never -0.0
-            slots.add_(sign).add_(start)
-            counts = torch.bincount(slots.flatten(), minlength=self._slots.numel())
-            self._slots += counts.view_as(self._slots)
+        low, high = torch.minimum(low, self.low), torch.maximum(high, self.high)
+        if not (torch.equal(low, self.low) and torch.equal(high, self.high)):
+            self._fit(low, high)
+        # Threads share the rows of a table; a single row is cut into lanes, with a table each.
+        lanes = min(torch.get_num_threads(), values.shape[1] // _LANE) if len(values) == 1 else 1
+        if lanes > 1:
+            tables = self._slots.new_zeros(lanes, self._slots.shape[1])
+            cut = values.shape[1] // lanes * lanes
+            self._tally(values[:, :cut].reshape(lanes, -1), tables)
+            for table in tables:
+                self._slots += table
+            values = values[:, cut:]
+        if values.numel():
+            self._tally(values, self._slots)
+
+    def _tally(self, values: Tensor, tables: Tensor) -> None:
+        """Count the values of each row into the row of a table of slots."""
+        start = (-self.first)[:, None].to(torch.int32)
+        per_width = _power_of_two(-self.exponent)[:, None].to(torch.float32)
+        height = max(_BLOCK // values.shape[1], torch.get_num_threads())
+        parts = (each.split(height) for each in (values, tables, start, per_width))
+        for rows, table, origin, scale in zip(*parts, strict=True):
+            blocks = rows.chunk(-(-rows.numel() // _BLOCK), dim=1)
+            buffers = _scratch(max(_BLOCK, blocks[0].numel()), threading.get_ident())
+            for block in blocks:
+                one, slot, step = (buffer[: block.numel()].view(block.shape) for buffer in buffers)
+                slot.copy_(torch.mul(block, scale, out=step))
+                sign = torch.add(block, 0.0, out=step).view(torch.int32).clamp_(-1, 1)  # + 0.0: never -0.0
+                table.scatter_add_(1, slot.add_(sign).add_(origin), one)
 
     def select(self, rows: slice) -> "StreamingHistogram":
         """Return some of the rows."""
@@ -243,21 +263,17 @@ class StreamingHistogram:
         so one table of E, the counts summed twice, serves every scale and zero point. As in
         `Histogram.error`, exact for values spread evenly within each bin, and zeros cost nothing.
         """
-        width = self.width
-        ends = (torch.stack([self.low, self.high], dim=1) / width).floor() - self.first[:, None]
-        start, stop = max(int(ends.min()) - 1, 0), int(ends.max()) + 1  # of all rows, what lies outside is empty
-        counts, bins = self._count(start, stop).to(torch.float64), stop - start
-        middles = torch.arange(bins, dtype=torch.float64) + 0.5
-        # The moments, (rows, 1) each, in widths from the first edge.
-        zeroth, once, twice = (
-            (counts @ power)[:, None] for power in (torch.ones_like(middles), middles, middles.square() + 1 / 12)
-        )
-        counts = torch.nn.functional.pad(counts, (0, 1))  # whatever lies beyond finds an empty bin
-        below = counts.cumsum(dim=1).sub_(counts)
-        table = torch.add(below, counts, alpha=0.5)
+        width, origin = self.width, self.first[:, None]
+        ends = ((torch.stack([self.low, self.high], dim=1) / width).floor_() - origin).aminmax()
+        start, stop = max(int(ends.min) - 1, 0), int(ends.max) + 1  # of all rows, what lies outside is empty
+        counts = self._count(start, stop + 1).to(torch.float64)  # whatever lies beyond finds an empty bin
+        below, half = counts.cumsum(dim=1).sub_(counts), counts / 2
+        table = below + half
         table = table.cumsum(dim=1).sub_(table)  # E at the left edges, in widths
-        half, first, widths = counts / 2, (self.first[:, None] + start).to(torch.float64), 1 / width
-        once, area = 2 * once, width.square()
+        # Of the distances to the last edge: how many, twice their sum, the sum of their squares (twice E's integral).
+        areas = torch.add(below / 2, half, alpha=1 / 3).add_(table)[:, :-1]
+        zeroth, once, twice = below[:, -1:], 2 * table[:, -1:], 2 * areas.sum(dim=1, keepdim=True)
+        widths, first, bins = 1 / width, (origin + start).to(torch.float64), stop - start
 
         def estimate(scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
             scale = scale * widths  # (rows, k) in widths
@@ -265,13 +281,13 @@ class StreamingHistogram:
             lowest = (quant_min + 0.5 - zero_point.to(torch.float64)).mul_(scale).sub_(first)
             thresholds = (steps * scale[..., None]).add_(lowest[..., None])
             thresholds = thresholds.flatten(1).clamp_(min=0)  # (rows, k * t)
-            index = thresholds.to(torch.int64).clamp_(max=bins)
-            into = thresholds.sub_(index)
-            shortfall = half.gather(1, index).mul_(into).add_(below.gather(1, index)).mul_(into)
-            shortfall = shortfall.add_(table.gather(1, index)).view(*scale.shape, -1).sum(dim=-1)
-            highest = torch.add(lowest, scale, alpha=quant_max - quant_min - 0.5)
-            squared = (highest * zeroth).sub_(once).mul_(highest).add_(twice).sub_(shortfall.mul_(scale), alpha=2)
-            return squared.clamp_(min=0).mul_(area)
+            edges = thresholds.clamp(max=bins).floor_()
+            index, into = edges.to(torch.int64), thresholds.sub_(edges)
+            slope = below.gather(1, index).addcmul_(half.gather(1, index), into)
+            shortfall = table.gather(1, index).addcmul_(slope, into).view(*scale.shape, -1).sum(dim=-1)
+            highest = torch.add(lowest, scale, alpha=quant_max - quant_min - 0.5).sub_(bins)
+            squared = (highest * zeroth).add_(once).mul_(highest).add_(twice).sub_(shortfall.mul_(scale), alpha=2)
+            return squared.clamp_(min=0).mul_(width.square())
 
         return estimate
 
@@ -281,19 +297,18 @@ class StreamingHistogram:
 
     def _fit(self, low: Tensor, high: Tensor) -> None:
         """Widen and move the bins to hold a wider range."""
-        largest = torch.maximum(-low, high).to(torch.float64)
+        low64, high64 = low.to(torch.float64), high.to(torch.float64)
         # Bins narrower than 2**-22 of the largest value would be finer than float32.
-        finest = torch.maximum((high.to(torch.float64) - low) / (self.bins - 2), largest * 2**-22)
-        exponent = torch.maximum(torch.frexp(finest).exponent, self.exponent)
-        exponent = torch.where(finest > 0, exponent, self.exponent)  # of 0, frexp says 0
-        # At a multiple of `bins`, so that most growth moves nothing.
-        lowest = low / _power_of_two(exponent)
-        first = torch.where(lowest < 0, lowest.ceil() - 1, lowest.floor()).to(torch.int64) & -self.bins
-        before = copy.copy(self)
+        finest = torch.maximum((high64 - low64) / (self.bins - 2), torch.maximum(-low64, high64) * 2**-22)
+        exponent = torch.maximum(torch.frexp(finest.clamp_(min=2**-61)).exponent, self.exponent)
+        # A hair further from zero, for values on an edge; at a multiple of `bins`, so that most growth moves nothing.
+        lowest = low64 * (1 + 2**-40) * _power_of_two(-exponent)
+        first = lowest.floor_().to(torch.int64) & -self.bins
+        moved = not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first))
+        counted = (self._edges_in(exponent), self.counts, self.zeros) if moved and self._slots.any() else ()
         self.low, self.high, self.exponent, self.first = low, high, exponent, first
-        moved = not (torch.equal(exponent, before.exponent) and torch.equal(first, before.first))
-        if moved and before._slots.any():
-            self._put(before._edges_in(exponent), before.counts, before.zeros)
+        if counted:
+            self._put(*counted)
 
     def _edges_in(self, exponent: Tensor) -> Tensor:
         """`(rows, 2 * bins)` int64, in which bin of width 2**exponent, which is no finer, each bin lies."""
@@ -317,6 +332,12 @@ class StreamingHistogram:
         slots = (index + (index >= 0) - self.first[:, None]).clamp(0, 2 * self.bins)
         self._slots = counts.new_zeros(len(index), 2 * self.bins + 1).scatter_add_(1, slots, counts)
         self._slots.scatter_add_(1, self._zero, zeros[:, None])
+
+
+@lru_cache(maxsize=2)
+def _scratch(size: int, thread: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ones and two buffers, kept for the next pass: large memory that is freed comes back page by page, slowly."""
+    return torch.ones(size, dtype=torch.int64), torch.empty(size, dtype=torch.int32), torch.empty(size)
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

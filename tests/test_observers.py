@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -94,6 +95,37 @@ def test_the_counts_do_not_depend_on_the_batches(stream, bins):
     assert int(once.counts.sum() + once.zeros.sum()) == 12 * len(stream)
     for name in ("counts", "zeros", "low", "high", "exponent", "first"):
         assert torch.equal(getattr(once, name), getattr(streamed, name)), name
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_many_values_are_counted_one_by_one(rows):
+    x = samples("outliers", rows * 200_001).reshape(rows, -1).relu()
+    stream = StreamingHistogram(rows, 64)
+    stream.add(x, x.amin(dim=1), x.amax(dim=1))
+    edges = stream.edges() * stream.width
+    for row in range(rows):
+        nonzero = x[row][x[row] > 0].to(torch.float64)
+        index = torch.searchsorted(edges[row].contiguous(), nonzero, right=True) - 1
+        assert torch.equal(stream.counts[row], torch.bincount(index, minlength=128))
+        assert int(stream.zeros[row]) == x.shape[1] - len(nonzero)
+
+
+@every_observer
+def test_inference_mode_may_come_and_go(make):
+    batches = samples("normal").split(len(samples("normal")) // 4)
+    observer, plain = make(), seen(make(), *batches)
+    for i, batch in enumerate(batches):
+        with torch.inference_mode(i % 2 == 0):
+            observer.observe(batch * 1.0)
+    assert observer.qparams() == plain.qparams()
+    assert not any(end.is_inference() for end in observer.range())
+
+
+def test_threads_may_observe_at_the_same_time():
+    batches = [samples(name) for name in ("normal", "laplace", "student", "outliers")]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        together = list(pool.map(lambda batch: seen(HistogramObserver(), *[batch] * 20).qparams(), batches))
+    assert together == [seen(HistogramObserver(), *[batch] * 20).qparams() for batch in batches]
 
 
 @settings(deadline=None)
