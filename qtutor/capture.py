@@ -23,7 +23,7 @@ _OURS = ("qtutor.capture", "qtutor.dataflow", "qtutor.fusion", "qtutor.narrow", 
 def where(error: BaseException) -> str:
     """Return " at file:line: `code`" for the innermost line of the user's code, or else of any package but PyTorch's.
 
-    Empty where there is no such line, as where the code was typed in and not kept.
+    Without the code where it was typed in and not kept; empty where there is no such line.
     """
 
     def blameless(module: str) -> bool:
@@ -38,9 +38,11 @@ def where(error: BaseException) -> str:
     lines = traceback.StackSummary.extract(
         step for step in walk if not blameless(step[0].f_globals.get("__name__", ""))
     )
-    lines = [line for line in lines if line.line]
     lines = [line for line in lines if not line.filename.startswith(sysconfig.get_path("purelib"))] or lines
-    return f" at {lines[-1].filename}:{lines[-1].lineno}: `{lines[-1].line}`" if lines else ""
+    if not lines:
+        return ""
+    code = f": `{lines[-1].line}`" if lines[-1].line else ""
+    return f" at {lines[-1].filename}:{lines[-1].lineno}{code}"
 
 
 def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type, ...] = (nn.Module,)) -> Counter[str]:

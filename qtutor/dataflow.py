@@ -70,6 +70,7 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.inputs = inputs
         self.watched: set[fx.Node] = set()  # what goes into or comes out of a block with hooks
+        self.looked_up: set[int] = set()  # ids of parameters and buffers that `forward` itself takes from a module
         self.hooked = {m for m in root.modules() if has_hooks(m) and not self.is_leaf_module(m, "")}
         for module in self.hooked:  # a hook expects tensors: it would fail on, or keep, the stand-ins of a trace
             for hooks in _HOOKS:
@@ -78,6 +79,11 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         subclass = isinstance(m, (nn.Linear, _ConvNd, _BatchNorm)) and next(m.children(), None) is None
         return subclass or super().is_leaf_module(m, module_qualified_name)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
+        if isinstance(attr_val, Tensor):
+            self.looked_up.add(id(attr_val))
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
         output = super().call_module(m, forward, args, kwargs)
@@ -118,7 +124,11 @@ class Meter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         versions = {t: t._version for t in tensors_in(self.fetch_args_kwargs_from_env(n))}
-        output = super().run_node(n)
+        try:
+            output = super().run_node(n)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"operator {label(n)} fails on this input: {str(error).partition(chr(10))[0]}") from error
         if not n.op.startswith("call_") or not tensors_in(output):
             return output
         # An operator in place raises the version of an input. A view shares its storage and leaves the version.
@@ -147,6 +157,8 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller} needs a torch.nn.Module, got {kind_of(model)}")
     if inputs is not None:
+        if arrays := [kind_of(v) for v in tree_leaves(inputs) if hasattr(v, "__array__") and not isinstance(v, Tensor)]:
+            raise TypeError(f"{caller} needs tensors, got {arrays[0]}: torch.as_tensor makes one of it")
         inspect.signature(model.forward).bind(*inputs)
     root = copy_model(model)
     tracer = Tracer(root, inputs)

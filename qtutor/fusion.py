@@ -15,6 +15,7 @@ for efficient inference: A whitepaper", section 3.
 """
 
 import copy
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -189,7 +190,7 @@ def traffic(
 
     Raises:
         TypeError: `model` is not a module, or `forward` does not take these inputs.
-        ValueError: `forward` cannot be traced, or a number of bytes is not positive.
+        ValueError: `forward` cannot be traced or fails on these inputs, or a number of bytes is not positive.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())  # float32: 4 bytes an element
@@ -201,8 +202,8 @@ def traffic(
         132
     """
     for name, width in (("activation_bytes", activation_bytes), ("weight_bytes", weight_bytes)):
-        if width is not None and not width > 0:
-            raise ValueError(f"traffic: {name} must be positive, got {width}: 1 stands for INT8")
+        if width is not None and not (isinstance(width, (int, float)) and 0 < width < math.inf):
+            raise ValueError(f"traffic: {name} must be positive, got {width!r}: 1 stands for INT8")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version, which Meter needs
         tracer = trace(model, "traffic", inputs)
@@ -250,6 +251,11 @@ def patterns(tracer: Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
         is_call = node.op in ("call_function", "call_method") and node.target in _RELU_CALLS
         return "ReLU" if is_call or type(module) in (nn.ReLU, nn.ReLU6) else ""
 
+    def pads_with_zeros(layer: nn.Module) -> bool:
+        if isinstance(layer, nn.Linear) or layer.transposed or layer.padding == "valid":
+            return False
+        return layer.padding_mode == "zeros" and any(layer.padding)
+
     def refusal(nodes: list[fx.Node]) -> str:
         for node, after in pairwise(nodes):
             if others := [label(user) for user in node.users if user is not after]:
@@ -262,7 +268,7 @@ def patterns(tracer: Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
         for name in [node.target for node in nodes if role(node) not in ("ReLU", "Identity")]:
             if calls[name] > 1:
                 return f"{name} is called {calls[name]} times, and folding would change it for all of them"
-            if name in read:
+            if name in read or not tracer.looked_up.isdisjoint(map(id, modules[name].buffers())):
                 return f"forward itself reads a parameter or buffer of {name}"
             for parameter in modules[name]._parameters.values():
                 if parameter is not None and len(owners[parameter]) > 1:
@@ -290,8 +296,8 @@ def patterns(tracer: Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
         elif role(node) == "BN":
             parts = [node, *(user for user in node.users if role(user) in _LAYER_ROLES)][:2]
             reason = f"{node.target} follows {label(source)}: only a batch norm right after its layer is folded"
-            if len(parts) == 2:
-                reason += ", since zeros that pad the input of the next would miss the shift"
+            if len(parts) == 2 and pads_with_zeros(modules[parts[1].target]):
+                reason += f"; zeros that pad the input of {parts[1].target} miss its shift"
         else:
             continue
         found[node] = Fusion("-".join(map(role, parts)), tuple(map(label, parts)), reason), nodes

@@ -300,6 +300,30 @@ def test_the_naive_folding_is_right_where_fusion_is_accepted():
     assert relative_error(naive(copy.deepcopy(model))(BLOCK_INPUT), model(BLOCK_INPUT)) < 1e-12
 
 
+def test_a_batch_norm_whose_statistics_forward_reads_is_left_in_place():
+    class ReadsStatistics(Block):
+        def forward(self, x):
+            return self.bn(self.conv(x)) * self.bn.running_var.sum()
+
+    model = ready(ReadsStatistics())
+    assert [fusion.reason for fusion in find_fusions(model)] == ["forward itself reads a parameter or buffer of bn"]
+    assert torch.equal(fuse(model)(BLOCK_INPUT), model(BLOCK_INPUT))
+
+
+def test_padding_is_blamed_only_where_zeros_pad_the_next_layer():
+    def reason(*layers):
+        (fusion,) = find_fusions(nn.Sequential(*layers).eval())
+        return fusion.reason
+
+    norm = nn.BatchNorm2d(2)
+    assert "zeros that pad the input of 1" in reason(norm, nn.Conv2d(2, 2, 3, padding=1))
+    assert "zeros that pad the input of 1" in reason(norm, nn.Conv2d(2, 2, 3, padding="same"))
+    for padding in ({}, {"padding": "valid"}, {"padding": 1, "padding_mode": "circular"}):
+        assert "zeros" not in reason(norm, nn.Conv2d(2, 2, 3, **padding))
+    assert "zeros" not in reason(norm, nn.ConvTranspose2d(2, 2, 3, padding=1))
+    assert "zeros" not in reason(nn.BatchNorm1d(2), nn.Linear(2, 2))
+
+
 def test_a_relu_that_is_not_alone_refuses_only_the_relu():
     class Branches(Block):
         def forward(self, x):
@@ -435,6 +459,14 @@ def test_the_line_that_breaks_tracing_is_named(call):
     assert f"{__file__}:{number}: `{linecache.getline(__file__, number).strip()}`" in str(caught.value)
 
 
+def test_the_line_that_breaks_tracing_is_named_without_its_code():
+    typed = "class Typed(Module):\n    def forward(self, x):\n        return x if x.sum() > 0 else -x"
+    names = {"__name__": "__main__", "Module": nn.Module}
+    exec(compile(typed, "<stdin>", "exec"), names)
+    with pytest.raises(ValueError, match=r"cannot trace Typed at <stdin>:3\n"):
+        fuse(names["Typed"]())
+
+
 @pytest.mark.parametrize("call", [find_fusions, fuse, lambda model: traffic(model, torch.ones(1))])
 def test_only_modules_are_accepted(call):
     with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got function"):
@@ -531,6 +563,20 @@ def test_several_inputs_come_as_a_tuple_and_one_given_twice_is_read_once():
         traffic(Add(), (x, y))
 
 
+@pytest.mark.parametrize(
+    ("example", "error", "message"),
+    [
+        (torch.ones(1, 4, 8, 8), ValueError, "operator 0.conv fails on this input: .* 3 channels, but got 4"),
+        (torch.ones(1, 3, 8, 8, dtype=torch.long), ValueError, "operator 0.conv fails on this input"),
+        (None, TypeError, "operator 0.conv fails on this input: conv2d"),
+        (torch.ones(1, 3, 8, 8).numpy(), TypeError, "traffic needs tensors, got ndarray"),
+    ],
+)
+def test_an_input_that_the_model_cannot_take_is_refused_with_the_operator(example, error, message):
+    with pytest.raises(error, match=message):
+        traffic(nn.Sequential(Block().eval()), example)
+
+
 def test_parameters_are_told_apart_from_inputs_wherever_they_are_used():
     class Functional(nn.Module):
         def __init__(self):
@@ -554,7 +600,7 @@ def test_bytes_per_element_can_stand_for_a_quantized_model():
     int8 = traffic(model, x, activation_bytes=1, weight_bytes=1)
     assert 4 * int8.total == traffic(model, x).total
     assert traffic(model, x, weight_bytes=0.5).totals == OperatorTraffic("total", "model", 100, 4, 80)
-    for wrong in (0, -1, float("nan")):
+    for wrong in (0, -1, float("nan"), float("inf"), "1"):
         with pytest.raises(ValueError, match="activation_bytes must be positive"):
             traffic(model, x, activation_bytes=wrong)
 

@@ -202,8 +202,22 @@ def test_any_traceable_model_opens_and_every_operator_can_be_visited(model, inpu
     assert len(explorer.data.found) == sum(fusion.accepted for fusion in find_fusions(model))
 
 
-def test_a_model_that_moves_nothing_says_so():
-    explorer = FusionExplorer(nn.Flatten(), torch.ones(2, 3, 4))
+class Whole(nn.Module):
+    def forward(self, x):
+        return x + x
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (nn.Flatten(), torch.ones(2, 3, 4)),
+        (nn.Sequential(), torch.ones(2, 3, 4)),
+        (nn.Linear(4, 2), torch.ones(0, 4)),
+        (Whole(), torch.arange(3)),
+    ],
+)
+def test_a_model_that_moves_nothing_says_so(model, example):
+    explorer = FusionExplorer(model, example)
     assert "nothing to fuse" in explorer.sentence.text
     assert explorer.children == (explorer.sentence,)
 
@@ -219,3 +233,14 @@ def test_a_model_that_moves_nothing_says_so():
 def test_bad_input_is_refused_with_a_reason(model, inputs, error, message):
     with pytest.raises(error, match=message):
         FusionExplorer(model, inputs)
+
+
+@pytest.mark.parametrize("numbers", ["int8", "FP32", None])
+def test_only_its_own_numbers_are_accepted(images, numbers):
+    with pytest.raises(ValueError, match="numbers is 'float' or 'INT8'"):
+        FusionExplorer(SmallCNN(4), images, numbers=numbers)
+
+
+def test_patterns_may_come_as_a_list(explorer):
+    explorer.set(fused=list(explorer.data.found))
+    assert explorer.state.fused == tuple(explorer.data.found)

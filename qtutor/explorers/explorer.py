@@ -144,6 +144,7 @@ class Explorer(ipywidgets.VBox):
 
     def _set_one(self, name: str, value: Any) -> None:
         control = self.controls[name]
+        value = tuple(value) if isinstance(value, list) else value  # as a control keeps several values
         try:
             control.value = value
         except traitlets.TraitError as error:

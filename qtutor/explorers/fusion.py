@@ -340,12 +340,15 @@ class FusionExplorer(Explorer):
 
     Raises:
         TypeError: `model` is not a module, or `forward` does not take these inputs.
-        ValueError: `forward` cannot be traced, or gives NaN or infinity.
+        ValueError: `forward` cannot be traced, fails on these inputs, or gives NaN or infinity; or there are no such
+            numbers.
     """
 
     def __init__(self, model: nn.Module, example_input: Any, *, numbers: str = "float"):
+        if numbers not in ("float", "INT8"):
+            raise ValueError(f"FusionExplorer: numbers is 'float' or 'INT8', got {numbers!r}")
         data = FusionData(model, example_input if isinstance(example_input, tuple) else (example_input,))
-        empty = not data.operators
+        empty = not data.operators or not any(ribbon.size for ribbon in data.flow((), "float").ribbons)
         self.data = data = FusionData(nn.ReLU(), (torch.zeros(1),)) if empty else data
         options = [(f"{fusion.names[0]}  ({fusion.kind})", name) for name, (fusion, _) in data.found.items()]
         controls = {
@@ -375,7 +378,7 @@ class FusionExplorer(Explorer):
         self._axes = {"bytes": figure.layout.xaxis2, "pairs": figure.layout.xaxis3, "quality": figure.layout.xaxis4}
         super().__init__(controls, figure, buttons=tuple(buttons))
         if empty:
-            self.show_only("No operator of this model moves data: there is nothing to fuse.")
+            self.show_only("No operator moves floating-point values of this example: there is nothing to fuse.")
 
     make_state = FusionState
 
