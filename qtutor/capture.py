@@ -21,9 +21,10 @@ _OURS = ("qtutor.capture", "qtutor.dataflow", "qtutor.fusion", "qtutor.narrow", 
 
 
 def where(error: BaseException) -> str:
-    """Return " at file:line: `code`" for the innermost line of the user's code, or else of any package but PyTorch's.
+    """Return " at file:line: `code`" for the innermost line of the user's code.
 
-    Without the code where it was typed in and not kept; empty where there is no such line.
+    Else of another package's, else of torch.nn's. Without the code where it was typed in and not kept; empty
+    where there is no such line.
     """
 
     def blameless(module: str) -> bool:
@@ -34,10 +35,9 @@ def where(error: BaseException) -> str:
             or module in _OURS
         )
 
-    walk = traceback.walk_tb(error.__traceback__)
-    lines = traceback.StackSummary.extract(
-        step for step in walk if not blameless(step[0].f_globals.get("__name__", ""))
-    )
+    steps = [(step, step[0].f_globals.get("__name__", "")) for step in traceback.walk_tb(error.__traceback__)]
+    layers = [step for step, module in steps if module.startswith("torch.nn.") and module != "torch.nn.modules.module"]
+    lines = traceback.StackSummary.extract([step for step, module in steps if not blameless(module)] or layers)
     lines = [line for line in lines if not line.filename.startswith(sysconfig.get_path("purelib"))] or lines
     if not lines:
         return ""

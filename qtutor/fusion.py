@@ -18,6 +18,7 @@ import copy
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -67,6 +68,12 @@ class Fusion:
     def accepted(self) -> bool:
         """Whether the fused model computes the same."""
         return not self.reason
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the batch norms that follow the layer; more than one may."""
+        roles = self.kind.split("-")[1:]
+        return tuple(name for name, role in zip(self.names[1:], roles, strict=True) if role == "BN")
 
 
 def fold_batch_norm(layer: nn.Module, bn: nn.Module) -> nn.Module:
@@ -157,10 +164,10 @@ def fuse(model: nn.Module) -> nn.Module:
     """
     replacements: dict[int, Any] = {}
     for fusion, _ in patterns(trace(model, "fuse")):
-        if fusion.accepted and "-BN" in fusion.kind:
-            layer, bn = map(model.get_submodule, fusion.names[:2])
-            replacements[id(layer)] = fold_batch_norm(layer, bn).train(layer.training)
-            replacements[id(bn)] = nn.Identity().eval()
+        if fusion.accepted and fusion.norms:
+            layer, *norms = map(model.get_submodule, (fusion.names[0], *fusion.norms))
+            replacements[id(layer)] = reduce(fold_batch_norm, norms, layer).train(layer.training)
+            replacements.update((id(norm), nn.Identity().eval()) for norm in norms)
     fused = copy_model(model, replacements)
     fused._counts_as_fused = True  # for `traffic`; copies and pickles keep it
     return fused
@@ -223,8 +230,8 @@ def as_one_operator(meter: Meter, fusion: Fusion, nodes: list[fx.Node]) -> Opera
     """Return the traffic of an accepted fusion: nothing between its parts, no parameters but the folded layer's."""
     first, last = meter.rows[nodes[0]], meter.rows[nodes[-1]]
     parameters = first.parameters
-    if "-BN" in fusion.kind:
-        layer, bn = map(meter.module.get_submodule, fusion.names[:2])
+    if fusion.norms:
+        layer, bn = map(meter.module.get_submodule, (fusion.names[0], fusion.norms[0]))
         if layer.bias is None:  # the folded one has a bias
             parameters += meter.size([bn.running_mean], meter.weight_bytes)
     return OperatorTraffic(" + ".join(fusion.names), fusion.kind, first.read, parameters, last.written)
@@ -286,7 +293,7 @@ def patterns(tracer: Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
         while role(nodes[0]) == "Identity":
             nodes.insert(0, nodes[0].all_input_nodes[0])
         source = nodes[0]
-        if role(source) == "BN" and role(node) == "ReLU" and found[source][0].accepted:
+        if role(source) == "BN" and found[source][0].accepted:
             nodes = found[source][1] + nodes[1:]
         if role(nodes[0]) in _LAYER_ROLES:
             parts = [part for part in nodes if role(part) != "Identity"]

@@ -324,6 +324,18 @@ def test_padding_is_blamed_only_where_zeros_pad_the_next_layer():
     assert "zeros" not in reason(nn.BatchNorm1d(2), nn.Linear(2, 2))
 
 
+def test_one_batch_norm_after_another_is_folded_too():
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU()))
+    (fusion,) = find_fusions(model)
+    assert (fusion.kind, fusion.norms) == ("Conv-BN-BN-ReLU", ("1", "2"))
+    fused = fuse(model)
+    assert relative_error(fused(BLOCK_INPUT), model(BLOCK_INPUT)) < 1e-12
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    model[2].train()
+    accepted, refused = find_fusions(model)
+    assert (accepted.norms, refused.norms, "training mode" in refused.reason) == (("1",), ("1", "2"), True)
+
+
 def test_a_relu_that_is_not_alone_refuses_only_the_relu():
     class Branches(Block):
         def forward(self, x):
@@ -378,7 +390,14 @@ def test_what_the_model_also_returns_is_not_folded_away():
 
 def test_kinds_are_named_by_their_roles():
     layers = [nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2), nn.Tanh(), nn.Conv1d(2, 2, 1), nn.ReLU()]
-    layers += [nn.ReLU(), nn.ConvTranspose1d(2, 2, 1), nn.SyncBatchNorm(2), nn.BatchNorm1d(2), nn.Conv1d(2, 2, 1)]
+    layers += [
+        nn.ReLU(),
+        nn.ConvTranspose1d(2, 2, 1),
+        nn.SyncBatchNorm(2),
+        nn.Tanh(),
+        nn.BatchNorm1d(2),
+        nn.Conv1d(2, 2, 1),
+    ]
     found = find_fusions(nn.Sequential(*layers).eval())
     assert [fusion.kind for fusion in found] == ["Conv-BN", "Conv-ReLU", "ConvTranspose-BN", "BN-Conv"]
     assert [fusion.accepted for fusion in found] == [True, True, True, False]
@@ -465,6 +484,11 @@ def test_the_line_that_breaks_tracing_is_named_without_its_code():
     exec(compile(typed, "<stdin>", "exec"), names)
     with pytest.raises(ValueError, match=r"cannot trace Typed at <stdin>:3\n"):
         fuse(names["Typed"]())
+
+
+def test_a_line_of_pytorch_is_named_where_there_is_no_other():
+    with pytest.raises(ValueError, match=r"cannot trace MultiheadAttention at .*activation\.py:\d+: `"):
+        fuse(nn.MultiheadAttention(8, 2))
 
 
 @pytest.mark.parametrize("call", [find_fusions, fuse, lambda model: traffic(model, torch.ones(1))])

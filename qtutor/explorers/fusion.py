@@ -5,6 +5,7 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import ipywidgets
@@ -237,22 +238,22 @@ class FusionData:
             for node in self.operators:
                 module = root.get_submodule(node.target) if node.op == "call_module" else None
                 if isinstance(module, _LAYERS) and "weight" in module._parameters:
-                    layers[node] = self._layer(node, None, numbers)
+                    layers[node] = self._layer(node, (), numbers)
         for fusion, nodes in map(self.found.get, fused):
-            if "-BN" in fusion.kind:
-                layers[nodes[0]] = self._layer(nodes[0], fusion.names[1], numbers)
-                folded.add(next(node for node in nodes if node.target == fusion.names[1]))
+            if fusion.norms:
+                layers[nodes[0]] = self._layer(nodes[0], fusion.norms, numbers)
+                folded.update(node for node in nodes if node.target in fusion.norms)
         qparams = {node: choose_qparams(*self.meter.ranges[node]) for node in rounded if node in self.meter.ranges}
         with torch.inference_mode(False), torch.no_grad():
             output = self._run(_Simulator(self.tracer, layers, folded, qparams))
         return sqnr(self.reference, output) if output.numel() else math.inf
 
-    def _layer(self, node: fx.Node, norm: str | None, numbers: str) -> nn.Module:
-        """A layer with its batch norm folded in, if there is one, and its weight rounded, if it is to be INT8."""
-        key = node.target, norm, numbers
+    def _layer(self, node: fx.Node, norms: tuple[str, ...], numbers: str) -> nn.Module:
+        """A layer with batch norms folded in, if there are any, and its weight rounded, if it is to be INT8."""
+        key = node.target, norms, numbers
         if key not in self._layers:
-            layer = self.tracer.root.get_submodule(node.target)
-            layer = fold_batch_norm(layer, self.tracer.root.get_submodule(norm)) if norm else copy.deepcopy(layer)
+            layer = copy.deepcopy(self.tracer.root.get_submodule(node.target))
+            layer = reduce(fold_batch_norm, map(self.tracer.root.get_submodule, norms), layer)
             if numbers == "INT8":
                 weight = layer.weight.detach()
                 one = getattr(layer, "transposed", False)  # a scale for all, as PyTorch has it
