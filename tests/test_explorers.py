@@ -109,14 +109,6 @@ def test_any_shape_opens(shape):
     assert explorer.sentence.text
 
 
-def test_the_sentence_is_printed_in_whole_words():
-    sentence = AffineExplorer(torch.ones(3)).sentence
-    lines = str(sentence).splitlines()
-    assert len(lines) > 1
-    assert " ".join(lines) == sentence.text
-    assert max(map(len, lines)) <= 110
-
-
 def test_an_empty_tensor_gets_a_sentence_and_no_controls():
     explorer = AffineExplorer(torch.empty(0, 3))
     assert "empty" in explorer.sentence.text

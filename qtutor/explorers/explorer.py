@@ -7,7 +7,6 @@ draws a result into figure objects that already exist. Everything else stands he
 import asyncio
 import json
 import math
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,6 @@ class Sentence(anywidget.AnyWidget):
     text = traitlets.Unicode().tag(sync=True)
     number = traitlets.Int(0).tag(sync=True)
     drawn = traitlets.Int(-1).tag(sync=True)
-
-    def __str__(self) -> str:
-        return textwrap.fill(self.text, 110)  # a notebook breaks longer lines within words
 
 
 def slider_range(low: float, high: float, steps: int = 400) -> tuple[float, float, float]:
