@@ -126,6 +126,10 @@ class TestInJupyterLab:
             for handle in explorer.get_by_role("slider").all():
                 assert handle.get_attribute("aria-label")
 
+    def test_printed_lines_break_between_words(self, page):
+        breaks = "lines => lines.map(line => getComputedStyle(line).wordBreak)"
+        assert set(page.eval_on_selector_all(".jp-RenderedText pre", breaks)) == {"normal"}
+
     def test_nothing_is_cut_off_or_out_of_reach(self, narrow):
         for explorer in narrow.locator(".qtutor-explorer").all():
             right = explorer.evaluate("e => e.getBoundingClientRect().right")

@@ -1,6 +1,7 @@
 // JupyterLab loads this as a prebuilt extension. Plotly draws without names and without a way in for the keyboard:
 // here every figure gets a name from its titles, and its tools become a toolbar (one tab stop, arrows within).
 // JupyterLab takes the arrows for itself, also those that choose from a list: here the list keeps them.
+// It breaks a long printed line within a word: here between words.
 
 function name(plot) {
   const text = (selector) => [...plot.querySelectorAll(selector)].map((e) => e.textContent.trim()).filter(Boolean);
@@ -55,6 +56,7 @@ function visit() {
 function activate() {
   const style = document.createElement("style");
   style.textContent = `
+    .jp-RenderedText pre { word-break: normal; overflow-wrap: anywhere; }
     .js-plotly-plot .modebar:focus-within { opacity: 1; }
     .js-plotly-plot .modebar-btn:focus-visible { outline: 2px solid #0072B2; }
     .jp-OutputArea-output > .js-plotly-plot, .jp-OutputArea-output > .jp-RenderedPlotly { min-width: 560px; }`;
