@@ -165,14 +165,15 @@ def ratios(values: dict[str, float], title: str) -> go.Figure:
             x=[1, values[name]],
             y=[name, name],
             mode="lines+markers+text",
-            text=["", f"  {values[name]:.2f}x " + ("better" if better else "worse")],
-            textposition="middle right",
+            text=["", f"  {values[name]:.2f}x {'better' if better else 'worse'}  "],
+            textposition="middle right" if better else "middle left",
             line={"color": BLUE if better else VERMILLION, "width": 4},
             marker={"size": [0, 14], "symbol": "circle" if better else "x"},
             cliponaxis=False,
         )
     most = max(max(values.values()), 1) * 3
-    least = min(min(values.values()), 1) / 1.3
+    worst = min(values.values())
+    least = worst / 3 if worst < 1 else 1 / 1.3
     ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32) if least <= t <= most]
     drawn.add_vline(x=1, line={"color": INK, "width": 1})
     drawn.update_xaxes(

@@ -84,6 +84,16 @@ def test_binder_trains_ahead_what_the_lessons_ask_for():
 
 
 @notebooks
+def test_every_verdict_is_shown(notebook):
+    """A notebook shows what the last line of a cell gives, and nothing of the others."""
+    for cell in notebook.cells:
+        asks = [
+            line for line in cell.source.splitlines() if re.search(r"^exercises\.\w+\.(check|hint|solution)\(", line)
+        ]
+        assert cell.cell_type == "markdown" or asks in ([], cell.source.splitlines()[-1:]), cell.source
+
+
+@notebooks
 def test_no_cell_fails_where_the_computer_is_busy(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "code":
