@@ -167,7 +167,7 @@ def diagnose(model: str, data: str, **options: object) -> int:
         return 1
     for path in filter(None, (page, text)):
         print(f"Written: {path}")
-    return 130 if any(note.startswith("Interrupted") for note in found.notes) else 0
+    return 130 if found.interrupted else 0
 
 
 def _made(target: str) -> object:

@@ -69,6 +69,7 @@ class Diagnosis:
         all_rounded: what the configuration gives with all layers rounded.
         configuration: how layers were rounded.
         notes: sentences on what was left out, interrupted or unusual.
+        interrupted: an interrupt ended the measuring, and the table holds what was measured until then.
         statistics: what each layer does to its own tensors, for pictures.
     """
 
@@ -79,6 +80,7 @@ class Diagnosis:
     all_rounded: Measured
     configuration: Configuration
     notes: tuple[str, ...]
+    interrupted: bool
     statistics: dict[str, LayerStatistics]
     tolerance: float
     _model: nn.Module = field(repr=False)
@@ -440,21 +442,23 @@ def diagnose(
     trials = [first, everything, *(t for name in suspects for t in (frozenset({name}), layers - {name}))]
     trials = list(dict.fromkeys(trials))
     scores: dict[frozenset[str], Score] = {}
+    interrupted = False
     with _bar(len(trials) * len(batches), progress) as advance:
         try:
             spread(simulation, rounding, batches, trials, metric, advance, scores)
         except KeyboardInterrupt:
+            interrupted = True
             notes.append("Interrupted: the table holds what was measured until then.")
         except Exception as error:
             notes.append(f"Stopped by {type(error).__name__}: {error}: the table holds what was measured until then.")
     if first not in scores or everything not in scores:
-        if any(note.startswith("Interrupted") for note in notes):
+        if interrupted:
             raise KeyboardInterrupt("interrupted before the first layer was measured")
         raise ValueError(f"nothing could be measured. {' '.join(notes) or 'The model raised on every batch.'}")
     if scores[everything].error:
         raise ValueError(f"with its layers rounded the model raises {scores[everything].error}")
     fewest = min(score.batches for score in scores.values() if not score.error)
-    if fewest < len(batches) and not any(note.startswith("Interrupted") for note in notes):
+    if fewest < len(batches) and not interrupted:
         notes.append(f"The model raised later on: on {len(batches) - fewest} batches some layers are left out.")
     rows = _rows(simulation, statistics, scores, first, everything)
     for name in layers - {row["layer"] for row in rows}:
@@ -482,6 +486,7 @@ def diagnose(
         Measured(everywhere.sqnr, everywhere.metric, 0),
         configuration,
         tuple(notes),
+        interrupted,
         statistics,
         tolerance,
         simulation.model,

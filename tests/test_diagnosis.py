@@ -266,6 +266,7 @@ def test_an_interrupt_keeps_what_was_measured(chain, inputs, monkeypatch):
     monkeypatch.setattr(measuring.Score, "add", interrupted)
     diagnosis = quiet(chain, inputs)
     assert 1 <= len(diagnosis.table) < 5
+    assert diagnosis.interrupted
     assert "Interrupted" in diagnosis.notes[-1]
     assert set(diagnosis.table["layer"]) | set(diagnosis.skipped["layer"]) == {f"layers.{i}" for i in range(5)}
 
