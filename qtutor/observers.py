@@ -454,8 +454,9 @@ def observing(
 
     Raises:
         ValueError: the model has no layer of that name.
-        TypeError: `model` is not a module, or `observers` not a mapping to observers; in the block, where a layer gives (or takes) something else than a tensor, such as the
-            tuple of an LSTM: observe the inputs of the layer that takes it apart.
+        TypeError: `model` is not a module, or `observers` not a mapping to observers; in the block, where a
+            layer gives (or takes) something else than a tensor, such as the tuple of an LSTM: observe the
+            inputs of the layer that takes it apart.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
