@@ -346,8 +346,7 @@ class HistogramObserver(_StreamObserver):
             "mse": (self._least_error, 1 << 16, codes),
             "entropy": (self._least_divergence, bins, codes),
         }[self.criterion]
-        width = stream.high.clamp(min=0) - stream.low.clamp(max=0)
-        if codes > most or not (self.symmetric or width.isfinite().all()):  # `choose_qparams` refuses such a width
+        if codes > most:
             return stream.low, stream.high
         size = max(1, _WORK // (_CANDIDATES * work))
         parts = [slice(i, i + size) for i in range(0, len(stream.first), size)]
@@ -362,10 +361,12 @@ class HistogramObserver(_StreamObserver):
         if self.symmetric:
             top = torch.maximum(-bottom, top)
             bottom = -top
-        one_sided = self.symmetric | (bottom == 0) | (top == 0)
-        one_end = bool(one_sided.all())
-        if not one_end and one_sided.any():  # each row is searched as it would be alone
-            for rows in (one_sided[:, 0], ~one_sided[:, 0]):
+        elif (top - bottom).max() == torch.inf:
+            return bottom, top  # no scale: `choose_qparams` says so
+        one_sided = ((bottom == 0) | (top == 0))[:, 0]
+        one_end = self.symmetric or bool(one_sided.all())
+        if not one_end and len(one_sided) > 1 and one_sided.any():  # each row is searched as it would be alone
+            for rows in (one_sided, ~one_sided):
                 bottom[rows], top[rows] = self._least_error(stream.select(rows))
             return bottom, top
         clip = torch.maximum(-bottom, top) * _CLIPS

@@ -384,7 +384,7 @@ def test_a_range_wider_than_float32_is_refused_on_an_asymmetric_grid_only(make):
         (PercentileObserver, {"percentile": 0}, ValueError, r"PercentileObserver: percentile must be in \(0, 100\]"),
         (PercentileObserver, {"percentile": 100.1}, ValueError, "got 100.1"),
         (PercentileObserver, {"percentile": float("nan")}, ValueError, "got nan"),
-        (PercentileObserver, {"percentile": "99"}, TypeError, "PercentileObserver: must be a number, got '99'"),
+        (PercentileObserver, {"percentile": "99"}, TypeError, "percentile must be a number, got '99'"),
         (HistogramObserver, {"criterion": "kl"}, ValueError, "'mse' or 'entropy', got 'kl'"),
         (MovingAverageMinMaxObserver, {"averaging_constant": 0}, ValueError, r"in \(0, 1\], got 0"),
         (MovingAverageMinMaxObserver, {"averaging_constant": 1.5}, ValueError, "got 1.5"),
