@@ -209,7 +209,7 @@ class StreamingHistogram:
                 sign = torch.add(block, 0.0, out=step).view(torch.int32).clamp_(-1, 1)  # + 0.0: never -0.0
                 table.scatter_add_(1, slot.add_(sign).add_(origin), one)
 
-    def select(self, rows: slice) -> "StreamingHistogram":
+    def select(self, rows: slice | Tensor) -> "StreamingHistogram":
         """Return some of the rows."""
         selected = copy.copy(self)
         for name in _ROWS:

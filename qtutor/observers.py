@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +79,15 @@ class Observer(ABC):
                 qparams must be the same for every batch.
 
         Raises:
-            TypeError: `x` is not a floating-point tensor.
+            TypeError: `x` is not a dense floating-point tensor.
             ValueError: `x` is empty, holds NaN, infinity or what float32 cannot hold, or its shape does
                 not fit `axis`, `group_size` or the batches before.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = f"a tensor of {x.dtype} and shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"{self._name} needs a floating-point tensor, got {kind}")
+        if x.layout != torch.strided:
+            raise TypeError(f"{self._name} needs a dense tensor, got {x.layout}: convert it with .to_dense()")
         if x.numel() == 0:
             raise ValueError(f"{self._name}: a tensor of shape {tuple(x.shape)} is empty, there is nothing to observe")
         rows, shape = self._rows(x.detach())
@@ -113,8 +116,7 @@ class Observer(ABC):
         Raises:
             RuntimeError: nothing was observed.
         """
-        if self._shape is None:
-            raise RuntimeError(f"{self._name} has observed nothing: call observe with a tensor of any shape first")
+        self._check_seen()
         low, high = self._choose()
         return low.reshape(self._shape).clone(), high.reshape(self._shape).clone()  # what was observed stays ours
 
@@ -137,6 +139,17 @@ class Observer(ABC):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    def _check_seen(self) -> None:
+        if self._shape is None:
+            raise RuntimeError(f"{self._name} has observed nothing: call observe with a tensor of any shape first")
+
+    def _check_share(self, name: str, whole: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, Real):
+            raise TypeError(f"{self._name}: {name} must be a number, got {value!r}")
+        if not 0 < value <= whole:
+            raise ValueError(f"{self._name}: {name} must be in (0, {whole}], got {value!r}")
 
     def _qparams(self, low: Tensor, high: Tensor) -> QParams:
         # Averages of a minimum and of a maximum may cross by a rounding error: on one side of zero only.
@@ -202,8 +215,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.averaging_constant <= 1:
-            raise ValueError(f"{self._name}: averaging_constant must be in (0, 1], got {self.averaging_constant!r}")
+        self._check_share("averaging_constant", 1)
 
     def _collect(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
         new = (low, high)
@@ -239,6 +251,7 @@ class _StreamObserver(Observer):
     @property
     def histogram(self) -> StreamingHistogram:
         """The histograms of all that was observed, one a row."""
+        self._check_seen()
         self._count()
         self._room = None
         return self._stream
@@ -285,8 +298,7 @@ class PercentileObserver(_StreamObserver):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.percentile <= 100:
-            raise ValueError(f"{self._name}: percentile must be in (0, 100], got {self.percentile!r}")
+        self._check_share("percentile", 100)
 
     def choose(self, stream: StreamingHistogram) -> tuple[Tensor, Tensor]:
         kept = self.percentile / 100
@@ -349,10 +361,17 @@ class HistogramObserver(_StreamObserver):
         if self.symmetric:
             top = torch.maximum(-bottom, top)
             bottom = -top
+        elif (top - bottom).max() == torch.inf:
+            return bottom, top  # no scale: `choose_qparams` says so
+        one_sided = ((bottom == 0) | (top == 0))[:, 0]
+        one_end = self.symmetric or bool(one_sided.all())
+        if not one_end and len(one_sided) > 1 and one_sided.any():  # each row is searched as it would be alone
+            for rows in (one_sided, ~one_sided):
+                bottom[rows], top[rows] = self._least_error(stream.select(rows))
+            return bottom, top
         clip = torch.maximum(-bottom, top) * _CLIPS
         low, high = torch.maximum(bottom, -clip), torch.minimum(top, clip)
         estimate = stream.squared_error()
-        one_end = self.symmetric or not bottom.any() or not top.any()
         for below, above in (*_closer_and_closer(one_end), (None, None)):
             grid = self.quant_min, self.quant_max
             error = estimate(*scale_and_zero_point(low, high, *grid, self.symmetric), *grid)
@@ -436,8 +455,9 @@ def observing(
 
     Raises:
         ValueError: the model has no layer of that name.
-        TypeError: in the block, where a layer gives (or takes) something else than a tensor, such as the
-            tuple of an LSTM: observe the inputs of the layer that takes it apart.
+        TypeError: `model` is not a module, or `observers` not a mapping to observers; in the block, where a
+            layer gives (or takes) something else than a tensor, such as the tuple of an LSTM: observe the
+            inputs of the layer that takes it apart.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
@@ -446,10 +466,18 @@ def observing(
         >>> observers["1"].qparams().scale.shape
         torch.Size([])
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"observing needs a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(observers, Mapping):
+        given = type(observers).__name__
+        raise TypeError(f"observing needs a dict from names of layers to observers, got {given}")
     layers = dict(model.named_modules(remove_duplicate=False))
-    for name in observers:
+    for name, observer in observers.items():
+        if isinstance(observer, type) or not hasattr(observer, "observe"):
+            made = f"the class {observer.__name__}" if isinstance(observer, type) else type(observer).__name__
+            raise TypeError(f"observing: layer {name!r} needs an observer such as MinMaxObserver(), got {made}")
         if name not in layers:
-            near = difflib.get_close_matches(name, layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
+            near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
             raise ValueError(f"observing: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
 
     def see(name: str, layer: nn.Module, args: tuple, output: object = None) -> None:

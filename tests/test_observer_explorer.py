@@ -138,3 +138,15 @@ def test_a_stream_without_batches_gets_a_sentence_and_no_controls():
 def test_bad_streams_are_refused_with_the_batch_that_is_bad(bad, error, message):
     with pytest.raises(error, match=message):
         ObserverExplorer(bad)
+
+
+@pytest.mark.parametrize("largest", [3e37, -2e38])
+def test_a_stream_whose_hot_value_is_beyond_float32_is_refused(largest):
+    with pytest.raises(ValueError, match=r"100 times the largest magnitude, .*, is beyond float32"):
+        ObserverExplorer([torch.tensor([largest, 1.0])])
+
+
+@pytest.mark.parametrize("start", [{"seen": 0}, {"seen": 4}, {"strength": 4}, {"hot_batch": 0}, {"bits": 9}])
+def test_a_control_that_cannot_start_there_is_refused(start):
+    with pytest.raises(ValueError, match=f"{next(iter(start))} cannot be"):
+        ObserverExplorer([torch.ones(3)] * 3, **start)

@@ -280,6 +280,18 @@ def test_per_channel_equals_one_observer_a_channel(make, axis):
 
 
 @every_observer
+def test_channels_on_one_side_of_zero_equal_one_observer_a_channel_among_others(make):
+    x = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
+    grid = {"quant_min": -8, "quant_max": 7}
+    x[1::4].abs_()
+    x[2::4] = -x[2::4].abs()
+    qparams = seen(make(axis=0, **grid), x).qparams()
+    alone = [seen(make(**grid), row).qparams() for row in x]
+    assert qparams.scale.flatten().tolist() == [float(each.scale) for each in alone]
+    assert qparams.zero_point.flatten().tolist() == [int(each.zero_point) for each in alone]
+
+
+@every_observer
 def test_per_group_equals_per_channel_of_the_groups(make):
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     qparams = seen(make(group_size=4, symmetric=True, quant_min=-8, quant_max=7), weight).qparams()
@@ -324,6 +336,7 @@ def test_every_floating_point_dtype_is_observed_as_float32(make, dtype):
         ({}, torch.tensor([1e300], dtype=torch.float64), ValueError, "beyond float32"),
         ({}, torch.arange(3), TypeError, r"floating-point tensor, got a tensor of torch.int64 and shape \(3,\)"),
         ({}, [1.0], TypeError, "got list"),
+        ({}, torch.eye(3).to_sparse(), TypeError, r"dense tensor, got torch.sparse_coo: convert it with .to_dense"),
         ({"axis": 0}, torch.ones(3, 4), ValueError, r"qparams of shape \(2, 1\).*\(3, 4\) needs \(3, 1\)"),
         ({"axis": 0}, torch.ones(2, 4, 1), ValueError, r"needs \(2, 1, 1\)"),
         ({"axis": 1}, torch.ones(4), ValueError, r"axis=1 is not an axis of a tensor of shape \(4,\)"),
@@ -347,6 +360,20 @@ def test_qparams_before_observe_are_refused(make):
         make().qparams()
 
 
+@pytest.mark.parametrize("make", [PercentileObserver, HistogramObserver])
+def test_a_histogram_before_observe_is_refused(make):
+    with pytest.raises(RuntimeError, match="Observer has observed nothing"):
+        _ = make().histogram
+
+
+@every_observer
+def test_a_range_wider_than_float32_is_refused_on_an_asymmetric_grid_only(make):
+    x = torch.tensor([-3e38, 0.0, 1.0, 3e38])
+    with pytest.raises(ValueError, match="wider than float32"):
+        seen(make(), x).qparams()
+    assert seen(make(symmetric=True), x).qparams().scale > 1e36
+
+
 @pytest.mark.parametrize(
     ("make", "kwargs", "error", "message"),
     [
@@ -357,9 +384,11 @@ def test_qparams_before_observe_are_refused(make):
         (PercentileObserver, {"percentile": 0}, ValueError, r"PercentileObserver: percentile must be in \(0, 100\]"),
         (PercentileObserver, {"percentile": 100.1}, ValueError, "got 100.1"),
         (PercentileObserver, {"percentile": float("nan")}, ValueError, "got nan"),
+        (PercentileObserver, {"percentile": "99"}, TypeError, "percentile must be a number, got '99'"),
         (HistogramObserver, {"criterion": "kl"}, ValueError, "'mse' or 'entropy', got 'kl'"),
         (MovingAverageMinMaxObserver, {"averaging_constant": 0}, ValueError, r"in \(0, 1\], got 0"),
         (MovingAverageMinMaxObserver, {"averaging_constant": 1.5}, ValueError, "got 1.5"),
+        (MovingAverageMinMaxObserver, {"averaging_constant": None}, TypeError, "averaging_constant must be a number"),
     ],
 )
 def test_bad_settings_are_refused(make, kwargs, error, message):
@@ -403,6 +432,22 @@ def test_observing_an_unknown_layer_names_near_ones(model):
     ):
         pass
     assert hooks(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("observers", "error", "message"),
+    [
+        (["0"], TypeError, "dict from names of layers to observers, got list"),
+        ({"0": MinMaxObserver}, TypeError, r"layer '0' needs an observer such as .*, got the class MinMaxObserver"),
+        ({"0": 3}, TypeError, "layer '0' needs an observer such as .*, got int"),
+        ({0: MinMaxObserver()}, ValueError, "no layer 0; near it are '0'"),
+    ],
+)
+def test_observing_with_something_else_than_observers_says_so(model, observers, error, message):
+    with pytest.raises(error, match=message), observing(model, observers):
+        pass
+    with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got function"), observing(lambda x: x, {}):
+        pass
 
 
 def test_observing_a_layer_that_returns_a_tuple_says_so():

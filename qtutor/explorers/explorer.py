@@ -58,6 +58,21 @@ def slider_range(low: float, high: float, steps: int = 400) -> tuple[float, floa
     )
 
 
+def set_control(name: str, control: ipywidgets.Widget, value: Any) -> None:
+    """Set one control.
+
+    Raises:
+        ValueError: it cannot take that value.
+    """
+    value = tuple(value) if isinstance(value, list) else value  # as a control keeps several values
+    try:
+        control.value = value
+    except traitlets.TraitError as error:
+        raise ValueError(f"{name} cannot be {value!r}: {error}") from None
+    if control.value != value:  # a slider moves what it cannot take to the nearest value that it can
+        raise ValueError(f"{name} cannot be {value!r}: it goes from {control.min:g} to {control.max:g}")
+
+
 class Explorer(ipywidgets.VBox):
     """Controls above, a sentence that says the result in words, the figure below.
 
@@ -133,7 +148,7 @@ class Explorer(ipywidgets.VBox):
         self._held = True
         try:
             for name, value in values.items():
-                self._set_one(name, value)
+                set_control(name, self.controls[name], value)
         except ValueError:
             for name, value in before.items():
                 self.controls[name].value = value
@@ -141,16 +156,6 @@ class Explorer(ipywidgets.VBox):
         finally:
             self._held = False
         self._redraw()
-
-    def _set_one(self, name: str, value: Any) -> None:
-        control = self.controls[name]
-        value = tuple(value) if isinstance(value, list) else value  # as a control keeps several values
-        try:
-            control.value = value
-        except traitlets.TraitError as error:
-            raise ValueError(f"{name} cannot be {value!r}: {error}") from None
-        if control.value != value:  # a slider moves what it cannot take to the nearest value that it can
-            raise ValueError(f"{name} cannot be {value!r}: it goes from {control.min:g} to {control.max:g}")
 
     def _on_change(self, _change: dict) -> None:
         if not self._held:

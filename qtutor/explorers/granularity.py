@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qtutor import plots
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
-from qtutor.explorers.explorer import Explorer
+from qtutor.explorers.explorer import Explorer, set_control
 from qtutor.observers import MinMaxObserver
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
@@ -194,9 +194,9 @@ class GranularityExplorer(Explorer):
         granularity: where the control starts, and likewise `bits`.
 
     Raises:
-        TypeError: `weight` is not a floating-point tensor.
+        TypeError: `weight` is not a dense floating-point tensor, or `output_axis` not a whole number.
         ValueError: `weight` holds NaN, infinity or more than 1e36, has less than 2 or more than 5 dimensions, or
-            no such output axis.
+            no such output axis; or a control cannot start there.
     """
 
     def __init__(self, weight: Tensor, *, output_axis: int = 0, granularity: str = "tensor", bits: int = 8):
@@ -207,6 +207,10 @@ class GranularityExplorer(Explorer):
         shape = tuple(weight.shape)
         if not 2 <= weight.dim() <= 5:
             raise ValueError(f"{name} needs a weight of 2 to 5 dimensions, got one of shape {shape}")
+        if weight.layout != torch.strided:
+            raise TypeError(f"{name} needs a dense weight, got {weight.layout}: convert it with .to_dense()")
+        if type(output_axis) is not int:
+            raise TypeError(f"{name}: output_axis must be a whole number, got {output_axis!r}")
         if not 0 <= output_axis < weight.dim():
             raise ValueError(f"{name}: output_axis={output_axis} is not an axis of a weight of shape {shape}")
         widest_range = 2 * FACTORS[-1] * weight.detach().to(torch.float32)
@@ -219,7 +223,6 @@ class GranularityExplorer(Explorer):
         controls = {
             "granularity": ipywidgets.ToggleButtons(
                 options=["tensor", "channel", "group"],
-                value=granularity,
                 description="A scale per",
                 style={"button_width": "5.5em"},
                 layout={"width": "max-content"},
@@ -228,10 +231,12 @@ class GranularityExplorer(Explorer):
             "group_size": ipywidgets.SelectionSlider(
                 options=sizes, value=min(sizes, key=lambda n: abs(n - 32)), description="Group size"
             ),
-            "bits": ipywidgets.IntSlider(bits, 2, 8, description="Bits"),
+            "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
             "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
+        set_control("granularity", controls["granularity"], granularity)
+        set_control("bits", controls["bits"], bits)
         channels = len(self.data.weight)
         self._shown, place = _every(channels, math.ceil(channels / _DRAWN), self.data.widest)
         super().__init__(controls, _figure(self.data.kept[self._shown], place))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qtutor import plots
 from qtutor.affine import QParams, choose_qparams, grid
-from qtutor.explorers.explorer import Explorer
+from qtutor.explorers.explorer import Explorer, set_control
 from qtutor.histogram import StreamingHistogram
 from qtutor.observers import BINS, HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
 
@@ -185,7 +185,8 @@ class ObserverExplorer(Explorer):
 
     Raises:
         TypeError: `batches` is not a sequence of floating-point tensors.
-        ValueError: a batch is empty or holds NaN or infinity, or there are too many.
+        ValueError: a batch is empty or holds NaN, infinity or values too large for a hot one, or there are too many;
+            or a control cannot start there.
     """
 
     def __init__(
@@ -204,15 +205,24 @@ class ObserverExplorer(Explorer):
         if len(batches) > MOST_BATCHES:
             raise ValueError(f"ObserverExplorer takes up to {MOST_BATCHES} batches, got {len(batches)}: pass some")
         self.stream = Stream(batches or [torch.zeros(1)])
+        hottest = STRENGTHS[-1] * abs(self.stream.largest)
+        if 2 * hottest > torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"ObserverExplorer: {STRENGTHS[-1]} times the largest magnitude, {abs(self.stream.largest):.3g}, is "
+                "beyond float32: scale the batches down"
+            )
         last = len(self.stream)
         controls = {
-            "seen": ipywidgets.IntSlider(seen or last, 1, last, description="Batches"),
+            "seen": ipywidgets.IntSlider(last, 1, last, description="Batches"),
             "strength": ipywidgets.SelectionSlider(
-                options=[(f"x {s:g}", s) for s in STRENGTHS], value=strength, description="Hot value"
+                options=[(f"x {s:g}", s) for s in STRENGTHS], description="Hot value"
             ),
-            "hot_batch": ipywidgets.IntSlider(hot_batch or (last + 2) // 3, 1, last, description="Hot batch"),
-            "bits": ipywidgets.IntSlider(bits, 2, 8, description="Bits"),
+            "hot_batch": ipywidgets.IntSlider((last + 2) // 3, 1, last, description="Hot batch"),
+            "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
         }
+        for name, value in (("seen", seen), ("strength", strength), ("hot_batch", hot_batch), ("bits", bits)):
+            if value is not None:
+                set_control(name, controls[name], value)
         figure = _figure(last)
         self._lines = figure.data
         self._marks = figure.layout.shapes
