@@ -33,6 +33,7 @@ _ENTROPY_BINS = 1 << 11
 _CANDIDATES = 49  # ranges tried at once
 _CLIPS = torch.logspace(0, -12, 25, base=2)
 _BATCH = 1 << 18  # values that are counted at once, where batches are smaller
+_ROOMS: list[Tensor] = []  # memory that an observer no longer needs: the system hands out new pages slowly
 _WORK = 1 << 18  # numbers per pass of a search over ranges, in cache
 
 
@@ -153,8 +154,11 @@ class Observer(ABC):
 
     def _qparams(self, low: Tensor, high: Tensor) -> QParams:
         # Averages of a minimum and of a maximum may cross by a rounding error: on one side of zero only.
-        grid = {"quant_min": self.quant_min, "quant_max": self.quant_max, "symmetric": self.symmetric}
-        return choose_qparams(low.clamp(max=0), high.clamp(min=0), **grid)
+        low, high, grid = low.clamp(max=0), high.clamp(min=0), (self.quant_min, self.quant_max)
+        scale, zero_point = scale_and_zero_point(low, high, *grid, self.symmetric)
+        if (scale == torch.inf).any():
+            choose_qparams(low, high, quant_min=grid[0], quant_max=grid[1], symmetric=self.symmetric)  # says why not
+        return QParams(scale, zero_point, *grid)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The values of each scale as a row, and the shape of the qparams."""
@@ -240,8 +244,8 @@ class _StreamObserver(Observer):
         if self._held + size > width:
             self._count()
         if self._room is None:
-            self._room = torch.empty(len(rows), width)
-        self._room[:, self._held : self._held + size] = rows
+            self._room = _ROOMS.pop() if _ROOMS else torch.empty(_BATCH)
+        self._batches(len(rows))[:, self._held : self._held + size] = rows
         self._held += size
         self._ends.append((low, high))
 
@@ -253,13 +257,20 @@ class _StreamObserver(Observer):
         """The histograms of all that was observed, one a row."""
         self._check_seen()
         self._count()
+        if self._room is not None and not _ROOMS:
+            _ROOMS.append(self._room)
         self._room = None
         return self._stream
+
+    def _batches(self, rows: int) -> Tensor:
+        """The room as `(rows, n)`."""
+        width = _BATCH // rows
+        return self._room[: rows * width].view(rows, width)
 
     def _count(self) -> None:
         if self._ends:
             low, high = (torch.stack(ends) for ends in zip(*self._ends, strict=True))
-            self._add(self._room[:, : self._held], low.amin(dim=0), high.amax(dim=0))
+            self._add(self._batches(low.shape[1])[:, : self._held], low.amin(dim=0), high.amax(dim=0))
             self._ends.clear()
             self._held = 0
 
