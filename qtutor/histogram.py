@@ -202,7 +202,7 @@ class StreamingHistogram:
         parts = (each.split(height) for each in (values, tables, start, per_width))
         for rows, table, origin, scale in zip(*parts, strict=True):
             blocks = rows.chunk(-(-rows.numel() // _BLOCK), dim=1)
-            buffers = _scratch(max(_BLOCK, blocks[0].numel()), threading.get_ident())
+            buffers = _scratch(max(_BLOCK, blocks[0].numel()), tables.dtype, threading.get_ident())
             for block in blocks:
                 one, slot, step = (buffer[: block.numel()].view(block.shape) for buffer in buffers)
                 slot.copy_(torch.mul(block, scale, out=step))
@@ -339,13 +339,13 @@ class StreamingHistogram:
 
 @lru_cache(maxsize=2)
 def _tables(lanes: int, slots: int, thread: int) -> Tensor:
-    return torch.empty(lanes, slots, dtype=torch.int64)
+    return torch.empty(lanes, slots, dtype=torch.int32)
 
 
 @lru_cache(maxsize=2)
-def _scratch(size: int, thread: int) -> tuple[Tensor, Tensor, Tensor]:
+def _scratch(size: int, dtype: torch.dtype, thread: int) -> tuple[Tensor, Tensor, Tensor]:
     """Ones and two buffers, kept for the next pass: large memory that is freed comes back page by page, slowly."""
-    return torch.ones(size, dtype=torch.int64), torch.empty(size, dtype=torch.int32), torch.empty(size)
+    return torch.ones(size, dtype=dtype), torch.empty(size, dtype=torch.int32), torch.empty(size)
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

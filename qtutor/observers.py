@@ -13,6 +13,7 @@ does not grow with the stream, in any module through `observing`.
 """
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -32,7 +33,7 @@ BINS = 1 << 13
 _ENTROPY_BINS = 1 << 11
 _CANDIDATES = 49  # ranges tried at once
 _CLIPS = torch.logspace(0, -12, 25, base=2)
-_BATCH = 1 << 18  # values that are counted at once, where batches are smaller
+_BATCH = 1 << 19  # values that are counted at once, where batches are smaller
 _ROOMS: list[Tensor] = []  # memory that an observer no longer needs: the system hands out new pages slowly
 _WORK = 1 << 18  # numbers per pass of a search over ranges, in cache
 
@@ -102,7 +103,7 @@ class Observer(ABC):
             low, high = (end.view(1) for end in rows.aminmax())
         else:
             low, high = rows.amin(dim=1), rows.amax(dim=1)
-        if not torch.equal(low - low, high - high):  # NaN where an end is not finite
+        if not all(map(math.isfinite, (*low.tolist(), *high.tolist()))):
             raise ValueError(
                 f"{self._name}: {int((~rows.isfinite()).sum())} of the {x.numel()} values of a tensor of shape "
                 f"{tuple(x.shape)} are NaN, infinite or beyond float32"
