@@ -185,7 +185,7 @@ class StreamingHistogram:
         # Threads share the rows of a table; a single row is cut into lanes, with a table each.
         lanes = min(torch.get_num_threads(), values.shape[1] // _LANE) if len(values) == 1 else 1
         if lanes > 1:
-            tables = _tables(lanes, self._slots.shape[1], threading.get_ident()).zero_()
+            tables = self._slots.new_zeros(lanes, self._slots.shape[1], dtype=torch.int32)
             cut = values.shape[1] // lanes * lanes
             self._tally(values[:, :cut].reshape(lanes, -1), tables)
             for table in tables:
@@ -302,13 +302,12 @@ class StreamingHistogram:
         finest = torch.maximum((high64 - low64) / (self.bins - 2), torch.maximum(-low64, high64) * 2**-22)
         lowest = low64 * (1 + 2**-40)  # a hair further from zero, for values on an edge
         self.low, self.high = low, high
-        if bool(((finest < width) & (lowest >= self.first * width)).all()):
+        if ((finest < width) & (lowest >= self.first * width)).all():
             return
         exponent = torch.maximum(torch.frexp(finest.clamp_(min=2**-61)).exponent, self.exponent)
         # At a multiple of `bins`, so that most growth moves nothing.
         first = (lowest * _power_of_two(-exponent)).floor_().to(torch.int64) & -self.bins
-        moved = not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first))
-        counted = (self._edges_in(exponent), self.counts, self.zeros) if moved and self._slots.any() else ()
+        counted = (self._edges_in(exponent), self.counts, self.zeros) if self._slots.any() else ()
         self.exponent, self.first = exponent, first
         if counted:
             self._put(*counted)
@@ -335,11 +334,6 @@ class StreamingHistogram:
         slots = (index + (index >= 0) - self.first[:, None]).clamp(0, 2 * self.bins)
         self._slots = counts.new_zeros(len(index), 2 * self.bins + 1).scatter_add_(1, slots, counts)
         self._slots.scatter_add_(1, self._zero, zeros[:, None])
-
-
-@lru_cache(maxsize=2)
-def _tables(lanes: int, slots: int, thread: int) -> Tensor:
-    return torch.empty(lanes, slots, dtype=torch.int32)
 
 
 @lru_cache(maxsize=2)

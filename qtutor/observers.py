@@ -155,11 +155,8 @@ class Observer(ABC):
 
     def _qparams(self, low: Tensor, high: Tensor) -> QParams:
         # Averages of a minimum and of a maximum may cross by a rounding error: on one side of zero only.
-        low, high, grid = low.clamp(max=0), high.clamp(min=0), (self.quant_min, self.quant_max)
-        scale, zero_point = scale_and_zero_point(low, high, *grid, self.symmetric)
-        if (scale == torch.inf).any():
-            choose_qparams(low, high, quant_min=grid[0], quant_max=grid[1], symmetric=self.symmetric)  # says why not
-        return QParams(scale, zero_point, *grid)
+        grid = {"quant_min": self.quant_min, "quant_max": self.quant_max, "symmetric": self.symmetric}
+        return choose_qparams(low.clamp(max=0), high.clamp(min=0), **grid)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The values of each scale as a row, and the shape of the qparams."""
@@ -245,7 +242,10 @@ class _StreamObserver(Observer):
         if self._held + size > width:
             self._count()
         if self._room is None:
-            self._room = _ROOMS.pop() if _ROOMS else torch.empty(_BATCH)
+            try:
+                self._room = _ROOMS.pop()
+            except IndexError:  # not asked before: another thread may take the last
+                self._room = torch.empty(_BATCH)
         self._batches(len(rows))[:, self._held : self._held + size] = rows
         self._held += size
         self._ends.append((low, high))

@@ -20,13 +20,13 @@ SIZES = 10_000, 100_000, 1_000_000
 def streams(size: int) -> dict[str, Tensor]:
     """`(10, size)` values by the name of their distribution."""
     generator = torch.Generator().manual_seed(0)
-    normal, gamma = (torch.randn(10, size, generator=generator) for _ in range(2))
+    normal, other = (torch.randn(10, size, generator=generator) for _ in range(2))
     uniform = torch.rand(10, size, generator=generator)
     outliers = normal.clone()
     outliers[:, :3] = 50
     return {
         "normal": normal,
-        "Laplace": gamma.sign() * uniform.log(),
+        "Laplace": other.sign() * uniform.log(),
         "ReLU": normal.relu(),
         "heavy tails": normal / uniform.log().neg().sqrt(),  # Student's t with two degrees of freedom
         "outliers": outliers,
