@@ -2,6 +2,8 @@
 
 Rooms, from the ground up (imports only ever point to an earlier line):
 
+    threads      how PyTorch's threads wait for one another, and how many there are
+    quick        plotly imported without what no kernel needs
     affine       the map between real numbers and integer codes; its error
     histogram    many numbers as a few bins; the quantization error of a histogram
     machine      what this computer is, in words
@@ -31,7 +33,12 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     book         the course as a site to read
     cli          the `qtutor` command
 
-Nothing is re-exported here: `from qtutor.affine import quantize` shows where a name lives.
+Nothing is re-exported here: `from qtutor.affine import quantize` shows where a name lives. Importing it before torch
+lets PyTorch's threads wait calmly on a busy computer: `qtutor.threads` says how.
 """
 
+from qtutor import threads
+
 __version__ = "0.1.0"
+
+threads.settle()

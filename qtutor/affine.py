@@ -17,10 +17,10 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from qtutor.lsq import LearnedFakeQuantizer, learned_fake_quantize  # noqa: F401  the map with a learned scale
+
 import torch
 from torch import Tensor
-
-from qtutor.lsq import LearnedFakeQuantizer, learned_fake_quantize  # noqa: F401  the map with a learned scale
 
 EPS = torch.finfo(torch.float32).eps
 """The smallest scale that `choose_qparams` returns, as in PyTorch's observers."""

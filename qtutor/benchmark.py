@@ -30,11 +30,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from qtutor.machine import Machine, describe
+
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import set_torch_threads, timer
-
-from qtutor.machine import Machine, describe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,8 @@ class Comparison:
     def setting(self) -> str:
         """Where it ran: versions, threads, the processor and what it has for INT8, in a sentence."""
         cpu = self.machine.cpu or "an unknown processor"
-        threads = "1 thread" if self.machine.threads == 1 else f"{self.machine.threads} threads"
+        threads = f"{self.machine.threads} threads that wait {self.machine.waiting}"
+        threads = "1 thread" if self.machine.threads == 1 else threads
         features = f" ({', '.join(self.machine.features)})" if self.machine.features else ""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{versions}, with {threads} on {cpu}{features}."

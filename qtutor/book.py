@@ -15,10 +15,10 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import nbformat
-
 import qtutor
 from qtutor import storage
+
+import nbformat
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 

@@ -232,11 +232,11 @@ def book(out: str) -> int:
 def bench(as_json: bool, seconds: float = 200) -> int:
     """Time FP32 against INT8 in each runtime that is installed, for two networks; takes less than five minutes."""
     try:
-        import torch
-
         from qtutor import benchmark, runtimes, vision  # noqa: F401  vision makes torchvision importable
         from qtutor.machine import describe
         from qtutor.samples import ArticleNet
+
+        import torch
         from torchvision.models import resnet18  # isort: skip
     except ImportError as error:
         return _not_installed(error)

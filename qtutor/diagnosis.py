@@ -23,14 +23,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from qtutor import repair
 from qtutor.batches import Batch, read
 from qtutor.local import LayerStatistics, explain, local_statistics
 from qtutor.measuring import Metric, Score, accuracy, can_be_classes, scores_of, spread, sweep, tensors_of
 from qtutor.simulation import Configuration, Rounding, Simulation
+
+import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import pandas as pd

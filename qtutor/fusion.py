@@ -22,12 +22,6 @@ from functools import reduce
 from itertools import pairwise
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
-
 from qtutor.dataflow import (
     Meter,
     OperatorTraffic,
@@ -40,6 +34,12 @@ from qtutor.dataflow import (
     tensors_in,
     trace,
 )
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _NORM_AFTER = {nn.Linear: nn.BatchNorm1d}

@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from qtutor.affine import QParams, QuantizationError
+
 import torch
 from torch import Tensor
-
-from qtutor.affine import QParams, QuantizationError
 
 _LANE = 1 << 16  # values for which a table of their own pays
 _BLOCK = 1 << 17  # values per pass: in cache, and enough that threads pay

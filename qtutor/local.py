@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from qtutor.affine import fake_quantize, sqnr
 from qtutor.batches import Batch
 from qtutor.measuring import decibels
 from qtutor.simulation import Rounding, Simulation, activation_axis, channel_axis
+
+import torch
+from torch import Tensor
 
 UNEVEN = 16.0
 """One scale for channels whose ranges differ by this factor leaves the median channel 4 of 8 bits."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from qtutor import threads
+
 import psutil
 import torch
 
@@ -51,6 +53,7 @@ class Machine:
         features: the instructions that matter for INT8.
         cores: logical cores that this process may use.
         threads: threads that PyTorch uses.
+        waiting: how they wait for one another, for the end of a sentence.
         memory_total: bytes of memory, or the limit of the container.
         memory_available: bytes of it that are free.
         engines: PyTorch's quantized engines here.
@@ -68,6 +71,7 @@ class Machine:
     features: tuple[str, ...] | None
     cores: int | None
     threads: int
+    waiting: str
     memory_total: int | None
     memory_available: int | None
     engines: tuple[str, ...]
@@ -117,6 +121,9 @@ class Machine:
         cores = "an unknown number of cores" if self.cores is None else _count(self.cores, "core")
         cpu = self.cpu or "unknown, its name could not be found out"
         yield f"The processor: {cpu}. PyTorch uses {_count(self.threads, 'thread')} on {cores}."
+        if self.threads > 1:
+            advice = "" if self.waiting != threads.SPINNING else f": {threads.ADVICE}"
+            yield f"They wait for one another {self.waiting}{advice}."
         if self.kernels:
             kernels = "the default instructions" if self.kernels == "DEFAULT" else self.kernels
             yield f"PyTorch's own kernels use {kernels}."
@@ -169,6 +176,7 @@ def describe() -> Machine:
         features=None if capabilities is None else tuple(_FEATURES[key] for key in _FEATURES if capabilities.get(key)),
         cores=_attempt(lambda: len(os.sched_getaffinity(0))) or os.cpu_count(),
         threads=torch.get_num_threads(),
+        waiting=threads.waiting(),
         memory_total=memory_total,
         memory_available=memory_available,
         engines=engines,

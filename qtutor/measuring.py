@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qtutor.batches import Batch
+from qtutor.simulation import Rounding, Simulation, no_fast_attention
+
 import joblib
 import torch
 from torch import Tensor
-
-from qtutor.batches import Batch
-from qtutor.simulation import Rounding, Simulation, no_fast_attention
 
 try:  # Dask brings it, with what the user told it to pickle by value
     import cloudpickle

@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from qtutor.affine import grid
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
-
-from qtutor.affine import grid
 
 _AVERAGES = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -34,18 +34,21 @@ def narrow_qconfig(qconfig: Any, bits: int) -> Any:
     return qconfig._replace(activation=activation, weight=qconfig.weight.with_args(quant_min=low, quant_max=high))
 
 
-def trained_qconfig(qconfig: Any, fake_quantize: Any, reduced: bool) -> Any:
+def reduced_qconfig(qconfig: Any) -> Any:
+    """Return a QConfig of torch.ao whose activations keep to 7 of 8 bits, as PyTorch's own do on some engines."""
+    return qconfig._replace(activation=qconfig.activation.with_args(reduce_range=True))
+
+
+def trained_qconfig(qconfig: Any, fake_quantize: Any) -> Any:
     """Return PyTorch's QConfig for training, changed so that training computes what the converted model will.
 
     Args:
         qconfig: of torch.ao, with its fused fake-quantizers.
         fake_quantize: the class that is not fused. Its symmetric scale is half the steps in the range; the fused
             kernel's is one step coarser, a third at 2 bits, and it shifts zero in a channel of one sign.
-        reduced: whether activations keep to 7 of 8 bits, as they do in PyTorch's own.
     """
-    whole = {} if reduced else {"quant_min": 0, "quant_max": 255, "reduce_range": False}
-    weight = fake_quantize.with_args(**qconfig.weight.p.keywords)
-    return qconfig._replace(activation=qconfig.activation.with_args(**whole), weight=weight)
+    activation = qconfig.activation.with_args(quant_min=0, quant_max=255, reduce_range=False)
+    return qconfig._replace(activation=activation, weight=fake_quantize.with_args(**qconfig.weight.p.keywords))
 
 
 def trained_config(config: Any, fake_quantize: Any) -> Any:

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from numbers import Real
 
-import torch
-from torch import Tensor, nn
-
 from qtutor.affine import QParams, check_grid, choose_qparams, scale_and_zero_point
 from qtutor.histogram import StreamingHistogram
+
+import torch
+from torch import Tensor, nn
 
 BINS = 1 << 13
 """Of the histogram of a tensor; with many channels or groups each has fewer."""

@@ -10,16 +10,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtutor import quick  # noqa: F401  before plotly
+from qtutor.affine import QParams, QuantizationError, dequantize, fake_quantize
+from qtutor.benchmark import Comparison
+from qtutor.claims import VERDICTS, Judgement
+from qtutor.roofline import Peaks
+
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
-
-from qtutor.affine import QParams, QuantizationError, dequantize, fake_quantize
-from qtutor.benchmark import Comparison
-from qtutor.claims import VERDICTS, Judgement
-from qtutor.roofline import Peaks
 
 if TYPE_CHECKING:
     from qtutor.diagnosis import Diagnosis

@@ -146,9 +146,9 @@ def check_ports(ports: Iterable[int]) -> Check:
 
 def probe(steps: int = 40) -> float:
     """Return the median seconds of a training step of a small network on this computer."""
-    import torch
-
     from qtutor.samples import SmallCNN
+
+    import torch
 
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         images, labels = torch.rand(64, 1, 8, 8), torch.arange(64) % 10

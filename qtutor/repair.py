@@ -16,15 +16,15 @@ from itertools import combinations
 from math import comb
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-
 from qtutor.batches import read
 from qtutor.dataflow import trace
 from qtutor.fusion import fuse
 from qtutor.simulation import Configuration, Simulation
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 if TYPE_CHECKING:
     from qtutor.diagnosis import Diagnosis

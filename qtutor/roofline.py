@@ -12,10 +12,10 @@ Source: Williams, Waterman and Patterson 2009, "Roofline: an insightful visual p
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qtutor.benchmark import compare
+
 import torch
 from torch import Tensor, nn
-
-from qtutor.benchmark import compare
 
 if TYPE_CHECKING:
     import pandas as pd

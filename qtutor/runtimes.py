@@ -37,15 +37,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
-
 from qtutor.batches import inputs_of
 from qtutor.benchmark import size_bytes
 from qtutor.capture import unlogged
 from qtutor.machine import describe
 from qtutor.workflows import Unavailable, hide_torch_notices, needs_compiler, quantize_static
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Batches = Sequence[tuple[Tensor, ...]]
 
@@ -367,8 +367,11 @@ def _openvino_int8(exported: _Exported) -> tuple[Callable, int]:
     nncf = _quiet_nncf()
     batches = [{f"input{i}": tensor.numpy() for i, tensor in enumerate(batch)} for batch in exported.batches]
     model = openvino.Core().read_model(exported.onnx)
+    options = {}
+    if not (describe().has_int8_dot_product or _on_arm()):  # sums of two products overflow 16 bits, as in ONNX Runtime
+        options["advanced_parameters"] = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     with _no_progress_bars():
-        model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+        model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches), **options)
     return _openvino(exported, model, "int8")
 
 

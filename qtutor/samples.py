@@ -21,10 +21,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from urllib.error import URLError
 
+from qtutor import storage, vision  # noqa: F401  vision makes torchvision importable
+
 import torch
 from torch import Tensor, nn
-
-from qtutor import storage, vision  # noqa: F401  vision makes torchvision importable
 
 PETALS = (3, 4, 5, 6, 8)
 FLOWER_NAMES = tuple(f"{count} {shape} petals" for count in PETALS for shape in ("round", "pointed"))

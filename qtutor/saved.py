@@ -16,13 +16,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import qtutor
+from qtutor.storage import write_atomically
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
-
-import qtutor
-from qtutor.storage import write_atomically
 
 _FORMAT = b"qtutor model 1 "
 

@@ -17,16 +17,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qtutor.affine import QParams, fake_quantize, grid
+from qtutor.batches import Batch
+from qtutor.observers import HistogramObserver, MinMaxObserver, Observer
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
-
-from qtutor.affine import QParams, fake_quantize, grid
-from qtutor.batches import Batch
-from qtutor.observers import HistogramObserver, MinMaxObserver, Observer
 
 KINDS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 """What is simulated, with all classes that derive from these."""

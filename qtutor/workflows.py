@@ -12,6 +12,7 @@ function returns a new model and leaves the given one, and PyTorch's quantized e
 
 import copy
 import importlib
+import inspect
 import itertools
 import logging
 import platform
@@ -23,11 +24,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.nn.modules.conv import _ConvNd
-
 from qtutor import capture, saved
 from qtutor.affine import grid
 from qtutor.batches import check_inputs, inputs_of
@@ -38,9 +34,15 @@ from qtutor.narrow import (
     keep_trained_scales,
     narrow_config,
     narrow_qconfig,
+    reduced_qconfig,
     trained_config,
     trained_qconfig,
 )
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.modules.conv import _ConvNd
 
 REPLACEMENTS = {
     "torch.ao.quantization.quantize_dynamic": "torchao.quantization.quantize_",
@@ -82,6 +84,10 @@ _LOGGERS = {"torchao": "Failed to load", "torch.utils._pytree": "is an Enum subc
 
 _FLOWS = ("eager", "fx", "pt2e")
 _INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
+_SATURATING = ("x86", "fbgemm", "onednn", "x86_inductor")
+"""Engines that, without an INT8 dot product, add two products of 8-bit codes in 16 bits, which cannot hold them."""
+
+_PATTERNS: dict[tuple, GraphModule] = {}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
@@ -215,7 +221,6 @@ def prepare_qat(
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     check_inputs(inputs, "example_input")
     recipe = _new_recipe(model, flow, inputs, engine) | {"trained": True, "prepared": True, "bits": bits}
-    recipe["reduced"] = recipe["engine"] in ("x86", "fbgemm") and not describe().has_int8_dot_product
     with _at_work(recipe["engine"]):
         if edge_bits != bits:
             layers = [*capture.count_calls(_float_copy(model), inputs, (_ConvNd, nn.Linear))]
@@ -381,6 +386,7 @@ def _new_recipe(model: nn.Module, flow: str, inputs: tuple[Tensor, ...], engine:
         engine = "fbgemm"
     _check_transposed(model, engine)
     recipe = {"flow": flow, "engine": engine or engines[0], "keep_float": [], "trained": False, "bits": 8, "edges": {}}
+    recipe["reduced"] = recipe["engine"] in _SATURATING and not describe().has_int8_dot_product
     return recipe | {"inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in inputs]}
 
 
@@ -535,9 +541,13 @@ def _prepare_fx(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) -> n
 def _qconfigs(ao: ModuleType, recipe: dict) -> Any:
     """PyTorch's own qconfig mapping for the engine, narrowed to the bits."""
     get_default = ao.get_default_qat_qconfig_mapping if recipe["trained"] else ao.get_default_qconfig_mapping
-    mapping = get_default(recipe["engine"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Default qconfig of oneDNN backend with reduce_range of false")  # see below
+        mapping = get_default(recipe["engine"])
     if recipe["trained"]:
-        mapping.set_global(trained_qconfig(mapping.global_qconfig, ao.FakeQuantize, recipe["reduced"]))
+        mapping.set_global(trained_qconfig(mapping.global_qconfig, ao.FakeQuantize))
+    if recipe["reduced"]:
+        mapping.set_global(reduced_qconfig(mapping.global_qconfig))
     for name, bits in recipe["edges"].items():
         mapping.set_module_name(name, narrow_qconfig(mapping.global_qconfig, bits))
     for name in recipe["keep_float"]:
@@ -552,7 +562,8 @@ def _prepare_pt2e(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) ->
     kind = _INDUCTOR[recipe["engine"]]
     pt2e, flow, home = _torchao("", ".quantize_pt2e", f".quantizer.{kind.lower()}_inductor_quantizer")
     prepare = flow.prepare_qat_pt2e if recipe["trained"] else flow.prepare_pt2e
-    default = getattr(home, f"get_default_{kind.lower()}_inductor_quantization_config")(is_qat=recipe["trained"])
+    options = {"is_qat": recipe["trained"]} | ({"reduce_range": True} if recipe["reduced"] else {})
+    default = getattr(home, f"get_default_{kind.lower()}_inductor_quantization_config")(**options)
     if recipe["trained"]:
         default = trained_config(default, pt2e.FakeQuantize)
     quantizer = getattr(home, f"{kind}InductorQuantizer")().set_global(narrow_config(default, recipe["bits"]))
@@ -560,7 +571,8 @@ def _prepare_pt2e(model: nn.Module, recipe: dict, inputs: tuple[Tensor, ...]) ->
         quantizer.set_module_name_qconfig(name, narrow_config(default, bits))
     for name in recipe["keep_float"]:
         quantizer.set_module_name_qconfig(name, None)
-    prepared = prepare(capture.export(model, inputs), quantizer)
+    with _few_patterns(recipe["trained"]):
+        prepared = prepare(capture.export(model, inputs), quantizer)
 
     def train(mode: bool = True) -> nn.Module:
         (pt2e.move_exported_model_to_train if mode else pt2e.move_exported_model_to_eval)(prepared)
@@ -605,14 +617,14 @@ def _finish(
 def _convert(prepared: nn.Module, recipe: dict) -> nn.Module:
     keep_trained_scales(prepared)
     if recipe["flow"] == "pt2e":
-        return _remember(_convert_pt2e(prepared), recipe)
+        return _remember(_convert_pt2e(prepared, recipe["trained"]), recipe)
     ao = _torch_ao()
     prepared.eval()
     model = ao.quantize_fx.convert_fx(prepared) if recipe["flow"] == "fx" else _swap(ao.convert, prepared)
     if recipe["engine"] == "qnnpack":
         _straighten(model)
-    if recipe["bits"] < 8 or recipe["edges"] or recipe.get("reduced"):
-        clip_codes(model, recipe["bits"], recipe["edges"], recipe.get("reduced", False))
+    if recipe["trained"] and (recipe["bits"] < 8 or recipe["edges"] or recipe["reduced"]):
+        clip_codes(model, recipe["bits"], recipe["edges"], recipe["reduced"])
     return _remember(model.eval(), recipe)  # conversion makes new modules, in training mode
 
 
@@ -635,9 +647,44 @@ def _straighten(model: nn.Module) -> None:
     model.recompile()
 
 
-def _convert_pt2e(prepared: nn.Module) -> nn.Module:
+@contextmanager
+def _few_patterns(trained: bool) -> Iterator[None]:
+    """Have torchao look only for patterns that can occur, and make each of them once in a process.
+
+    Where a model has a batch norm it looks for 26 patterns of each of four kinds of convolution, and exports every
+    one anew: half a minute to a minute, whether or not the model has such a convolution or was trained.
+    """
+    (qat,) = _torchao(".qat_utils")
+    names = ("_fuse_conv_bn_qat_helper", "_fold_conv_bn_qat_helper", "_get_aten_graph_module_for_pattern")
+    fuse, fold, make = before = [getattr(qat, name) for name in names]
+
+    def where_it_occurs(look: Callable) -> Callable:
+        def sparing(model: GraphModule, convolution: Callable, *args: Any, **options: Any) -> GraphModule:
+            occurs = any(f"aten.{convolution.__name__}." in str(node.target) for node in model.graph.nodes)
+            return look(model, convolution, *args, **options) if trained and occurs else model
+
+        return sparing
+
+    def once(pattern: Any, inputs: tuple, is_cuda: bool = False, **options: Any) -> GraphModule:
+        closure = inspect.getclosurevars(pattern.fn).nonlocals
+        key = (pattern.fn.__qualname__, repr(closure), *sorted(options), *(x.shape for x in inputs), is_cuda)
+        if key not in _PATTERNS:
+            _PATTERNS[key] = make(pattern, inputs, is_cuda, **options)
+        return copy.deepcopy(_PATTERNS[key])
+
+    for name, function in zip(names, (where_it_occurs(fuse), where_it_occurs(fold), once), strict=True):
+        setattr(qat, name, function)
+    try:
+        yield
+    finally:
+        for name, function in zip(names, before, strict=True):
+            setattr(qat, name, function)
+
+
+def _convert_pt2e(prepared: nn.Module, trained: bool) -> nn.Module:
     pt2e, quantize_pt2e = _torchao("", ".quantize_pt2e")
-    model = quantize_pt2e.convert_pt2e(pt2e.move_exported_model_to_eval(prepared))
+    with _few_patterns(trained):
+        model = quantize_pt2e.convert_pt2e(pt2e.move_exported_model_to_eval(prepared))
     used = {node.target for node in model.graph.nodes if node.op == "get_attr"}
     for name, _ in [*model.named_parameters(remove_duplicate=False)]:  # float weights that INT8 ones replaced
         if name not in used:

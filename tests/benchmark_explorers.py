@@ -13,7 +13,7 @@ from pathlib import Path
 import ipywidgets
 import nbformat
 import plotly.graph_objects as go
-from lab import Notebook, chromium, jupyterlab
+from lab import Notebook, empty_page, jupyterlab
 
 SETUP = f"""
 import sys
@@ -115,7 +115,7 @@ def measure(make: str, slider: str, presses: int) -> dict[str, list[float]]:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
         nbformat.write(notebook, Path(folder, "benchmark.ipynb"))
-        with jupyterlab(Path(folder)) as address, chromium(1360, 2200) as page:
+        with jupyterlab(Path(folder)) as address, empty_page(1360, 2200) as page:
             Notebook(page, address, "benchmark.ipynb").run_all()
             page.wait_for_timeout(3000)
             page.evaluate(LISTEN)

@@ -6,13 +6,13 @@ error of both ranges over the whole stream. A measurement, not a test.
 
 import warnings
 
-import torch
-from torch import Tensor
-from torch.ao.quantization.observer import HistogramObserver as PyTorchsHistogramObserver
-
 from qtutor.affine import QParams, measure_error
 from qtutor.benchmark import compare
 from qtutor.observers import HistogramObserver
+
+import torch
+from torch import Tensor
+from torch.ao.quantization.observer import HistogramObserver as PyTorchsHistogramObserver
 
 SIZES = 10_000, 100_000, 1_000_000
 

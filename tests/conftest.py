@@ -1,7 +1,39 @@
+"""What every test shares: calm threads, a home for the run, and a home of its own for each test."""
+
+import os
+from pathlib import Path
+
+import qtutor  # noqa: F401  before anything loads PyTorch
+
 import pytest
+import thoroughness  # noqa: F401  registers the profiles
+import torch
+from hypothesis import settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what lessons train out of the user's folders: each model is trained once, and found by the next run."""
+    if not config.getoption("hypothesis_profile", None):
+        settings.load_profile("push")
+    os.environ["QTUTOR_HOME"] = str(config.cache.mkdir("qtutor-home"))
+    if hasattr(config, "workerinput"):  # the processes share the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.workerinput["workercount"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the cells of a notebook, and what shares a browser, in one process; the rest goes where there is time."""
+    for item in items:
+        if item.path.suffix == ".ipynb" or item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="session")
+def home_of_the_run() -> Path:
+    """Where the lessons of this run keep the models that they train."""
+    return Path(os.environ["QTUTOR_HOME"])
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    """Keep the tests' progress and caches out of the user's own folders."""
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start each test with no progress and no model trained."""
     monkeypatch.setenv("QTUTOR_HOME", str(tmp_path / "qtutor-home"))

@@ -24,8 +24,8 @@ NOT_OURS = re.compile(r"favicon|ERR_INTERNET_DISCONNECTED|ERR_NAME_NOT_RESOLVED|
 
 
 @contextlib.contextmanager
-def jupyterlab(root: Path) -> Iterator[str]:
-    """Serve `root` as the learner's command does; yield the server's address."""
+def jupyterlab(root: Path, **environment: str) -> Iterator[str]:
+    """Serve `root` as the learner's command does, in an environment with some changes; yield the server's address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,7 +46,9 @@ def jupyterlab(root: Path) -> Iterator[str]:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
     with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=COURSE)
+        server = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=COURSE, env={**os.environ, **environment}
+        )
         try:
             address = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + 60
@@ -66,7 +68,7 @@ def jupyterlab(root: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def chromium(width: int = 1360, height: int = 1000) -> Iterator[Page]:
+def empty_page(width: int = 1360, height: int = 1000) -> Iterator[Page]:
     """Open an empty page in headless Chromium."""
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     arguments += ["--disable-component-update", "--disable-sync"]
@@ -79,7 +81,7 @@ def chromium(width: int = 1360, height: int = 1000) -> Iterator[Page]:
 
 
 class Notebook:
-    """A notebook open in JupyterLab."""
+    """A notebook open in JupyterLab, which a page loads once for all the notebooks that it opens."""
 
     def __init__(self, page: Page, address: str, path: str):
         self.page = page
@@ -87,10 +89,17 @@ class Notebook:
         self.errors: list[str] = []
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(f"{address}/lab/workspaces/test-{time.time_ns()}/tree/{path}?token={TOKEN}")
-        page.locator(".jp-Notebook").wait_for(timeout=60_000)
+        if page.url.startswith(address):
+            page.evaluate("async path => { await jupyterapp.commands.execute('docmanager:open', {path}); }", path)
+        else:
+            page.goto(f"{address}/lab/workspaces/test-{time.time_ns()}/tree/{path}?token={TOKEN}")
         page.wait_for_function(
-            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+            """path => {
+                const open = window.jupyterapp?.shell.currentWidget;
+                return open?.context?.path === path && open.sessionContext?.session?.kernel?.status === 'idle';
+            }""",
+            arg=path,
+            timeout=120_000,
         )
 
     def _hear(self, message: ConsoleMessage) -> None:
@@ -105,6 +114,17 @@ class Notebook:
             )
             self.page.wait_for_function("command => window.done === command", arg=command, timeout=1000 * timeout)
 
+    def close(self) -> None:
+        """Close it and end its kernel."""
+        self.page.evaluate(
+            """async () => {
+                const open = jupyterapp.shell.currentWidget;
+                await open.sessionContext.shutdown();
+                open.context.model.dirty = false;
+                open.dispose();
+            }"""
+        )
+
     def show(self, cell: int) -> None:
         """Scroll a cell into view; JupyterLab attaches cells to the page only when they come near."""
         self.page.evaluate(
@@ -117,7 +137,7 @@ class Notebook:
         )
 
     def explorer(self) -> Locator:
-        """Wait until the explorer in view is drawn at its final width."""
-        explorer = self.page.locator(".qtutor-explorer:visible")
+        """Wait until the explorer of the cell that was shown last is drawn at its final width."""
+        explorer = self.page.locator(".jp-Cell.jp-mod-active .qtutor-explorer")
         explorer.locator('.js-plotly-plot[aria-label="Figure"]').wait_for()
         return explorer

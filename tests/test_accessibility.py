@@ -4,10 +4,10 @@ import inspect
 import re
 import shutil
 
-import pytest
-from lab import CHROMIUM, COURSE, Notebook, chromium, jupyterlab
-
 from qtutor import explorers, plots
+
+import pytest
+from lab import CHROMIUM, COURSE, Notebook, empty_page, jupyterlab
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
@@ -49,7 +49,7 @@ def address(tmp_path_factory):
 @pytest.fixture(scope="module", params=LESSONS, ids=lambda path: path.stem)
 def page(request, address):
     """A lesson run to its end, with every output attached to the page."""
-    with chromium() as page:
+    with empty_page() as page:
         notebook = Notebook(page, address, f"lessons/{request.param.name}")
         notebook.run_all()
         page.evaluate(

@@ -4,6 +4,11 @@ import json
 import math
 from types import SimpleNamespace
 
+from qtutor import benchmark
+from qtutor.benchmark import accuracy, compare, flips, size_bytes
+from qtutor.machine import describe
+from qtutor.workflows import hide_torch_notices
+
 import pandas as pd
 import pytest
 import scipy.stats
@@ -11,11 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-
-from qtutor import benchmark
-from qtutor.benchmark import accuracy, compare, flips, size_bytes
-from qtutor.machine import describe
-from qtutor.workflows import hide_torch_notices
 
 X = torch.arange(6.0).reshape(2, 3)
 TORCH_NOTICES = (

@@ -3,13 +3,13 @@
 import asyncio
 import statistics
 
+from qtutor.explorers import BenchmarkExplorer
+from qtutor.explorers.benchmark import ORDERS, RUNS, SUMMARIES, WARM_UP, duel, recorded_timings
+
 import pytest
 import torch
 from controls import check_every_control
 from torch import nn
-
-from qtutor.explorers import BenchmarkExplorer
-from qtutor.explorers.benchmark import ORDERS, RUNS, SUMMARIES, WARM_UP, duel, recorded_timings
 
 
 @pytest.fixture

@@ -56,11 +56,12 @@ def test_the_python_of_binder_is_one_that_the_course_accepts():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Binder runs Linux")
-def test_post_build_runs_twice_and_silences_the_questions(tmp_path):
+def test_post_build_runs_twice_and_silences_the_questions(tmp_path, home_of_the_run):
     assert os.access(POST_BUILD, os.X_OK)
     environment = {
         **os.environ,
         "HOME": str(tmp_path / "home"),
+        "QTUTOR_HOME": str(home_of_the_run),  # where the lessons' models are trained once, by whoever comes first
         "NB_PYTHON_PREFIX": str(tmp_path / "prefix"),
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
     }

@@ -2,11 +2,11 @@ import os
 import subprocess
 import sys
 
+from qtutor import book, cli
+
 import nbformat
 import pytest
-from lab import CHROMIUM, COURSE, chromium
-
-from qtutor import book, cli
+from lab import CHROMIUM, COURSE, empty_page
 
 LESSONS = sorted((COURSE / "lessons").glob("[0-9]*.ipynb"))
 FIGURE = {"data": [{"y": [1, 2], "type": "scatter"}], "layout": {"title": {"text": "Two </script> points"}}}
@@ -42,9 +42,9 @@ def test_progress_bars_are_left_out_and_an_explorer_that_has_nothing_to_show_sti
 
 
 def test_explorers_carry_their_picture_and_sentence_into_a_saved_notebook():
-    import torch
-
     from qtutor.explorers import AffineExplorer
+
+    import torch
 
     explorer = AffineExplorer(torch.linspace(-1, 2, 50))
     bundle = explorer._repr_mimebundle_()
@@ -111,7 +111,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def page(site):
-    with chromium() as page:
+    with empty_page() as page:
         page.context.set_offline(True)
         page.said = []
         page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)

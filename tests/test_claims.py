@@ -2,14 +2,14 @@
 
 import math
 
+from qtutor import plots, published
+from qtutor.claims import SOURCES, VERDICTS, Claim, Ledger, judge, table
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from qtutor import plots, published
-from qtutor.claims import SOURCES, VERDICTS, Claim, Ledger, judge, table
 
 SPEED = Claim("A1", "twice as fast", 2.0, "x", nothing=1)
 SAVING = Claim("B1", "saves 20 to 30%", (20, 30), "%", nothing=0)

@@ -7,13 +7,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
-
-import pytest
-import torch
 
 import qtutor
 from qtutor import cli
+
+import pytest
+import torch
 
 TOKEN = "a-token-for-the-tests"
 NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
@@ -330,9 +331,12 @@ def test_diagnose_says_what_is_wrong(model, data, complaint, own_network, capsys
 @pytest.fixture
 def small_networks(monkeypatch):
     """Networks that take a moment instead of minutes, and runtimes of which one is not there."""
-    from qtutor import runtimes, samples  # isort: split
+    from qtutor import benchmark, runtimes, samples
+
     import torchvision.models
 
+    once = partial(benchmark.compare, repeats=1)
+    monkeypatch.setattr(benchmark, "compare", once)
     monkeypatch.setattr(samples, "ArticleNet", lambda size: samples.SmallCNN(8, 3))
     monkeypatch.setattr(torchvision.models, "resnet18", lambda: samples.SmallCNN(8, 3))
     monkeypatch.setattr(

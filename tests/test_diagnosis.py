@@ -5,6 +5,13 @@ import math
 import os
 from itertools import pairwise
 
+from qtutor import measuring
+from qtutor.affine import sqnr
+from qtutor.diagnosis import Configuration, diagnose
+from qtutor.fusion import fuse
+from qtutor.plots import report
+from qtutor.samples import SlimResNet
+
 import joblib
 import pandas as pd
 import pytest
@@ -12,14 +19,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 from torch import nn
-
-from qtutor import measuring
-from qtutor.affine import sqnr
-from qtutor.diagnosis import Configuration, diagnose
-from qtutor.fusion import fuse
-from qtutor.plots import report
-from qtutor.samples import SlimResNet
 
 
 class Chain(nn.Module):
@@ -490,7 +491,7 @@ def test_the_report_is_one_page_that_asks_for_nothing(chain, inputs):
         assert name in page
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=examples(15))
 @given(seed=st.integers(0, 1000), bits=st.integers(2, 8))
 def test_fewer_bits_never_give_a_better_output(seed, bits):
     torch.manual_seed(seed)

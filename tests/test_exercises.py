@@ -9,12 +9,6 @@ import re
 import traceback
 from pathlib import Path
 
-import nbformat
-import numpy as np
-import pytest
-import torch
-from IPython.lib.pretty import pretty
-
 import qtutor.exercises
 from qtutor.diagnosis import Diagnosis, diagnose
 from qtutor.exercises import affine_mapping, progress, static_quantization
@@ -32,6 +26,12 @@ from qtutor.explorers import (
 )
 from qtutor.samples import DepthwiseNet, SmallCNN, digits
 from qtutor.workflows import quantize_static
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from IPython.lib.pretty import pretty
 
 LESSONS = [
     module.lesson
@@ -206,7 +206,9 @@ def test_an_unforeseen_wrong_answer_is_shown_where_it_differs(double):
     assert "expected" in feedback.text
 
 
-@pytest.mark.parametrize("answer", [None, "text", 4, [1], lambda: 0, object(), torch.tensor([])], ids=str)
+@pytest.mark.parametrize(
+    "answer", [None, "text", 4, [1], lambda: 0, object(), torch.tensor([])], ids=lambda value: type(value).__name__
+)
 def test_checking_never_raises(double, lesson, answer):
     number = lesson.value("number", 5, hints=["Five."], mistakes={4: "One more.", 6: "One less."}, because="Five.")
     word = lesson.value("word", "b", hints=["B."], mistakes={"a": "No.", "c": "No, no."}, because="B.")
@@ -251,7 +253,9 @@ def test_progress_survives_a_restart(double, lesson, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"3", b"\xff", b'{"a lesson": 4}', b'{"a lesson": null}'], ids=repr
+    "content",
+    [b"", b"{", b"[]", b"3", b"\xff", b'{"a lesson": 4}', b'{"a lesson": null}'],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_corrupt_progress_file_counts_as_empty_and_is_replaced(double, lesson, content):
     progress.path().parent.mkdir(parents=True)

@@ -2,16 +2,19 @@
 
 import asyncio
 import math
+import subprocess
+import sys
+
+from qtutor.affine import fake_quantize, measure_error, sqnr
+from qtutor.explorers import AffineExplorer
+from qtutor.explorers.affine import EXACT_UP_TO
 
 import pytest
 import torch
 from controls import check_every_control
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from qtutor.affine import fake_quantize, measure_error, sqnr
-from qtutor.explorers import AffineExplorer
-from qtutor.explorers.affine import EXACT_UP_TO
+from thoroughness import examples
 
 
 @pytest.fixture
@@ -173,7 +176,7 @@ def test_what_a_control_cannot_take_is_refused_and_changes_nothing(normal, value
         AffineExplorer(normal, bits=17)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bits=st.integers(2, 16),
     symmetric=st.booleans(),
@@ -217,3 +220,9 @@ def test_a_page_that_never_answers_delays_but_does_not_stop_the_explorer(normal,
         assert explorer.state.bits == 6
 
     asyncio.run(drag())
+
+
+def test_a_kernel_imports_plotly_without_a_grammar_that_no_notebook_asks_for():
+    code = "import sys; from qtutor import explorers; print('plotly' in sys.modules, 'rfc3987_syntax' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.stdout == "True False\n", finished.stderr

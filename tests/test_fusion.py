@@ -3,17 +3,18 @@
 import copy
 import linecache
 
+import qtutor.vision  # noqa: F401  makes torchvision importable
+from qtutor.fusion import Fusion, OperatorTraffic, find_fusions, fold_batch_norm, fuse, traffic
+from qtutor.workflows import quantize_static
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-
-import qtutor.vision  # noqa: F401  makes torchvision importable
-from qtutor.fusion import Fusion, OperatorTraffic, find_fusions, fold_batch_norm, fuse, traffic
-from qtutor.workflows import quantize_static
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 BLOCK_INPUT = torch.linspace(-2, 3, 2 * 3 * 5 * 5, dtype=torch.float64).sin().view(2, 3, 5, 5)
@@ -76,7 +77,7 @@ def layers(draw):
 
 
 @given(case=layers(), affine=st.booleans(), sync=st.booleans(), eps=st.sampled_from([1e-5, 1e-3]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 def test_folded_layer_computes_layer_then_batch_norm(case, affine, sync, eps):
     layer, x, dims = case
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels

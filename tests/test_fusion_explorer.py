@@ -3,15 +3,15 @@
 import copy
 import math
 
-import pytest
-import torch
-from controls import check_every_control
-from torch import nn
-
 from qtutor.affine import choose_qparams, fake_quantize, sqnr
 from qtutor.explorers import FusionExplorer
 from qtutor.fusion import find_fusions, fuse, traffic
 from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
+
+import pytest
+import torch
+from controls import check_every_control
+from torch import nn
 
 
 def seasoned(model, seed=0):

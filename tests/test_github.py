@@ -1,13 +1,13 @@
 """What GitHub runs is what the README says, and what a scheduled job would say of a broken lesson."""
 
+import qtutor
+
 import nbformat
 import newest
 import pytest
 import yaml
 from lab import COURSE
 from test_readme import TEST
-
-import qtutor
 
 WORKFLOWS = COURSE / ".github" / "workflows"
 

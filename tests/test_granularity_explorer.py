@@ -2,14 +2,15 @@
 
 import math
 
+from qtutor.affine import grid
+from qtutor.explorers import GranularityExplorer
+
 import pytest
 import torch
 from controls import check_every_control
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from qtutor.affine import grid
-from qtutor.explorers import GranularityExplorer
+from thoroughness import examples
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def test_bad_input_is_refused_with_a_reason(given, options, error, message):
         GranularityExplorer(given, **options)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     granularity=st.sampled_from(["tensor", "channel", "group"]),
     axis=st.integers(0, 3),

@@ -236,6 +236,11 @@ def test_eight_learners_run_a_lesson_at_once(learners):
     assert 0 < max(peaks.values()) < 1.2e9
 
 
+def test_the_threads_of_a_learner_wait_calmly(learners):
+    inherited = "print(open('/proc/self/environ').read().split(chr(0)))"
+    assert "'GOMP_SPINCOUNT=1000'" in learners[0].run([inherited])
+
+
 def test_no_learner_reads_anothers_work(learners):
     ana, bo = learners[:2]
     assert ana.call("GET", f"/user/{ana.name}/api/contents/{LESSON}").ok

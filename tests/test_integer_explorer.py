@@ -2,14 +2,14 @@
 
 import itertools
 
+from qtutor.explorers import IntegerExplorer
+from qtutor.explorers.integer import IntegerLayer
+from qtutor.workflows import quantize_dynamic, quantize_static
+
 import pytest
 import torch
 from controls import check_every_control
 from torch import nn
-
-from qtutor.explorers import IntegerExplorer
-from qtutor.explorers.integer import IntegerLayer
-from qtutor.workflows import quantize_dynamic, quantize_static
 
 ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 LAYERS = {

@@ -1,12 +1,12 @@
 import math
 from dataclasses import replace
 
+from qtutor.diagnosis import Diagnosis, diagnose
+from qtutor.explorers import LayerExplorer
+
 import pytest
 import torch
 from torch import nn
-
-from qtutor.diagnosis import Diagnosis, diagnose
-from qtutor.explorers import LayerExplorer
 
 
 @pytest.fixture(scope="module", params=["labels", "no labels"])

@@ -2,9 +2,9 @@
 
 import asyncio
 
-import pytest
-
 from qtutor.explorers import LiveTraining, training
+
+import pytest
 
 
 async def train(live, epochs, size, *, click_at=None, error=None):

@@ -2,14 +2,15 @@
 
 import math
 
+from qtutor import affine
+from qtutor.lsq import LearnedFakeQuantizer, learned_fake_quantize
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 from torch import nn
-
-from qtutor import affine
-from qtutor.lsq import LearnedFakeQuantizer, learned_fake_quantize
 
 
 def gradients(function, x, scale):
@@ -31,7 +32,7 @@ def by_autograd(x, scale, low, high, factor):
 grids = st.sampled_from([(-2, 1), (-4, 3), (-128, 127), (0, 3), (0, 255)])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60))
 @given(seed=st.integers(0, 10_000), ends=grids, scale=st.floats(0.01, 2.0))
 def test_per_tensor_equals_torchs_kernel_values_and_gradients(seed, ends, scale):
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(seed)) * 2

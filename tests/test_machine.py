@@ -5,12 +5,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from qtutor import machine
+from qtutor.machine import choose_engine, describe
+
 import psutil
 import pytest
 import torch
-
-from qtutor import machine
-from qtutor.machine import choose_engine, describe
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,16 @@
 """ObserverExplorer without a browser, against the observers themselves."""
 
+from qtutor.affine import fake_quantize, grid, sqnr
+from qtutor.explorers import ObserverExplorer
+from qtutor.explorers.observer import MOST_BATCHES, OBSERVERS, STRENGTHS
+from qtutor.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
+
 import pytest
 import torch
 from controls import check_every_control
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from qtutor.affine import fake_quantize, grid, sqnr
-from qtutor.explorers import ObserverExplorer
-from qtutor.explorers.observer import MOST_BATCHES, OBSERVERS, STRENGTHS
-from qtutor.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
+from thoroughness import examples
 
 MAKE = {
     "min-max": MinMaxObserver,
@@ -37,7 +38,7 @@ def test_every_control_changes_state_figure_and_sentence(stream):
     check_every_control(explorer, changes)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seen=batches, hot_batch=batches, strength=strengths, bits=st.integers(2, 8), negative=st.booleans())
 def test_ranges_are_those_of_the_observers_themselves(stream, seen, hot_batch, strength, bits, negative):
     stream = [-batch for batch in stream] if negative else stream

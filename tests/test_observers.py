@@ -2,14 +2,6 @@ import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-import pytest
-import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from torch import nn
-from torch.ao.quantization import observer as oracle
-
 from qtutor.affine import QParams, choose_qparams, measure_error, quantize, scale_and_zero_point
 from qtutor.histogram import Histogram, StreamingHistogram
 from qtutor.observers import (
@@ -19,6 +11,15 @@ from qtutor.observers import (
     PercentileObserver,
     observing,
 )
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from thoroughness import examples
+from torch import nn
+from torch.ao.quantization import observer as oracle
 
 OBSERVERS = [
     MinMaxObserver,
@@ -60,7 +61,7 @@ def samples(name, n=100_000, seed=0):
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("axis", [None, 0, 1, -1])
 @pytest.mark.parametrize("symmetric", [False, True])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 @given(stream=streams, unsigned=st.booleans())
 def test_min_max_qparams_equal_pytorchs(average, axis, symmetric, stream, unsigned):
     name = ("MovingAverage" if average else "") + ("PerChannel" if axis is not None else "") + "MinMaxObserver"
@@ -80,7 +81,6 @@ def test_min_max_qparams_equal_pytorchs(average, axis, symmetric, stream, unsign
     assert torch.equal(qparams.zero_point.flatten().to(torch.int64), zero_point.to(torch.int64))
 
 
-@settings(deadline=None)
 @example(stream=[torch.zeros(2, 3, 2), torch.ones(2, 3, 2)], bins=16)
 @given(stream=streams, bins=st.sampled_from([16, 1024]))
 def test_the_counts_do_not_depend_on_the_batches(stream, bins):
@@ -128,7 +128,6 @@ def test_threads_may_observe_at_the_same_time():
     assert together == [seen(HistogramObserver(), *[batch] * 20).qparams() for batch in batches]
 
 
-@settings(deadline=None)
 @given(stream=streams, percentile=st.floats(1, 100), symmetric=st.booleans())
 def test_percentiles_are_within_a_bin_of_torch_quantile(stream, percentile, symmetric):
     observer = seen(PercentileObserver(percentile=percentile, symmetric=symmetric), *stream)
@@ -153,7 +152,6 @@ def test_percentile_clips_only_the_upper_tail_after_relu():
     assert high == pytest.approx(2.576, abs=0.05)  # the normal distribution's 99.5 percentile
 
 
-@settings(deadline=None)
 @given(
     low=st.floats(-2, 0),
     high=st.floats(0.1, 2),

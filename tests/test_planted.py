@@ -2,12 +2,12 @@
 
 import copy
 
+from qtutor.diagnosis import diagnose
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from qtutor.diagnosis import diagnose
 
 CLEARLY = 4.0  # times the noise that any other layer brings by itself: 6 dB
 

@@ -5,9 +5,9 @@ import socket
 import webbrowser
 from collections import namedtuple
 
-import pytest
-
 from qtutor import cli, preflight, storage
+
+import pytest
 
 
 def lesson(folder, opening):

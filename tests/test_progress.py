@@ -1,10 +1,10 @@
 import csv
 import json
 
-import pytest
-
 from qtutor import cli
 from qtutor.exercises import progress
+
+import pytest
 
 
 @pytest.fixture

@@ -2,16 +2,17 @@
 
 import math
 
+from qtutor.affine import grid
+from qtutor.explorers import QATExplorer
+from qtutor.explorers.qat import LANES, RATES, STEPS, QATState, train_one_weight
+from qtutor.lsq import learned_fake_quantize
+
 import pytest
 import torch
 from controls import check_every_control
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from qtutor.affine import grid
-from qtutor.explorers import QATExplorer
-from qtutor.explorers.qat import LANES, RATES, STEPS, QATState, train_one_weight
-from qtutor.lsq import learned_fake_quantize
+from thoroughness import examples
 
 
 def test_every_control_changes_state_figure_and_sentence():
@@ -20,7 +21,7 @@ def test_every_control_changes_state_figure_and_sentence():
     check_every_control(explorer, changes)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20))
 @given(target=st.floats(-1, 1), rate=st.sampled_from(RATES), bits=st.integers(2, 4), weight=st.floats(-2, 2))
 def test_training_is_gradient_descent_by_autograd(target, rate, bits, weight):
     low, high = grid(bits)

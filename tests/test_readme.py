@@ -1,9 +1,9 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from qtutor import preflight
+
+import pytest
 
 COURSE = Path(__file__).resolve().parent.parent
 README = (COURSE / "README.md").read_text(encoding="utf-8")

@@ -1,13 +1,13 @@
 from itertools import combinations
 
-import pytest
-import torch
-from torch import nn
-
 from qtutor.affine import choose_qparams, fake_quantize
 from qtutor.diagnosis import Configuration, diagnose
 from qtutor.repair import choose_float_layers, correct_bias, equalize
 from qtutor.samples import DepthwiseNet, SlimResNet
+
+import pytest
+import torch
+from torch import nn
 
 
 @pytest.fixture(autouse=True)

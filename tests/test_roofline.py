@@ -1,8 +1,8 @@
+from qtutor.roofline import Peaks, layers, limits, measure_peaks
+
 import pytest
 import torch
 from torch import nn
-
-from qtutor.roofline import Peaks, layers, limits, measure_peaks
 
 
 def test_operations_and_bytes_are_those_counted_by_hand():

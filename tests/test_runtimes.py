@@ -4,15 +4,15 @@ import gc
 import os
 import sys
 
-import pytest
-import torch
-from torch import nn
-
 from qtutor import runtimes
 from qtutor.benchmark import compare, size_bytes
 from qtutor.machine import describe
 from qtutor.samples import SmallCNN
 from qtutor.workflows import Unavailable, quantize_static
+
+import pytest
+import torch
+from torch import nn
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),

@@ -9,12 +9,12 @@ import subprocess
 import sys
 from urllib.error import URLError
 
+from qtutor import samples
+from qtutor.affine import choose_qparams, fake_quantize
+
 import pytest
 import torch
 from torch import nn
-
-from qtutor import samples
-from qtutor.affine import choose_qparams, fake_quantize
 
 # A kernel of its own: argv[1] says how it behaves. The recipe is the same in all of them.
 KERNEL = """

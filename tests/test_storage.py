@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from qtutor import storage
+
 import filelock
 import pytest
-
-from qtutor import storage
 
 HOLD = """
 import sys

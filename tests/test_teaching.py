@@ -8,12 +8,12 @@ import re
 import zipfile
 from pathlib import Path
 
+import qtutor.exercises
+from qtutor import cli
+
 import nbformat
 import pytest
 from hatchling.builders.wheel import WheelBuilder
-
-import qtutor.exercises
-from qtutor import cli
 
 COURSE = Path(__file__).resolve().parent.parent
 LESSONS = sorted((COURSE / "lessons").glob("*.ipynb"))

@@ -10,18 +10,18 @@ import sys
 import warnings
 from dataclasses import replace
 
+from qtutor import affine, narrow, vision, workflows  # noqa: F401
+from qtutor.benchmark import size_bytes
+from qtutor.fusion import fuse
+from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
+from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
+
 import pytest
 import torch
 import torch.ao.quantization as ao
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.utils._pytree import tree_leaves
-
-from qtutor import affine, vision, workflows  # noqa: F401
-from qtutor.benchmark import size_bytes
-from qtutor.fusion import fuse
-from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
-from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what torchvision says of its missing extension
@@ -480,7 +480,7 @@ class OneLayerAtATime(torch.fx.Interpreter):
 
     def run_node(self, node):
         result = super().run_node(node)
-        if not getattr(result, "is_quantized", False):
+        if not getattr(result, "is_quantized", False) or any(user.target is narrow._clip for user in node.users):
             return result
         expected = torch.quantize_per_tensor(
             next(self.simulated), result.q_scale(), result.q_zero_point(), result.dtype

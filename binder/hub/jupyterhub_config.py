@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import qtutor
+from qtutor import threads
 
 c = get_config()  # noqa: F821  JupyterHub defines it
 
@@ -62,7 +63,7 @@ c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
 c.Spawner.notebook_dir = "~/qtutor"
 c.Spawner.default_url = "/lab/tree/lessons/00_start_here.ipynb"
 c.Spawner.start_timeout = c.Spawner.http_timeout = 180  # a room starts all at once
-c.Spawner.env_keep = ["LANG", "LC_ALL", "LD_LIBRARY_PATH"]
+c.Spawner.env_keep = ["LANG", "LC_ALL", "LD_LIBRARY_PATH", *threads.VARIABLES]
 c.Spawner.environment = {
     "PATH": os.pathsep.join((str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin")),
     "PYTHONPATH": os.environ.get("PYTHONPATH", ""),

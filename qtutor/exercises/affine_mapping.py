@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from qtutor.affine import choose_qparams, grid
 from qtutor.exercises.exercise import Lesson
 from qtutor.histogram import Histogram
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from qtutor.explorers import AffineExplorer

@@ -3,10 +3,10 @@
 import io
 from typing import TYPE_CHECKING
 
+from qtutor.exercises.exercise import Lesson
+
 import torch
 from torch import nn
-
-from qtutor.exercises.exercise import Lesson
 
 if TYPE_CHECKING:
     from qtutor.explorers import DynamicRangeExplorer

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtutor.exercises import progress
+
 import torch
 from torch import Tensor
-
-from qtutor.exercises import progress
 
 ROUNDS = 25
 """How many fresh inputs a function is checked on."""

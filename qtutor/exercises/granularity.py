@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from qtutor.exercises.exercise import Lesson
+
+import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import GranularityExplorer

@@ -1,8 +1,8 @@
 """Exercises of lesson 09, published claims: mostly, find the bug in code as articles print it."""
 
-import torch
-
 from qtutor.exercises.exercise import Lesson
+
+import torch
 
 lesson = Lesson("09_published_claims")
 

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from qtutor.exercises.exercise import Lesson
+
+import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import QATExplorer

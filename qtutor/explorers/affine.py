@@ -2,12 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import ipywidgets
-import plotly.graph_objects as go
-import torch
-from plotly.subplots import make_subplots
-from torch import Tensor
-
 from qtutor import plots
 from qtutor.affine import (
     EPS,
@@ -21,6 +15,12 @@ from qtutor.affine import (
 )
 from qtutor.explorers.explorer import Explorer, slider_range
 from qtutor.histogram import Histogram
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
 
 EXACT_UP_TO = 1_000_000
 """Errors of more values than this are estimated from the histogram."""

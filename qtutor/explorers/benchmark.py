@@ -8,15 +8,15 @@ from functools import cache, partial
 from pathlib import Path
 from threading import Event
 
+from qtutor import plots
+from qtutor.benchmark import Comparison, Model, check_entries, compare
+from qtutor.explorers.explorer import Explorer
+
 import ipywidgets
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
-
-from qtutor import plots
-from qtutor.benchmark import Comparison, Model, check_entries, compare
-from qtutor.explorers.explorer import Explorer
 
 ORDERS = ("one after the other", "taking turns")
 SUMMARIES = ("mean", "median", "fastest")

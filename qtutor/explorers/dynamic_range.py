@@ -3,16 +3,16 @@
 import math
 from dataclasses import dataclass, replace
 
+from qtutor import plots
+from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
+from qtutor.explorers.explorer import Explorer
+from qtutor.observers import MinMaxObserver
+
 import ipywidgets
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
-
-from qtutor import plots
-from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
-from qtutor.explorers.explorer import Explorer
-from qtutor.observers import MinMaxObserver
 
 SCHEMES = ("static", "per tensor", "per row")
 """Where a range may come from: calibration, the whole batch as it comes, or each row of it."""

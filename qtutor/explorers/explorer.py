@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qtutor import quick  # noqa: F401  before plotly
+
 import anywidget
 import ipywidgets
 import plotly.graph_objects as go

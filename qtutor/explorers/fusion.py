@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from qtutor import plots
+from qtutor.affine import choose_qparams, fake_quantize, sqnr
+from qtutor.dataflow import Meter, OperatorTraffic, label, tensors_in, trace
+from qtutor.explorers.explorer import Explorer
+from qtutor.fusion import as_one_operator, fold_batch_norm, patterns
+
 import ipywidgets
 import plotly.graph_objects as go
 import torch
@@ -15,12 +21,6 @@ import torch.nn.functional as F
 from plotly.subplots import make_subplots
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
-
-from qtutor import plots
-from qtutor.affine import choose_qparams, fake_quantize, sqnr
-from qtutor.dataflow import Meter, OperatorTraffic, label, tensors_in, trace
-from qtutor.explorers.explorer import Explorer
-from qtutor.fusion import as_one_operator, fold_batch_norm, patterns
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _EXACT = (nn.ReLU, nn.ReLU6, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d, nn.ChannelShuffle)

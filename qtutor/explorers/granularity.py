@@ -3,16 +3,16 @@
 import math
 from dataclasses import dataclass, replace
 
+from qtutor import plots
+from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
+from qtutor.explorers.explorer import Explorer, set_control
+from qtutor.observers import MinMaxObserver
+
 import ipywidgets
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
-
-from qtutor import plots
-from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
-from qtutor.explorers.explorer import Explorer, set_control
-from qtutor.observers import MinMaxObserver
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
 """What a float32 scale takes and, where the range is asymmetric, its zero point of at most 8 bits."""

@@ -5,15 +5,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtutor import plots
+from qtutor.explorers.explorer import Explorer
+
 import ipywidgets
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
 from torch.nn import functional
-
-from qtutor import plots
-from qtutor.explorers.explorer import Explorer
 
 _AXES = ("depth", "row", "column")
 _MOST = 48  # of rows of a heatmap: of more, evenly spaced ones are drawn

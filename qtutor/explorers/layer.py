@@ -3,16 +3,16 @@
 import math
 from dataclasses import dataclass, replace
 
+from qtutor import plots
+from qtutor.diagnosis import Diagnosis, Measured
+from qtutor.explorers.explorer import Explorer
+from qtutor.local import ChannelSums
+
 import ipywidgets
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
-
-from qtutor import plots
-from qtutor.diagnosis import Diagnosis, Measured
-from qtutor.explorers.explorer import Explorer
-from qtutor.local import ChannelSums
 
 _BINS = 60
 _CHANNELS = 128  # the most drawn: of more, every second, third, ... is

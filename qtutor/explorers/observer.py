@@ -5,17 +5,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ipywidgets
-import plotly.graph_objects as go
-import torch
-from plotly.subplots import make_subplots
-from torch import Tensor
-
 from qtutor import plots
 from qtutor.affine import QParams, choose_qparams, grid
 from qtutor.explorers.explorer import Explorer, set_control
 from qtutor.histogram import StreamingHistogram
 from qtutor.observers import BINS, HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
 
 OBSERVERS = ("min-max", "moving average", "percentile", "squared error", "entropy")
 """The observers that run side by side, in the order of every tensor of a result."""

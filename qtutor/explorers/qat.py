@@ -3,15 +3,15 @@
 import math
 from dataclasses import dataclass
 
+from qtutor import plots
+from qtutor.affine import grid
+from qtutor.explorers.explorer import Explorer
+
 import ipywidgets
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
-
-from qtutor import plots
-from qtutor.affine import grid
-from qtutor.explorers.explorer import Explorer
 
 LANES = ("true gradient", "STE", "LSQ")
 """The three ways to train the weight, in the order of every tensor of a result."""

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterable
 from importlib import metadata
 from typing import Any
 
+from qtutor import plots
+
 import ipywidgets
 import plotly.graph_objects as go
 from IPython.display import display
-
-from qtutor import plots
 
 _LOOKS = (
     (plots.VERMILLION, "solid", "x"),

@@ -1,0 +1,20 @@
+"""Import plotly in a second less: import this first.
+
+To show a figure plotly imports nbformat, which imports jsonschema, which builds a grammar of all internet addresses
+in every language where the package rfc3987_syntax is there, as JupyterLab's server wants it: one to four seconds in
+every kernel, for a check that no notebook asks for. Here nbformat is imported as if that package were not there.
+"""
+
+import importlib
+import sys
+from contextlib import suppress
+
+_GRAMMAR = "rfc3987_syntax"
+
+if _GRAMMAR not in sys.modules and "jsonschema" not in sys.modules:
+    sys.modules[_GRAMMAR] = None  # an import of it fails, which jsonschema takes for absent
+    try:
+        with suppress(ImportError):  # plotly does without
+            importlib.import_module("nbformat")
+    finally:
+        del sys.modules[_GRAMMAR]
