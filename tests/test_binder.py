@@ -55,6 +55,7 @@ def test_the_python_of_binder_is_one_that_the_course_accepts():
     assert accepted.specifier.contains(version)
 
 
+@pytest.mark.system
 @pytest.mark.skipif(sys.platform == "win32", reason="Binder runs Linux")
 def test_post_build_runs_twice_and_silences_the_questions(tmp_path, home_of_the_run):
     assert os.access(POST_BUILD, os.X_OK)
