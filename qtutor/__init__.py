@@ -10,6 +10,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     vision       makes a torchvision that does not match torch importable
     storage      where qtutor keeps things, whole or not at all
     observers    what range to represent
+    models       any model seen from outside: copied, its operators known
     capture      what a model calls and computes; where and why capturing it fails
     dataflow     which tensors go where in a model, and the bytes that moves
     fusion       what may be merged, proven, and the memory traffic it saves
@@ -30,6 +31,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
     preflight    whether a computer is ready for the course
+    notebooks    a notebook, run from beginning to end
     book         the course as a site to read
     cli          the `qtutor` command
 

@@ -100,7 +100,7 @@ class QParams:
             and torch.equal(self.zero_point, other.zero_point)
         )
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # as Python itself writes it
 
     @property
     def low(self) -> Tensor:
@@ -385,7 +385,7 @@ class QuantizationError:
     @property
     def sqnr(self) -> float:
         """Signal-to-quantization-noise ratio in dB."""
-        return _decibels(self.signal, self.total)
+        return decibels(self.signal, self.total)
 
 
 def measure_error(x: Tensor, qparams: QParams) -> QuantizationError:
@@ -408,6 +408,7 @@ def measure_error(x: Tensor, qparams: QParams) -> QuantizationError:
     x = x.detach()
     _check_finite(x, "measure_error")
     approximation, inside = _fake_quantize(x, qparams, track=True)
+    assert inside is not None
     signal = rounding = clipping = 0.0
     blocks = zip(*(t.flatten().split(_BLOCK) for t in (x, approximation, inside)), strict=True)
     for values, approximations, kept in blocks:
@@ -458,18 +459,26 @@ def sqnr(reference: Tensor, approximation: Tensor, *, axis: int | None = None) -
     reference = reference.detach().to(torch.float64)
     noise = reference - approximation.detach().to(torch.float64)
     if axis is None:
-        return _decibels(float(reference.square().sum()), float(noise.square().sum()))
+        return decibels(float(reference.square().sum()), float(noise.square().sum()))
     if not -reference.dim() <= axis < reference.dim():
         raise ValueError(f"sqnr: axis={axis} is not an axis of a tensor of shape {tuple(reference.shape)}")
     channels = reference.shape[axis]
     powers = (x.movedim(axis, 0).reshape(channels, -1).square().sum(dim=1).tolist() for x in (reference, noise))
-    return torch.tensor([_decibels(*pair) for pair in zip(*powers, strict=True)], dtype=torch.float64)
+    return torch.tensor([decibels(*pair) for pair in zip(*powers, strict=True)], dtype=torch.float64)
 
 
-def _decibels(signal: float, noise: float) -> float:
+def decibels(signal: float, noise: float) -> float:
+    """Return a ratio of powers in dB: infinite without noise, minus infinity without signal, NaN where either is.
+
+    Example:
+        >>> decibels(100.0, 1.0), decibels(0.0, 0.0), decibels(1.0, math.inf)
+        (20.0, inf, -inf)
+    """
+    if math.isnan(signal + noise):
+        return math.nan
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf
 
 
 def _steps(x: Tensor, reciprocal: Tensor, wide: bool) -> Tensor:

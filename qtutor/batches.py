@@ -83,7 +83,8 @@ def read(data: Iterable, most: int) -> tuple[list[Batch], bool]:
         stream = iter(data)
     except TypeError:
         raise TypeError(f"data is an iterable of batches, got {type(data).__name__}") from None
-    batches, samples = [], 0
+    batches: list[Batch] = []
+    samples = 0
     for number, given in enumerate(stream):
         if samples >= most:
             return batches, True

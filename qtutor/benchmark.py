@@ -182,9 +182,9 @@ def compare(
         raise TypeError(f"inputs must be a tensor or a tuple of tensors, got {inputs!r:.60}")
     _check_range("seconds", seconds, Real, "a positive number of seconds", lambda x: 0 < x < math.inf)
     _check_range("confidence", confidence, Real, "between 0 and 1", lambda x: 0 < x < 1)
-    for name, value in (("repeats", repeats), ("threads", threads)):
-        if value is not None:
-            _check_range(name, value, Integral, "a whole number from 1 on", lambda x: x >= 1)
+    for name, count in (("repeats", repeats), ("threads", threads)):
+        if count is not None:
+            _check_range(name, count, Integral, "a whole number from 1 on", lambda x: x >= 1)
     if isinstance(loader, Iterator):
         loader = list(loader)  # each entry reads it
 
@@ -239,7 +239,7 @@ def compare(
     first = next(iter(runs))
     ratios = times.rdiv(times[first], axis=0) if first in times else times * math.nan
     left_out = _left_out(len(times), confidence)
-    columns = {}
+    columns: dict[str, Any] = {}
     for samples, value, prefix in ((times, "latency_ms", "latency"), (ratios, "speedup", "speedup")):
         ordered = samples.apply(lambda column: column.sort_values(ignore_index=True))
         columns |= {
@@ -293,7 +293,7 @@ def size_bytes(model: nn.Module) -> int:
         state = model.state_dict()
         for name in [name for name in state if name.startswith(again)]:
             del state[name]  # packed weights would be saved under every name of their layer
-        torch.save(state, counter)
+        torch.save(state, counter)  # type: ignore[arg-type]  # of a file it needs no more
     return counter.bytes
 
 
@@ -440,7 +440,8 @@ def _warm_up(run: Callable[[], Any], seconds: float) -> int:
 
 def _time(run: Callable[[], Any], runs: int) -> float:
     """Seconds for a run: the median of one turn, without the run that refills the caches, if there are more."""
-    start, times = timer(), []
+    start = timer()
+    times: list[float] = []
     # A neighbour that stops a run for long would stop a full turn for many times as long: cut the turn short.
     while len(times) < min(runs, 2) or (len(times) < runs and timer() - start < 4 * _TURN):
         times += timeit.Timer(run, timer=timer).repeat(1, number=1)
@@ -461,7 +462,8 @@ def _peak_bytes(run: Callable[[], Any]) -> float:
 
 
 def _status_bytes(process: Path, name: str) -> int:
-    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB$", (process / "status").read_text(), re.MULTILINE)[1])
+    (kilobytes,) = re.findall(rf"^{name}:\s+(\d+) kB$", (process / "status").read_text(), re.MULTILINE)
+    return 1024 * int(kilobytes)
 
 
 def _heads(coins: int, most: int) -> float:

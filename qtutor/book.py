@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import qtutor
-from qtutor import storage
+from qtutor import notebooks, storage
 
 import nbformat
 
@@ -159,18 +159,13 @@ def _picture(figure: dict, caption: str, place: str) -> str:
 
 
 def _run(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
     print(f"Running {name} once ...", flush=True)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        try:
-            NotebookClient(notebook, timeout=1200, kernel_name="python3", extra_arguments=["--log-level=40"]).execute(
-                cwd=elsewhere
-            )
-        except CellExecutionError as error:
-            raise Unbuilt(f"{name} cannot be run to its end: {error.ename}: {error.evalue}") from None
-    return notebook
+    try:
+        return notebooks.run(notebook, timeout=1200)
+    except CellExecutionError as error:
+        raise Unbuilt(f"{name} cannot be run to its end: {error.ename}: {error.evalue}") from None
 
 
 def _furnish(source: Path, paths: list[Path]) -> None:

@@ -4,7 +4,6 @@ A flow sees a model through the modules that it calls, through torch.fx or throu
 a flow cannot take, another may: an error names the line, the reason and the flows that could.
 """
 
-import copy
 import io
 import logging
 import sys
@@ -13,6 +12,8 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+
+from qtutor.models.copying import copy_model
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def where(error: BaseException) -> str:
 def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type, ...] = (nn.Module,)) -> Counter[str]:
     """Count how often `forward` calls each module of some kinds, in the order of the first calls."""
     calls: Counter[str] = Counter()
-    model = copy.deepcopy(model).eval()
+    model = copy_model(model).eval()
     for name, module in model.named_modules():
         if isinstance(module, kinds):
             module.register_forward_hook(lambda *_, name=name: calls.update([name]))
@@ -101,7 +102,7 @@ def refusal(model: nn.Module, inputs: tuple[Tensor, ...], flow: str, reason: str
     able = []
     for other, capture in (("fx", torch.fx.symbolic_trace), ("pt2e", lambda m: export(m, inputs))):
         try:
-            if other != flow and capture(copy.deepcopy(model).eval()):
+            if other != flow and capture(copy_model(model).eval()):
                 able.append(f"flow={other!r}")
         except Exception:
             continue

@@ -3,7 +3,6 @@
 A model is traced with torch.fx, on a copy of it; then it runs operator by operator, on real tensors.
 """
 
-import copy
 import functools
 import inspect
 import math
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtutor.capture import where
+from qtutor.models.copying import copy_model
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -171,16 +171,6 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
             "with tensor operations (torch.where), or treat the submodules that have no such line one by one."
         ) from None
     return tracer
-
-
-def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
-    """Deep-copy a model, with some modules (by id) replaced wherever the model refers to them."""
-    memo = dict(replacements or {})
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses it
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -27,16 +27,16 @@ from qtutor.dataflow import (
     OperatorTraffic,
     Tracer,
     Traffic,
-    copy_model,
     has_hooks,
     kind_of,
     label,
     tensors_in,
     trace,
 )
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import Trait, target_of, traits
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
@@ -46,7 +46,6 @@ _NORM_AFTER = {nn.Linear: nn.BatchNorm1d}
 _NORM_AFTER |= {
     getattr(nn, f"{kind}{n}d"): norm for kind in ("Conv", "ConvTranspose") for n, norm in _BATCH_NORMS.items()
 }
-_RELU_CALLS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
 _LAYER_ROLES = ("Conv", "ConvTranspose", "Linear")
 
 
@@ -255,8 +254,7 @@ def patterns(tracer: Tracer) -> list[tuple[Fusion, list[fx.Node]]]:
             return "BN"
         if type(module) is nn.Identity and not has_hooks(module):
             return "Identity"
-        is_call = node.op in ("call_function", "call_method") and node.target in _RELU_CALLS
-        return "ReLU" if is_call or type(module) in (nn.ReLU, nn.ReLU6) else ""
+        return "ReLU" if Trait.RELU in traits(target_of(node, tracer.root)) else ""
 
     def pads_with_zeros(layer: nn.Module) -> bool:
         if isinstance(layer, nn.Linear) or layer.transposed or layer.padding == "valid":

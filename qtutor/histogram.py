@@ -122,12 +122,12 @@ class Histogram:
         else:
             inside = u.clamp(lowest - 0.5, highest + 0.5)
             nearest = inside.round()
-            rounding = nearest / 12 + (inside - nearest) ** 3 / 3
+            within = nearest / 12 + (inside - nearest) ** 3 / 3
             above, below = (u - highest).clamp(min=0.5), (u - lowest).clamp(max=-0.5)
-            clipping = ((above**3 - 0.125) + (below**3 + 0.125)) / 3
+            beyond = ((above**3 - 0.125) + (below**3 + 0.125)) / 3
             weights = self.counts / u.diff()
             outside = float(weights @ (u - inside).diff())
-            rounding, clipping = (float(weights @ area.diff()) * scale**2 for area in (rounding, clipping))
+            rounding, clipping = (float(weights @ area.diff()) * scale**2 for area in (within, beyond))
         return QuantizationError(self.count, self.signal, max(rounding, 0.0), max(clipping, 0.0), outside)
 
 

@@ -8,9 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from qtutor.affine import fake_quantize, sqnr
+from qtutor.affine import decibels, fake_quantize, sqnr
 from qtutor.batches import Batch
-from qtutor.measuring import decibels
 from qtutor.simulation import Rounding, Simulation, activation_axis, channel_axis
 
 import torch
@@ -69,11 +68,9 @@ class ChannelSums:
     def decibels(self) -> tuple[float, float, float]:
         """SQNR overall, of the median and of the worst channel."""
         each = sorted(
-            decibels(n / s) if s > 0 else (math.inf if n == 0 else -math.inf)
-            for n, s in zip(self.noise.tolist(), self.signal.tolist(), strict=True)
+            decibels(signal, noise) for signal, noise in zip(self.signal.tolist(), self.noise.tolist(), strict=True)
         )
-        overall = float(self.signal.sum())
-        return decibels(float(self.noise.sum()) / overall) if overall else math.inf, each[(len(each) - 1) // 2], each[0]
+        return decibels(float(self.signal.sum()), float(self.noise.sum())), each[(len(each) - 1) // 2], each[0]
 
 
 @dataclass

@@ -109,6 +109,8 @@ class LearnedFakeQuantizer(nn.Module):
         ValueError: the grid is empty or does not hold zero, or only one of `axis` and `channels` is given.
     """
 
+    started: Tensor
+
     def __init__(self, quant_min: int, quant_max: int, *, axis: int | None = None, channels: int | None = None):
         super().__init__()
         if not quant_min <= 0 < quant_max:

@@ -9,12 +9,12 @@ and a sentence says so.
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -213,9 +213,11 @@ def _attempt(find: Callable[[], T]) -> T | None:
 
 
 def _packages() -> dict[str, str | None]:
+    from packaging.requirements import Requirement
+
     requirements = importlib.metadata.requires("qtutor") or ()
-    names = [re.match(r"[\w.-]+", line).group() for line in requirements if "extra ==" not in line]
-    return {name: _attempt(lambda name=name: importlib.metadata.version(name)) for name in names}
+    names = [Requirement(line).name for line in requirements if "extra ==" not in line]
+    return {name: _attempt(partial(importlib.metadata.version, name)) for name in names}
 
 
 def _memory() -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qtutor.affine import decibels
 from qtutor.batches import Batch
 from qtutor.simulation import Rounding, Simulation, no_fast_attention
 
@@ -61,7 +62,7 @@ class Score:
     @property
     def sqnr(self) -> float:
         """SQNR of the output in dB."""
-        return decibels(self.ratio)
+        return decibels(1.0, self.ratio)
 
     @property
     def metric(self) -> float:
@@ -84,11 +85,6 @@ class Score:
             value = float(metric(output, labels))
             self.total += samples * (value if math.isfinite(value) else 0.0)
             self.samples += samples
-
-
-def decibels(ratio: float) -> float:
-    """SQNR in dB of noise over signal."""
-    return math.nan if math.isnan(ratio) else math.inf if ratio == 0 else -10 * math.log10(ratio)
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -118,6 +114,7 @@ def scores_of(output: Any) -> Tensor | None:
 def accuracy(output: Any, labels: Tensor) -> float:
     """The share of labels at which the score is highest; classes are the last axis or axis 1."""
     scores = scores_of(output)
+    assert scores is not None, "can_be_classes has seen them"
     axis = -1 if scores.shape[:-1] == labels.shape else 1
     return float((scores.argmax(dim=axis) == labels).double().mean())
 
@@ -153,7 +150,8 @@ def sweep(
         except Exception:  # what the batches before gave is kept
             continue
         reference = list(tensors_of(output))
-        done, rounded = {frozenset(): output}, {}
+        done: dict[Trial, Any] = {frozenset(): output}
+        rounded: dict[str, list[Tensor]] = {}
         if any(trial in all_but or trial == everything for trial in trials):
             try:
                 with simulation.rounded(rounding, everything), simulation.recorded() as rounded:
@@ -181,7 +179,7 @@ def sweep(
 
 def _known(simulation: Simulation, name: str | None, given: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     """What came out in another run until this layer's turn: it need not be computed again."""
-    return {other: given[other] for other in simulation.before.get(name, ()) if other in given}
+    return {other: given[other] for other in simulation.before.get(name or "", ()) if other in given}
 
 
 def spread(

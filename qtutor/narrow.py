@@ -12,17 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtutor.affine import grid
+from qtutor.models.operators import Trait, target_of, traits
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn import functional as F
-
-_AVERAGES = (
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(torch.mean, "mean"),
-)
 
 
 def narrow_qconfig(qconfig: Any, bits: int) -> Any:
@@ -108,8 +102,7 @@ def clip_codes(model: nn.Module, bits: int, edges: Mapping[str, int], reduced: b
 
 def _clip_nodes(model: GraphModule, bits: int, widths: Mapping[str, int]) -> None:
     for node in [*model.graph.nodes]:
-        kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
-        if kind in _AVERAGES and isinstance(node.args[0], Node):
+        if Trait.AVERAGES in traits(target_of(node, model)) and isinstance(node.args[0], Node):
             _average_in_floats(model, node)
             continue
         if node.target is torch.quantize_per_tensor:  # for the layer that comes next

@@ -118,9 +118,9 @@ class Observer(ABC):
         Raises:
             RuntimeError: nothing was observed.
         """
-        self._check_seen()
+        shape = self._check_seen()
         low, high = self._choose()
-        return low.reshape(self._shape).clone(), high.reshape(self._shape).clone()  # what was observed stays ours
+        return low.reshape(shape).clone(), high.reshape(shape).clone()  # what was observed stays ours
 
     def qparams(self) -> QParams:
         """Return qparams for the range: `()` per tensor, `(1, C, 1, 1)`-like per channel, `(out, groups, 1)` per group.
@@ -142,21 +142,23 @@ class Observer(ABC):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _check_seen(self) -> None:
+    def _check_seen(self) -> tuple[int, ...]:
+        """The shape of the qparams, which the first batch decides."""
         if self._shape is None:
             raise RuntimeError(f"{self._name} has observed nothing: call observe with a tensor of any shape first")
+        return self._shape
 
     def _check_share(self, name: str, whole: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, Real):
             raise TypeError(f"{self._name}: {name} must be a number, got {value!r}")
-        if not 0 < value <= whole:
+        if not 0 < float(value) <= whole:
             raise ValueError(f"{self._name}: {name} must be in (0, {whole}], got {value!r}")
 
     def _qparams(self, low: Tensor, high: Tensor) -> QParams:
         # Averages of a minimum and of a maximum may cross by a rounding error: on one side of zero only.
-        grid = {"quant_min": self.quant_min, "quant_max": self.quant_max, "symmetric": self.symmetric}
-        return choose_qparams(low.clamp(max=0), high.clamp(min=0), **grid)
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        return choose_qparams(low, high, quant_min=self.quant_min, quant_max=self.quant_max, symmetric=self.symmetric)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The values of each scale as a row, and the shape of the qparams."""
@@ -199,6 +201,7 @@ class MinMaxObserver(Observer):
         self._ends = low, high
 
     def _choose(self) -> tuple[Tensor, Tensor]:
+        assert self._ends is not None
         return self._ends
 
 
@@ -220,10 +223,10 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         self._check_share("averaging_constant", 1)
 
     def _collect(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
-        new = (low, high)
         if self._ends is not None:
-            new = (old + self.averaging_constant * (end - old) for old, end in zip(self._ends, new, strict=True))
-        self._ends = tuple(new)
+            ends = zip(self._ends, (low, high), strict=True)
+            low, high = (old + self.averaging_constant * (new - old) for old, new in ends)
+        self._ends = low, high
 
 
 @dataclass(kw_only=True, eq=False)
@@ -261,11 +264,13 @@ class _StreamObserver(Observer):
         if self._room is not None and not _ROOMS:
             _ROOMS.append(self._room)
         self._room = None
+        assert self._stream is not None
         return self._stream
 
     def _batches(self, rows: int) -> Tensor:
         """The room as `(rows, n)`."""
         width = _BATCH // rows
+        assert self._room is not None
         return self._room[: rows * width].view(rows, width)
 
     def _count(self) -> None:
@@ -384,13 +389,13 @@ class HistogramObserver(_StreamObserver):
         clip = torch.maximum(-bottom, top) * _CLIPS
         low, high = torch.maximum(bottom, -clip), torch.minimum(top, clip)
         estimate = stream.squared_error()
-        for below, above in (*_closer_and_closer(one_end), (None, None)):
+        for factors in (*_closer_and_closer(one_end), None):
             grid = self.quant_min, self.quant_max
             error = estimate(*scale_and_zero_point(low, high, *grid, self.symmetric), *grid)
             best = error.argmin(dim=1, keepdim=True)
             low, high = low.gather(1, best), high.gather(1, best)
-            if below is not None:
-                low, high = torch.maximum(low * below, bottom), torch.minimum(high * above, top)
+            if factors is not None:
+                low, high = torch.maximum(low * factors[0], bottom), torch.minimum(high * factors[1], top)
         return low, high
 
     def _least_divergence(self, stream: StreamingHistogram) -> tuple[Tensor, Tensor]:
@@ -412,8 +417,8 @@ class HistogramObserver(_StreamObserver):
 
         counts, first = folded.counts.to(torch.float64), folded.first[:, None, None]
         last = torch.where(counts > 0, torch.arange(counts.shape[1]), 0).cummax(dim=1).values  # not empty, up to a bin
-        sums = (counts, (counts > 0).to(torch.float64), torch.xlogy(counts, counts))
-        sums = [nn.functional.pad(each.cumsum(dim=1), (1, 0)) for each in sums]  # (rows, 1 + bins)
+        summands = (counts, (counts > 0).to(torch.float64), torch.xlogy(counts, counts))
+        sums = [nn.functional.pad(each.cumsum(dim=1), (1, 0)) for each in summands]  # (rows, 1 + bins)
         inside = (clip[..., None] - first).clamp(0, counts.shape[1])  # (rows, k, 1) bins that are not clipped
         ends = (torch.arange(codes - 1) + 0.5) * scale[..., None] - 0.5 - first
         ends = torch.cat([ends.ceil().clamp(min=0).minimum(inside), inside], dim=2).to(torch.int64)  # of each code
@@ -445,7 +450,8 @@ def _closer_and_closer(one_end: bool) -> list[tuple[Tensor, Tensor]]:
     # Around the best, to half the distance of its neighbours.
     for octaves, count in ((1 / 4, 25), (1 / 96, 25)) if one_end else ((1 / 4, 7), (1 / 24, 5), (1 / 96, 5)):
         near = torch.logspace(-octaves, octaves, count, base=2)
-        factors.append((near, near) if one_end else torch.cartesian_prod(near, near).unbind(dim=1))
+        low, high = (near, near) if one_end else torch.cartesian_prod(near, near).unbind(dim=1)
+        factors.append((low, high))
     return factors
 
 

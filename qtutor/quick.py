@@ -12,7 +12,7 @@ from contextlib import suppress
 _GRAMMAR = "rfc3987_syntax"
 
 if _GRAMMAR not in sys.modules and "jsonschema" not in sys.modules:
-    sys.modules[_GRAMMAR] = None  # an import of it fails, which jsonschema takes for absent
+    sys.modules[_GRAMMAR] = None  # type: ignore[assignment]  # an import of it fails: jsonschema takes it for absent
     try:
         with suppress(ImportError):  # plotly does without
             importlib.import_module("nbformat")

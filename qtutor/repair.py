@@ -8,7 +8,6 @@ Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization a
 sections 4.1 and 4.2.
 """
 
-import copy
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,28 +18,16 @@ from typing import TYPE_CHECKING
 from qtutor.batches import read
 from qtutor.dataflow import trace
 from qtutor.fusion import fuse
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import Trait, target_of, traits
 from qtutor.simulation import Configuration, Simulation
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 if TYPE_CHECKING:
     from qtutor.diagnosis import Diagnosis
-
-_PASS_MODULES = (
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.ReLU, nn.LeakyReLU),
-)
-"""Modules f with f(a * x) = a * f(x) for each channel and any a > 0."""
-
-_PASS_FUNCTIONS = {
-    *(F.relu, F.relu_, torch.relu, torch.relu_, torch.flatten, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
-    *(F.dropout, F.leaky_relu, F.max_pool1d, F.adaptive_avg_pool1d),
-    *("relu", "relu_", "flatten", "contiguous"),
-}
 
 
 @torch.no_grad()
@@ -71,7 +58,7 @@ def equalize(model: nn.Module, *, rounds: int = 5) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"equalize needs a torch.nn.Module, got {type(model).__name__}")
-    fused = fuse(copy.deepcopy(model).eval())
+    fused = fuse(copy_model(model).eval())
     pairs = [(fused.get_submodule(first), fused.get_submodule(second)) for first, second in _pairs(fused)]
     if not pairs:
         raise ValueError(
@@ -121,7 +108,7 @@ def correct_bias(model: nn.Module, data: Iterable, configuration: Configuration 
     with simulation.comparing(rounding, names, compare):
         for batch in batches:
             simulation.run(batch)
-    corrected = copy.deepcopy(model)
+    corrected = copy_model(model)
     for name, (total, count) in sums.items():
         layer = corrected.get_submodule(name)
         shift = (total / count).to(layer.weight)
@@ -227,9 +214,7 @@ def _pairs(model: nn.Module) -> list[tuple[str, str]]:
         return isinstance(module, (nn.Linear, _ConvNd)) and own and alone and plain
 
     def passes(node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return isinstance(modules[node.target], _PASS_MODULES)
-        return node.op in ("call_function", "call_method") and node.target in _PASS_FUNCTIONS
+        return Trait.PASSES_SCALE in traits(target_of(node, tracer.root))
 
     found = []
     for node in filter(is_layer, graph.nodes):

@@ -78,8 +78,9 @@ def layers(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, seco
     rows, runs = {}, {}
 
     def see(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
-        operations = 2 * y.numel() * (layer.weight.numel() // len(layer.weight))  # each output is a filter's sum
-        moved = x.nbytes + y.nbytes + layer.weight.nbytes
+        weight = layer.get_parameter("weight")
+        operations = 2 * y.numel() * (weight.numel() // len(weight))  # each output is a filter's sum
+        moved = x.nbytes + y.nbytes + weight.nbytes
         rows[name] = {"operations": operations, "bytes": moved, "intensity": operations / moved}
         runs[name] = lambda _, layer=layer, x=x: layer(x).flatten()[:0]
 

@@ -19,7 +19,6 @@ Source: onnxruntime.ai/docs/performance/model-optimizations/quantization.html (p
 7-bit weights on x86); docs.openvino.ai, "Basic Quantization Flow".
 """
 
-import copy
 import importlib
 import importlib.util
 import logging
@@ -41,6 +40,7 @@ from qtutor.batches import inputs_of
 from qtutor.benchmark import size_bytes
 from qtutor.capture import unlogged
 from qtutor.machine import describe
+from qtutor.models.copying import copy_model
 from qtutor.workflows import Unavailable, hide_torch_notices, needs_compiler, quantize_static
 
 import torch
@@ -143,7 +143,7 @@ def build(
     if not batches:
         raise ValueError("calibration_data holds no batch: pass a few batches of training inputs")
     if any(module.training for module in model.modules()):
-        model = copy.deepcopy(model).eval()
+        model = copy_model(model).eval()
     exported = _Exported(model, batches)
     built = {}
     for name in names:
@@ -299,12 +299,12 @@ def _eager(exported: _Exported) -> tuple[Callable, int]:
 
 
 def _channels_last(exported: _Exported) -> tuple[Callable, int]:
-    model = _by_pixels(copy.deepcopy(exported.model))
+    model = _by_pixels(copy_model(exported.model))
     return lambda *inputs: model(*map(_by_pixel, inputs)), size_bytes(model)
 
 
 def _bf16(exported: _Exported) -> tuple[Callable, int]:
-    model = _by_pixels(copy.deepcopy(exported.model).to(torch.bfloat16))
+    model = _by_pixels(copy_model(exported.model).to(torch.bfloat16))
 
     def cast(tree: Any, come_from: torch.dtype, to: torch.dtype) -> Any:
         leaves, structure = tree_flatten(tree)

@@ -223,7 +223,9 @@ class DepthwiseNet(_Classifier):
 class RowReader(nn.Module):
     """An LSTM, or a GRU, that reads an image row by row: `(N, 1, H, W)` -> `(N, classes)`."""
 
-    def __init__(self, columns: int = 8, hidden: int = 64, classes: int = 10, kind: type[nn.RNNBase] = nn.LSTM):
+    def __init__(
+        self, columns: int = 8, hidden: int = 64, classes: int = 10, kind: type[nn.LSTM] | type[nn.GRU] = nn.LSTM
+    ):
         super().__init__()
         self.reader = kind(columns, hidden, batch_first=True)
         self.classifier = nn.Linear(hidden, classes)
@@ -396,8 +398,8 @@ def _trained(name: str) -> tuple[nn.Module, str]:
         nonlocal outcome
         outcome = "built"
         buffer = io.BytesIO()
-        how = {"epochs": recipe.epochs, "max_lr": recipe.max_lr, "threads": recipe.threads}
-        train(built := recipe.untrained(), recipe.data().train, **how, name=name)
+        built, data = recipe.untrained(), recipe.data().train
+        train(built, data, epochs=recipe.epochs, max_lr=recipe.max_lr, threads=recipe.threads, name=name)
         torch.save(built.state_dict(), buffer)
         return buffer.getvalue()
 

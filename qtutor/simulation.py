@@ -19,6 +19,8 @@ from typing import Any
 
 from qtutor.affine import QParams, fake_quantize, grid
 from qtutor.batches import Batch
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import Trait, traits
 from qtutor.observers import HistogramObserver, MinMaxObserver, Observer
 
 import torch
@@ -33,16 +35,6 @@ KINDS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCe
 
 _OBSERVERS = {"minmax": MinMaxObserver, "mse": HistogramObserver}
 _ARGUMENTS = ("query", "key", "value", "input", "x")
-_RELU = {"relu", "relu_", "relu6", "relu6_"}
-_PASS = {
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d"),
-    *("flatten", "unflatten", "view", "reshape", "view_as", "permute", "transpose", "movedim", "t", "squeeze"),
-    *("unsqueeze", "contiguous", "clone", "expand", "chunk", "split", "unbind", "select", "narrow", "__getitem__"),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "interpolate", "pixel_shuffle", "to", "float", "detach"),
-    *("channel_shuffle", "repeat", "flip", "roll", "mean", "amax", "max"),
-}
-"""Functions whose results lie in the range of their argument: nothing is rounded anew after them."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +147,7 @@ class Simulation:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"a torch.nn.Module is needed, got {type(model).__name__}")
-        simulation = cls(_copy(model).eval().requires_grad_(False))
+        simulation = cls(copy_model(model).eval().requires_grad_(False))
         simulation._find(batch)
         return simulation
 
@@ -167,7 +159,7 @@ class Simulation:
 
     def copy(self) -> "Simulation":
         """Return one with a model of its own, and without what was observed."""
-        return replace(self, model=copy.deepcopy(self.model), observed={})
+        return replace(self, model=copy_model(self.model), observed={})
 
     def run(self, batch: Batch) -> Any:
         """Return what the model gives for a batch; its own inputs stay as they are."""
@@ -434,13 +426,14 @@ class _Trace(TorchFunctionMode):
         if not results or not tags:
             return output
         name = getattr(func, "__name__", "").removeprefix("_")
-        use = "relu" if name in _RELU else "norm" if name == "batch_norm" else name
+        known = traits(name)
+        use = "relu" if Trait.RELU in known else "norm" if name == "batch_norm" else name
         for _, (layer, stage) in tags:
             self.uses[layer, stage].add(use)
         for result in results:
             if hasattr(result, "_qtutor"):
                 del result._qtutor  # in place: it is another tensor now
-            if (name in _RELU or name in _PASS) and len(tags) == 1:
+            if Trait.KEEPS_RANGE in known and len(tags) == 1:
                 _mark(result, tags[0][1][0], "passed")
         return output
 
@@ -657,12 +650,3 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
     elif isinstance(tree, dict):
         yield from _tensors(list(tree.values()))
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    memo = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses it
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)

@@ -31,7 +31,7 @@ def _extension_loads(folders: list[str]) -> bool:
 
 
 _torchvision = find_spec("torchvision")
-if _torchvision and not _extension_loads(_torchvision.submodule_search_locations):
+if _torchvision and not _extension_loads(_torchvision.submodule_search_locations or []):
     _missing = [schema for name, schema in _SCHEMAS.items() if not hasattr(torch.ops.torchvision, name)]
     if _missing:
         _library = torch.library.Library("torchvision", "FRAGMENT")  # what it declares lives as long as it does

@@ -29,6 +29,8 @@ from qtutor.affine import grid
 from qtutor.batches import check_inputs, inputs_of
 from qtutor.fusion import find_fusions
 from qtutor.machine import choose_engine, describe
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import Trait, target_of, traits
 from qtutor.narrow import (
     clip_codes,
     keep_trained_scales,
@@ -241,7 +243,7 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
     _check_compile(compile, recipe["flow"])
     done = {name: value for name, value in recipe.items() if name != "prepared"}
     with _at_work(recipe["engine"]):
-        return _finish(copy.deepcopy(model), done, model, _zeros(recipe), compile)
+        return _finish(copy_model(model), done, model, _zeros(recipe), compile)
 
 
 def save(model: nn.Module, path: Path | str) -> None:
@@ -434,7 +436,7 @@ def _float_copy(model: nn.Module, training: bool = False) -> nn.Module:
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             kind = f"{parameter.dtype} on {parameter.device}"
             raise ValueError(f"{name} is {kind}: PyTorch quantizes float32 on the CPU, so pass model.cpu().float()")
-    return copy.deepcopy(model).train(training)
+    return copy_model(model).train(training)
 
 
 def _dynamic(model: nn.Module, recipe: dict) -> nn.Module:
@@ -508,7 +510,7 @@ def _fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[str]]:
     """The modules to fuse in eager mode; none if the model cannot be traced, which quantizes without."""
     from torch.ao.quantization.fuser_method_mappings import get_fuser_method
 
-    model = copy.deepcopy(model).eval()
+    model = copy_model(model).eval()
     try:
         fusions = [fusion for fusion in find_fusions(model) if fusion.accepted]
     except ValueError:
@@ -632,16 +634,16 @@ def _straighten(model: nn.Module) -> None:
     """Undo channels-last before each clamp, in place: as of PyTorch 2.13, QNNPACK would mix the codes up."""
     from torch.ao.nn.quantized import ReLU6
 
-    modules = nn.ReLU6, nn.Hardtanh, ReLU6
+    def clamps(target: Any) -> bool:
+        return target is ReLU6 or Trait.CLAMPS in traits(target)
+
     if not isinstance(model, GraphModule):
         for module in model.modules():
-            if type(module) in modules:
+            if clamps(type(module)):
                 module.register_forward_pre_hook(lambda module, inputs: inputs[0].contiguous())
         return
-    clamps = (*modules, nn.functional.relu6, nn.functional.hardtanh, torch.clamp, "clamp")
     for node in model.graph.nodes:
-        kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
-        if kind in clamps and node.args:
+        if clamps(target_of(node, model)) and node.args:
             with model.graph.inserting_before(node):
                 node.args = (model.graph.call_method("contiguous", node.args[:1]), *node.args[1:])
     model.recompile()

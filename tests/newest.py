@@ -6,7 +6,6 @@
 import argparse
 import re
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -22,18 +21,17 @@ def packages() -> list[str]:
 
 def broken(path: Path) -> str | None:
     """Run a lesson; return None, or what broke it."""
+    from qtutor import notebooks
+
     import nbformat
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    client = NotebookClient(nbformat.read(path, 4), timeout=1200, kernel_name="python3")
-    with tempfile.TemporaryDirectory() as elsewhere:
-        try:
-            client.execute(cwd=elsewhere)
-        except CellExecutionError as error:
-            return f"{error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
-        except (CellTimeoutError, DeadKernelError) as error:
-            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    try:
+        notebooks.run(nbformat.read(path, 4), timeout=1200)
+    except CellExecutionError as error:
+        return f"{error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
+    except (CellTimeoutError, DeadKernelError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return None
 
 

@@ -6,11 +6,11 @@ needs. Untagged outputs (timings, figures) would differ at each run.
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
+from qtutor import notebooks
+
 import nbformat
-from nbclient import NotebookClient
 
 TAG = "nbval-check-output"
 
@@ -37,10 +37,7 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def record(path: Path) -> None:
     """Run the notebook at `path` and write it back in its committed form."""
-    notebook = nbformat.read(path, 4)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=elsewhere)
-    nbformat.write(normalise(notebook), path)
+    nbformat.write(normalise(notebooks.run(nbformat.read(path, 4))), path)
 
 
 if __name__ == "__main__":

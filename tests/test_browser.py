@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import nbformat
-import notebooks
 import pytest
+from cut import cut
 from lab import CHROMIUM, COURSE, Notebook, empty_page, jupyterlab
 from playwright.sync_api import expect
 
@@ -44,7 +44,7 @@ def course(tmp_path_factory):
         lesson = nbformat.read(root / "lessons" / name, 4)
         shown = [i for i, cell in enumerate(lesson.cells) if cell.cell_type == "code" and "Explorer(" in cell.source]
         assert len(shown) == 1, "one cell shows the lesson's explorer"
-        cells += notebooks.cut(lesson, *shown).cells
+        cells += cut(lesson, *shown).cells
         cells.append(nbformat.v4.new_code_cell("torch.set_grad_enabled(True);"))  # a lesson may switch it off
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=lesson.metadata), root / GATHERED)
     return root

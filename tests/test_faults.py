@@ -21,20 +21,6 @@ EVERY_MODEL = sorted(set(re.findall(r'trained\(\\"(\w+)', SOURCES)))
 MODEL = "digits_cnn"
 SAYS = "from qtutor.samples import trained; trained(NAME); print('works')".replace("NAME", repr(MODEL))
 
-RUN_LESSON = """
-import sys, nbformat
-from nbclient import NotebookClient
-notebook = nbformat.read(sys.argv[1], 4)
-options = {"timeout": 1800, "kernel_name": "python3", "extra_arguments": ["--log-level=40"]}
-NotebookClient(notebook, allow_errors=True, **options).execute()
-for cell in notebook.cells:
-    for output in cell.get("outputs", []):
-        if output.output_type == "error":
-            print("ERROR in", cell.source, *output.traceback, sep="\\n", file=sys.stderr)
-        if "Traceback" in str(output.get("text", "")):
-            print(output.text, file=sys.stderr)
-"""
-
 
 def unshared(setup: str, command: list[str]) -> list[str]:
     """Run `command` after `setup` in namespaces of its own, where mounts and networks are its own."""
@@ -108,7 +94,7 @@ def test_a_lesson_works_on_a_poor_computer(lesson, trained_home, tmp_path):
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }
     inner = ["env", "-i", *(f"{name}={value}" for name, value in environment.items())]
-    command = [*inner, sys.executable, "-W", "ignore", "-c", RUN_LESSON, str(course / "lessons" / lesson.name)]
+    command = [*inner, sys.executable, "-W", "ignore", "-m", "qtutor.notebooks", str(course / "lessons" / lesson.name)]
     core = str(min(os.sched_getaffinity(0)))
     finished = subprocess.run(
         unshared("true", ["taskset", "-c", core, *command]), cwd=elsewhere, capture_output=True, text=True, timeout=1800

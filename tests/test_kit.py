@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import COURSE
-from test_faults import RUN_LESSON, needs_namespaces, unshared
+from test_faults import needs_namespaces, unshared
 
 WORKSHOP = (COURSE / "binder" / "workshop.md").read_text(encoding="utf-8")
 KIT, ROOM, LATER, COLLECT = re.findall(r"^```sh\n(.*?)\n```$", WORKSHOP, re.MULTILINE | re.DOTALL)
@@ -47,7 +47,7 @@ def test_a_room_is_installed_and_used_with_no_network(tmp_path):
     assert in_room("bash", "-ec", ROOM).endswith("Ready.\n")
     assert "built" in in_room("bash", "-ec", f"{LATER.splitlines()[0]} digits_cnn")
     lesson = room / "lessons" / "01_affine_mapping.ipynb"
-    in_room(str(room / ".venv/bin/python"), "-W", "ignore", "-c", RUN_LESSON, str(lesson))
+    in_room(str(room / ".venv/bin/python"), "-W", "ignore", "-m", "qtutor.notebooks", str(lesson))
 
 
 def test_the_commands_are_those_of_the_course():

@@ -381,8 +381,8 @@ def _describe(error: BaseException, answer: Any) -> str:
 
 def _own_line(error: BaseException, answer: Any) -> str:
     """The line of the learner's own code in which an error was raised, or ""."""
-    own = getattr(getattr(answer, "__code__", None), "co_filename", None)
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == own]
+    own = getattr(getattr(answer, "__code__", None), "co_filename", "")
+    lines = [f.lineno or 0 for f in traceback.extract_tb(error.__traceback__) if f.filename == own]
     if not lines:
         return ""
     text = linecache.getline(own, lines[-1]).strip()

@@ -20,6 +20,7 @@ def edge_filters() -> nn.Sequential:
     sharp = -spread
     sharp[1, 1] += 1
     layer = nn.Conv2d(1, 4, 3, padding=1)
+    assert layer.bias is not None
     with torch.no_grad():
         layer.weight.copy_(torch.stack([down, down.T, spread, sharp])[:, None])
         layer.bias.copy_(torch.tensor([0.0, 0.0, 0.1, 0.0]))

@@ -97,7 +97,8 @@ class Explorer(ipywidgets.VBox):
         self.figure = figure
         figure._config = {**figure._config, "responsive": True, "displaylogo": False}
         self.sentence = Sentence()
-        self.state = self.result = None
+        self.state: Any = None
+        self.result: Any = None
         self._held = False
         self._sent = 0.0
         self._waiting = False
@@ -110,7 +111,7 @@ class Explorer(ipywidgets.VBox):
         )  # scrolls where the page is narrower than a figure
         self.children = [ipywidgets.Box([*controls.values(), *buttons], layout=row), self.sentence, drawing]
         self._redraw()
-        self.first_state = self.state
+        self.first_state: Any = self.state
 
     def show_only(self, sentence: str) -> None:
         """Stand for a case in which there is nothing to show, and say why."""

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -13,47 +12,16 @@ from qtutor.affine import choose_qparams, fake_quantize, sqnr
 from qtutor.dataflow import Meter, OperatorTraffic, label, tensors_in, trace
 from qtutor.explorers.explorer import Explorer
 from qtutor.fusion import as_one_operator, fold_batch_norm, patterns
+from qtutor.models.operators import Trait, target_of, traits
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-import torch.nn.functional as F
 from plotly.subplots import make_subplots
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_EXACT = (nn.ReLU, nn.ReLU6, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d, nn.ChannelShuffle)
-_EXACT_CALLS = {
-    F.relu,
-    F.relu6,
-    torch.relu,
-    "relu",
-    "relu_",
-    "relu6",
-    "contiguous",
-    "clone",
-    F.max_pool2d,
-    "max_pool2d",
-}
-_ROUNDING = (
-    *_LAYERS,
-    *(nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Upsample),
-)
-_ROUNDING_CALLS = {
-    operator.add,
-    operator.iadd,
-    operator.mul,
-    operator.imul,
-    torch.add,
-    torch.mul,
-    torch.cat,
-    torch.mean,
-}
-_ROUNDING_CALLS |= {F.adaptive_avg_pool2d, F.avg_pool2d, F.interpolate, F.hardswish, F.leaky_relu, "add", "mul", "mean"}
-# What PyTorch has INT8 kernels for; those of _EXACT choose among codes or clamp them, so they round nothing.
-
 _SHOWN = 5  # operators in view
 _NAMES = {torch.float32: "FP32", torch.float64: "FP64", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
@@ -212,11 +180,8 @@ class FusionData:
 
     def kernel(self, node: fx.Node) -> str:
         """Whether an operator "rounds" to codes, is "exact" on codes, or needs "float"."""
-        module = self.tracer.root.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, _EXACT) or (module is None and node.target in _EXACT_CALLS):
-            return "exact"
-        known = isinstance(module, _ROUNDING) or (module is None and node.target in _ROUNDING_CALLS)
-        return "rounds" if known else "float"
+        known = traits(target_of(node, self.tracer.root))
+        return "exact" if Trait.CHOOSES in known else "rounds" if Trait.ROUNDS in known else "float"
 
     def sources(self, node: fx.Node) -> list[tuple[fx.Node, int]]:
         """The operators or inputs that `node` reads, through what moves no data, with the elements read."""

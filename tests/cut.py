@@ -1,23 +1,8 @@
-"""Notebooks run and cut, for the tests and for the tools beside them."""
+"""Notebooks cut to what one of their cells needs."""
 
 import ast
-import tempfile
-from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
-
-
-def run(notebook: nbformat.NotebookNode, cwd: Path | str | None = None, **options: object) -> nbformat.NotebookNode:
-    """Run a notebook in place in a kernel of its own, by default in a new folder, and return it.
-
-    Raises:
-        CellExecutionError, CellTimeoutError, DeadKernelError: as nbclient does.
-    """
-    options = {"timeout": 3600, "kernel_name": "python3", "extra_arguments": ["--log-level=40"], **options}
-    with tempfile.TemporaryDirectory() as elsewhere:
-        NotebookClient(notebook, **options).execute(cwd=cwd or elsewhere)
-    return notebook
 
 
 def cut(notebook: nbformat.NotebookNode, wanted: int) -> nbformat.NotebookNode:

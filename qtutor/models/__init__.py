@@ -1,0 +1,1 @@
+"""Any `nn.Module`, seen from outside: copy it, and know its operators."""

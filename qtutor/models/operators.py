@@ -1,0 +1,107 @@
+"""One table of operators: what each does to ranges, scales and codes.
+
+Whoever walks through a model asks here, by what a node calls: a module's class, a function, or the name of a method.
+An operator that is not in the table has no trait, and is treated with the care that a stranger deserves.
+"""
+
+import operator
+from collections.abc import Callable
+from enum import Flag, auto
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+
+class Trait(Flag):
+    """What is true of an operator."""
+
+    RELU = auto()
+    """It clamps below at zero: a kernel of the layer before it can do that too. A ReLU6 counts."""
+    CLAMPS = auto()
+    """It clamps at fixed ends."""
+    KEEPS_RANGE = auto()
+    """What it gives lies in the range of what it gets: nothing needs to be rounded anew after it."""
+    PASSES_SCALE = auto()
+    """f(a * x) = a * f(x) for each channel and any a > 0."""
+    AVERAGES = auto()
+    """It gives means of what it gets."""
+    CHOOSES = auto()
+    """On codes, it chooses among them or clamps them: PyTorch has an INT8 kernel, which rounds nothing."""
+    ROUNDS = auto()
+    """PyTorch has an INT8 kernel, which rounds what it gives."""
+
+
+_CLAMP = Trait.RELU | Trait.KEEPS_RANGE | Trait.CHOOSES
+_POOL = Trait.KEEPS_RANGE | Trait.PASSES_SCALE
+_TABLE: tuple[tuple[Trait, tuple], ...] = (
+    (_CLAMP | Trait.PASSES_SCALE, (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")),
+    (_CLAMP | Trait.CLAMPS, (nn.ReLU6, F.relu6, "relu6", "relu6_")),
+    (Trait.CLAMPS, (nn.Hardtanh, F.hardtanh, torch.clamp, "clamp", "hardtanh")),
+    (Trait.PASSES_SCALE | Trait.ROUNDS, (nn.LeakyReLU, F.leaky_relu)),
+    (
+        _POOL | Trait.CHOOSES,
+        (
+            *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d),
+            *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
+            *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d"),
+        ),
+    ),
+    (
+        _POOL | Trait.AVERAGES | Trait.ROUNDS,
+        (
+            *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+            *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+            *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+            *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+            *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+        ),
+    ),
+    (Trait.KEEPS_RANGE | Trait.AVERAGES | Trait.ROUNDS, (torch.mean, "mean")),
+    (_POOL, (nn.Flatten, torch.flatten, "flatten")),
+    (_POOL | Trait.CHOOSES, ("contiguous",)),
+    (_POOL, (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "dropout", "dropout1d", "dropout2d", "dropout3d")),
+    (Trait.KEEPS_RANGE | Trait.CHOOSES, (nn.ChannelShuffle, "channel_shuffle", "clone")),
+    (Trait.KEEPS_RANGE | Trait.ROUNDS, (nn.Upsample, F.interpolate, "interpolate")),
+    (
+        Trait.KEEPS_RANGE,
+        (
+            *("unflatten", "view", "reshape", "view_as", "permute", "transpose", "movedim", "t", "squeeze"),
+            *("unsqueeze", "expand", "chunk", "split", "unbind", "select", "narrow", "__getitem__", "pixel_shuffle"),
+            *("to", "float", "detach", "repeat", "flip", "roll", "amax", "max"),
+        ),
+    ),
+    (
+        Trait.ROUNDS,
+        (
+            *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+            *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.BatchNorm2d, nn.BatchNorm3d),
+            *(nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.Sigmoid, nn.Tanh, F.hardswish),
+            *(operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, torch.cat, "add", "mul"),
+        ),
+    ),
+)
+_TRAITS: dict[type | Callable | str, Trait] = {thing: traits for traits, things in _TABLE for thing in things}
+
+
+def traits(target: type | Callable | str | None) -> Trait:
+    """Return what is true of an operator: of a module's class, a function, or a name.
+
+    A name is that of a method or, where a running model is watched, of the function that PyTorch calls. A class
+    counts as the one that it derives from, as long as it keeps that one's `forward`.
+
+    Example:
+        >>> Trait.RELU in traits(nn.ReLU6), Trait.PASSES_SCALE in traits(nn.ReLU6), traits("my_own")
+        (True, False, <Trait: 0>)
+    """
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        target = next((base for base in target.__mro__ if base in _TRAITS and base.forward is target.forward), None)
+    return _TRAITS.get(target, Trait(0))
+
+
+def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:
+    """Return what a node of a traced model calls: the class of a module, a function, a name; None where nothing."""
+    if node.op == "call_module":
+        return type(model.get_submodule(node.target))
+    return node.target if node.op in ("call_function", "call_method") else None
