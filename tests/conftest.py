@@ -20,11 +20,16 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workerinput["workercount"]))
 
 
+@pytest.hookimpl(tryfirst=True)  # before markers choose
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the cells of a notebook, and what shares a browser, in one process; the rest goes where there is time."""
+    """Run what shares a kernel, a browser or a cluster in one process, and the rest where there is time."""
     for item in items:
-        if item.path.suffix == ".ipynb" or item.get_closest_marker("browser"):
+        shares_cluster = "cluster" in getattr(item, "fixturenames", ())
+        if item.path.suffix == ".ipynb" or item.get_closest_marker("browser") or shares_cluster:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        exports = hasattr(item, "callspec") and item.callspec.params.get("flow") == "pt2e"
+        if shares_cluster or exports:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

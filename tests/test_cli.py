@@ -155,6 +155,7 @@ def fetch(address: str) -> str:
         return response.read().decode()
 
 
+@pytest.mark.slow
 def test_a_real_lab_is_quiet_uses_this_environment_and_keeps_its_token(course, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     shadow = home / "jupyter" / "kernels" / "python3"
@@ -298,6 +299,7 @@ def loader():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 @pytest.mark.parametrize(("at", "rows"), [(3, 0), (14, range(1, 9))])
 def test_an_interrupted_diagnosis_prints_what_it_has(at, rows, tmp_path):
@@ -344,6 +346,7 @@ def small_networks(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_bench_prints_fp32_against_int8_and_what_is_missing(small_networks, capsys):
     assert cli.main(["bench"]) == 0
@@ -354,6 +357,7 @@ def test_bench_prints_fp32_against_int8_and_what_is_missing(small_networks, caps
     assert torch.__version__ in out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_bench_speaks_json(small_networks, capsys):
     assert cli.main(["bench", "--json"]) == 0
@@ -365,6 +369,7 @@ def test_bench_speaks_json(small_networks, capsys):
     assert content["machine"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_bench_leaves_out_what_does_not_fit_the_time(small_networks, capsys):
     assert cli.bench(True, seconds=0) == 0

@@ -32,6 +32,7 @@ def test_the_newest_versions_are_tried_on_a_schedule():
     assert {"torch", "torchvision", "plotly", "jupyterlab"} <= {*newest.packages()}
 
 
+@pytest.mark.slow
 def test_a_lesson_that_breaks_is_named_with_its_error(tmp_path, capsys):
     paths = []
     for name, source in (("01_good", "1"), ("02_bad", "import torch.no_such_thing")):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
     pytest.mark.filterwarnings("ignore:builtin type SwigPy:DeprecationWarning"),
 ]

@@ -352,6 +352,7 @@ def test_where_nothing_can_be_written_models_are_trained_once_a_session(tiny, ho
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_kernel_killed_in_training_leaves_nothing_and_the_next_prepares(home):
     with kernel("stall") as killed:
         assert killed.stdout.readline() == "in training\n"
@@ -361,6 +362,7 @@ def test_a_kernel_killed_in_training_leaves_nothing_and_the_next_prepares(home):
         assert [heir.stdout.readline() for _ in range(2)] == ["in training\n", "built\n"]
 
 
+@pytest.mark.slow
 def test_of_two_kernels_at_once_one_trains_and_both_have_the_same_weights(home):
     with kernel("pause", home / "resume") as first:
         assert first.stdout.readline() == "in training\n"

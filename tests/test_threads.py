@@ -83,6 +83,7 @@ def test_reads_the_quota_of_cgroups_of_both_versions(files, expected, tmp_path, 
     assert threads.quota(tmp_path) == min(0.75, expected or 1)
 
 
+@pytest.mark.slow
 @linux
 def test_openmp_itself_reads_what_was_settled():
     loaded = python(sys.executable, "-c", "import qtutor, torch", OMP_DISPLAY_ENV="VERBOSE").stderr
@@ -109,6 +110,7 @@ def test_a_way_of_the_users_own_is_named():
     assert threads.waiting(dict.fromkeys(SHORT, "70")).endswith("=70")
 
 
+@pytest.mark.slow
 @linux
 def test_binders_kernels_are_started_calm():
     code = """

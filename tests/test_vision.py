@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # The other kind of installation, whichever this one is: an extension that cannot load, and one that can.
 BROKEN = """
 import torch

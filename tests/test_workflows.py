@@ -675,6 +675,7 @@ for path, (model, x, expected) in torch.load({path!r}, weights_only=False).items
 """
 
 
+@pytest.mark.slow
 def test_what_every_flow_saved_gives_the_same_bits_in_a_new_process(tmp_path):
     rows, found = torch.rand(3, 5, 8), {}
 
@@ -745,6 +746,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [True, False])
 def test_pt2e_compiles_or_says_that_there_is_no_compiler(tmp_path, hidden):
     script = COMPILE.format(path=str(tmp_path / "model"))
