@@ -2,7 +2,8 @@
 
 How threads wait is read once, when PyTorch loads, so each way needs a process of its own; and since the scheduler
 draws anew for each process where its threads run, one process tells nothing of the odds. `qtutor.threads` says
-what happens there. `python -m qtutor.lottery` draws all of it, ten times, and prints what `recorded_draws` holds.
+what happens there. `python -m qtutor.lottery` draws all of it ten times, or as often as it is told, and prints what
+`recorded_draws` holds.
 """
 
 import contextlib
@@ -56,7 +57,7 @@ def restless(neighbours: int) -> Iterator[None]:
 
 
 def recorded_draws() -> "pd.DataFrame":
-    """Return ten draws of each way beside none, one and two neighbours, of a cloud machine with two cores, in ms."""
+    """Return draws of each way beside none, one and two neighbours, in ms, recorded on two cores of a cloud machine."""
     import pandas as pd
 
     return pd.read_csv(Path(__file__).with_suffix(".csv"))

@@ -9,6 +9,29 @@ import pytest
 import thoroughness  # noqa: F401  registers the profiles
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
+
+TOGETHER = ("test_browser.py", "test_diagnosis.py")
+"""Files whose tests share what is slow to start: a browser, a cluster."""
+
+
+class Scheduling(LoadScopeScheduling):
+    """Runs the cells of a notebook, and the tests of some files, in one process, and the rest where there is time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith((".ipynb", *TOGETHER)) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
+    return Scheduling(config, log)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark as slow what exports a model or needs a cluster of processes."""
+    exports = hasattr(item, "callspec") and item.callspec.params.get("flow") == "pt2e"
+    if exports or "cluster" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,18 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["QTUTOR_HOME"] = str(config.cache.mkdir("qtutor-home"))
     if hasattr(config, "workerinput"):  # the processes share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workerinput["workercount"]))
-
-
-@pytest.hookimpl(tryfirst=True)  # before markers choose
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what shares a kernel, a browser or a cluster in one process, and the rest where there is time."""
-    for item in items:
-        shares_cluster = "cluster" in getattr(item, "fixturenames", ())
-        if item.path.suffix == ".ipynb" or item.get_closest_marker("browser") or shares_cluster:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        exports = hasattr(item, "callspec") and item.callspec.params.get("flow") == "pt2e"
-        if shares_cluster or exports:
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
