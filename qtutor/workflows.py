@@ -277,6 +277,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
         Unavailable: as in `quantize_static`.
     """
     recipe, content = saved.read(Path(path))
+    recipe = {"reduced": False} | recipe  # files of before every flow noted it
     flow, engine, inputs = recipe["flow"], recipe["engine"], _zeros(recipe)
     if engine not in _engines(flow):
         raise ValueError(f"{path} is for the engine {engine}, and this machine has {', '.join(_engines(flow))}")

@@ -767,3 +767,13 @@ def test_what_was_folded_beforehand_is_merged_as_if_it_were_not(flow, tmp_path):
     assert not any("bn" in name or "relu" in name for name in called)
     save(folded, tmp_path / "folded")
     assert torch.equal(load(tmp_path / "folded", fuse(model))(IMAGES), folded(IMAGES))
+
+
+def test_a_file_of_before_every_flow_noted_its_reduced_range_loads(tmp_path, monkeypatch):
+    model, path = nn.Sequential(nn.Linear(8, 4)).eval(), tmp_path / "model"
+    quantized = quantize_static(model, [ROWS[:, :8]])
+    recipe = workflows._recipe(quantized)
+    monkeypatch.setattr(workflows, "_recipe", lambda _: {k: v for k, v in recipe.items() if k != "reduced"})
+    save(quantized, path)
+    monkeypatch.undo()
+    assert torch.equal(load(path, model)(ROWS[:, :8]), quantized(ROWS[:, :8]))
