@@ -2,6 +2,11 @@
 // here every figure gets a name from its titles, and its tools become a toolbar (one tab stop, arrows within).
 // JupyterLab takes the arrows for itself, also those that choose from a list: here the list keeps them.
 // It breaks a long printed line within a word: here between words.
+// And anywidget gives up for good on a widget that the page has not loaded within two seconds, figures and sentences
+// alike: they open, and never change again. A busy computer takes longer: here it gets two minutes.
+
+const timeout = AbortSignal.timeout.bind(AbortSignal);
+AbortSignal.timeout = (milliseconds) => timeout(milliseconds === 2000 ? 120000 : milliseconds);
 
 function name(plot) {
   const text = (selector) => [...plot.querySelectorAll(selector)].map((e) => e.textContent.trim()).filter(Boolean);
