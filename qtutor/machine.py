@@ -186,6 +186,11 @@ def describe() -> Machine:
     )
 
 
+def on_arm(architecture: str | None = None) -> bool:
+    """Whether a processor, by default this one, is of ARM: what `platform.machine()` says."""
+    return (architecture or platform.machine()).lower().startswith(("arm", "aarch"))
+
+
 def choose_engine(engines: Iterable[str], architecture: str) -> str | None:
     """Choose the quantized engine to use: the fastest that is there, or None where none is.
 
@@ -199,8 +204,7 @@ def choose_engine(engines: Iterable[str], architecture: str) -> str | None:
         >>> choose_engine(["qnnpack", "onednn"], "arm64")
         'qnnpack'
     """
-    on_arm = architecture.lower().startswith(("arm", "aarch"))
-    order = ("qnnpack", "onednn") if on_arm else ("x86", "onednn", "fbgemm", "qnnpack")
+    order = ("qnnpack", "onednn") if on_arm(architecture) else ("x86", "onednn", "fbgemm", "qnnpack")
     engines = tuple(engines)
     return next((engine for engine in order if engine in engines), None)
 

@@ -4,8 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
-from qtutor import benchmark
-from qtutor.benchmark import accuracy, compare, flips, size_bytes
+from qtutor.benchmark import Comparison, Flips, accuracy, compare, comparing, flips, size_bytes, timing
 from qtutor.machine import describe
 from qtutor.workflows import hide_torch_notices
 
@@ -29,7 +28,7 @@ TORCH_NOTICES = (
 def clock(monkeypatch):
     """A clock that only moves when an entry of `taking` runs."""
     clock = SimpleNamespace(now=0.0, order=[])
-    monkeypatch.setattr(benchmark, "timer", lambda: clock.now)
+    monkeypatch.setattr(timing, "timer", lambda: clock.now)
     return clock
 
 
@@ -128,7 +127,7 @@ def test_an_interval_leaves_out_all_that_its_confidence_allows(rounds, confidenc
     def coverage(left_out):
         return 1 - 2 * scipy.stats.binom.cdf(left_out, rounds, 0.5)
 
-    left_out = benchmark._left_out(rounds, confidence)
+    left_out = comparing._left_out(rounds, confidence)
     assert 0 <= 2 * left_out < max(rounds, 1)
     assert coverage(left_out) >= confidence or left_out == 0
     assert coverage(left_out + 1) < confidence
@@ -390,14 +389,14 @@ def test_accuracy_and_flips_agree_with_counting(data, labels, size):
 
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_p_value_is_mcnemars_exact_one(lost, gained):
-    p_value = benchmark.Flips(images=1000, changed=lost + gained, lost=lost, gained=gained).p_value
+    p_value = Flips(images=1000, changed=lost + gained, lost=lost, gained=gained).p_value
     expected = scipy.stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1
     assert p_value == pytest.approx(expected)
 
 
 def test_says_whether_a_difference_may_be_chance():
-    assert "-0.33 points may well be chance" in str(benchmark.Flips(images=600, changed=9, lost=4, gained=2))
-    assert "-3.3 points is unlikely to be chance" in str(benchmark.Flips(images=600, changed=30, lost=22, gained=2))
+    assert "-0.33 points may well be chance" in str(Flips(images=600, changed=9, lost=4, gained=2))
+    assert "-3.3 points is unlikely to be chance" in str(Flips(images=600, changed=30, lost=22, gained=2))
 
 
 def test_an_image_with_a_nan_score_counts_as_wrong():
@@ -410,7 +409,7 @@ def test_an_image_with_a_nan_score_counts_as_wrong():
     [
         ([], ValueError, "the loader has no images"),
         ([X], TypeError, r"batch 0 of the loader must be \(images, labels\), got Tensor"),
-        ([(X, X)], ValueError, r"labels must be \(N,\) integers, got \(2, 3\) torch.float32"),
+        ([(X, X)], ValueError, r"labels must be integers, .* got \(2, 3\) torch.float32"),
         ([(X, torch.tensor([1, 2, 0]))], ValueError, r"must return \(3, classes\) scores for 3 labels, got \(2, 3\)"),
         ([(X[0], torch.tensor([1, 2, 0]))], ValueError, r"must return \(3, classes\) .* got \(3,\)"),
     ],
@@ -426,7 +425,7 @@ def test_pareto_joins_what_nothing_beats_and_leaves_failures_out(clock):
     entries = {"slow": taking(clock, 0.03), "slower": taking(clock, 0.04), "fast": taking(clock, 0.01), "broken": fail}
     table = compare(entries, X, repeats=3).table
     table["accuracy"] = [0.9, 0.8, 0.85, math.nan]
-    comparison = benchmark.Comparison(table, pd.DataFrame(), 0.99, describe(), {})
+    comparison = Comparison(table, pd.DataFrame(), 0.99, describe(), {})
     front, *points = plots.pareto(comparison).data
     assert list(front.x) == pytest.approx([10, 30])
     assert [point.name for point in points] == ["1 slow", "2 slower", "3 fast"]

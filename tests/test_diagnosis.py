@@ -5,9 +5,8 @@ import math
 import os
 from itertools import pairwise
 
-from qtutor import measuring
 from qtutor.affine import sqnr
-from qtutor.diagnosis import Configuration, diagnose
+from qtutor.diagnosis import Configuration, diagnose, trials
 from qtutor.fusion import fuse
 from qtutor.plots import report
 from qtutor.samples import SlimResNet
@@ -256,7 +255,7 @@ def test_the_given_model_and_data_are_left_as_they_were_when_it_raises(error):
 
 
 def test_an_interrupt_keeps_what_was_measured(chain, inputs, monkeypatch):
-    calls, add = [], measuring.Score.add
+    calls, add = [], trials.Score.add
 
     def interrupted(self, *args):
         calls.append(1)
@@ -264,7 +263,7 @@ def test_an_interrupt_keeps_what_was_measured(chain, inputs, monkeypatch):
             raise KeyboardInterrupt
         add(self, *args)
 
-    monkeypatch.setattr(measuring.Score, "add", interrupted)
+    monkeypatch.setattr(trials.Score, "add", interrupted)
     diagnosis = quiet(chain, inputs)
     assert 1 <= len(diagnosis.table) < 5
     assert diagnosis.interrupted
@@ -419,8 +418,8 @@ def test_two_processes_of_a_dask_cluster_give_the_same_table_to_the_last_bit(kin
 
 def test_what_workers_need_is_sent_once_to_each(cluster, monkeypatch):
     sent = []
-    reduce = measuring._Share.__reduce__
-    monkeypatch.setattr(measuring._Share, "__reduce__", lambda share: sent.append(1) or reduce(share))
+    reduce = trials._Share.__reduce__
+    monkeypatch.setattr(trials._Share, "__reduce__", lambda share: sent.append(1) or reduce(share))
     with joblib.parallel_config(backend="dask"):
         quiet(Chain().eval(), [torch.randn(64, 16)])
     assert len(sent) <= 2
@@ -503,5 +502,5 @@ def test_fewer_bits_never_give_a_better_output(seed, bits):
 def test_repeating_what_earlier_layers_gave_changes_nothing(monkeypatch):
     model, data = SlimResNet(8, classes=4).eval(), [torch.rand(8, 3, 16, 16) for _ in range(2)]
     quick = quiet(model, data)
-    monkeypatch.setattr(measuring, "_known", lambda *_: {})
+    monkeypatch.setattr(trials, "_known", lambda *_: {})
     pd.testing.assert_frame_equal(quick.table, quiet(model, data).table)

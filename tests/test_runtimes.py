@@ -1,6 +1,7 @@
 """Every runtime against the float model itself; what is missing, in words."""
 
 import gc
+import importlib.util
 import os
 import sys
 
@@ -115,8 +116,8 @@ def test_a_comparison_of_all_has_a_row_for_each(network, batches):
 def test_what_is_not_installed_says_how_to_get_it(gone, network, batches, monkeypatch):
     for package in ("onnxruntime", "onnx", "openvino", "nncf"):
         monkeypatch.delitem(sys.modules, package, raising=False)
-    real = runtimes.importlib.util.find_spec
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None if name in gone else real(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
     entries = runtimes.build(network, batches, ["eager FP32", *NEEDS])
     for name in NEEDS:
         assert 'pip install -e ".[runtimes]"' in runtimes.missing()[name]

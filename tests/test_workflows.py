@@ -10,11 +10,12 @@ import sys
 import warnings
 from dataclasses import replace
 
-from qtutor import affine, narrow, vision, workflows  # noqa: F401
+from qtutor import affine, vision, workflows  # noqa: F401
 from qtutor.benchmark import size_bytes
 from qtutor.fusion import fuse
 from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
-from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
+from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, recipe, save
+from qtutor.workflows.low_bits import clip
 
 import pytest
 import torch
@@ -250,7 +251,9 @@ def test_a_model_may_return_a_dictionary(tmp_path, flow):
         (ROWS, TypeError, "put it in a list"),
         ((ROWS, torch.zeros(5)), TypeError, "put it in a list"),
         ([(ROWS, ROWS, ROWS)], TypeError, "3 parts"),
-        ([{"x": ROWS}], TypeError, "got dict"),
+        ([{"x": ROWS}], TypeError, "does not fit forward: missing a required argument: 'input'"),
+        ([["a", "b"]], TypeError, "holds no tensor"),
+        ([((ROWS, 3), None)], TypeError, "got int"),
         ([ROWS[:0]], ValueError, "is empty"),
         ([ROWS, ROWS * float("nan")], ValueError, "batch 1 .* NaN"),
     ],
@@ -258,6 +261,21 @@ def test_a_model_may_return_a_dictionary(tmp_path, flow):
 def test_bad_calibration_data_are_refused(data, error, message):
     with pytest.raises(error, match=message):
         quantize_static(nn.Sequential(nn.Linear(8, 8)), data)
+
+
+def test_named_inputs_are_the_same_as_inputs_by_place():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x, shift):
+            return self.layer(x) + shift
+
+    model, shift = Net().eval(), torch.ones(1)
+    by_place = quantize_static(model, [((ROWS[:, :8], shift), None)])
+    by_name = quantize_static(model, [{"shift": shift, "x": ROWS[:, :8]}])
+    assert torch.equal(by_place(ROWS[:, :8], shift), by_name(ROWS[:, :8], shift))
 
 
 @pytest.mark.parametrize(
@@ -459,8 +477,8 @@ def test_a_trained_model_converts_to_what_it_computed_and_comes_back_exactly(tmp
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("flow", "has_dot_product"), [("fx", True), ("fx", False), ("pt2e", True)])
 def test_training_computes_what_the_converted_model_will(monkeypatch, flow, has_dot_product, bits):
-    machine = replace(workflows.describe(), features=("AVX512-VNNI",) if has_dot_product else ())
-    monkeypatch.setattr(workflows, "describe", lambda: machine)
+    machine = replace(recipe.describe(), features=("AVX512-VNNI",) if has_dot_product else ())
+    monkeypatch.setattr(recipe, "describe", lambda: machine)
     model = settled(DepthwiseNet(8, channels=3, classes=4), IMAGES)
     with torch.no_grad():
         for weight in (model.features[2].conv.weight, model.features[4].conv.weight):
@@ -480,7 +498,7 @@ class OneLayerAtATime(torch.fx.Interpreter):
 
     def run_node(self, node):
         result = super().run_node(node)
-        if not getattr(result, "is_quantized", False) or any(user.target is narrow._clip for user in node.users):
+        if not getattr(result, "is_quantized", False) or any(user.target is clip for user in node.users):
             return result
         expected = torch.quantize_per_tensor(
             next(self.simulated), result.q_scale(), result.q_zero_point(), result.dtype
@@ -772,8 +790,8 @@ def test_what_was_folded_beforehand_is_merged_as_if_it_were_not(flow, tmp_path):
 def test_a_file_of_before_every_flow_noted_its_reduced_range_loads(tmp_path, monkeypatch):
     model, path = nn.Sequential(nn.Linear(8, 4)).eval(), tmp_path / "model"
     quantized = quantize_static(model, [ROWS[:, :8]])
-    recipe = workflows._recipe(quantized)
-    monkeypatch.setattr(workflows, "_recipe", lambda _: {k: v for k, v in recipe.items() if k != "reduced"})
+    header = recipe.Recipe.header
+    monkeypatch.setattr(recipe.Recipe, "header", lambda self: {k: v for k, v in header(self).items() if k != "reduced"})
     save(quantized, path)
     monkeypatch.undo()
     assert torch.equal(load(path, model)(ROWS[:, :8]), quantized(ROWS[:, :8]))

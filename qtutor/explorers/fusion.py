@@ -9,10 +9,13 @@ from typing import Any
 
 from qtutor import plots
 from qtutor.affine import choose_qparams, fake_quantize, sqnr
-from qtutor.dataflow import Meter, OperatorTraffic, label, tensors_in, trace
 from qtutor.explorers.explorer import Explorer
-from qtutor.fusion import as_one_operator, fold_batch_norm, patterns
+from qtutor.fusion.folding import fold_batch_norm
+from qtutor.fusion.patterns import patterns
+from qtutor.fusion.traffic import Meter, OperatorTraffic, as_one_operator
 from qtutor.models.operators import Trait, target_of, traits
+from qtutor.models.tensors import tensors_in
+from qtutor.models.tracing import label, trace
 
 import ipywidgets
 import plotly.graph_objects as go

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from qtutor import plots
 from qtutor.diagnosis import Diagnosis, Measured
+from qtutor.diagnosis.statistics import ChannelSums
 from qtutor.explorers.explorer import Explorer
-from qtutor.local import ChannelSums
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -145,7 +145,7 @@ class LayerExplorer(Explorer):
 
     def good(self, measured: Measured) -> bool:
         """Whether a choice loses no more than the diagnosis allows."""
-        return self.diagnosis.reaches(measured)
+        return self.diagnosis.goal.reached(measured)
 
     def _height(self, measured: Measured) -> float:
         height = measured.metric if self.diagnosis.metric_name else measured.sqnr
@@ -251,7 +251,9 @@ def _figure(diagnosis: Diagnosis) -> go.FigureWidget:
         legend={"x": 0, "y": -0.14, "yanchor": "top"},
     )
     figure.update_annotations(font_size=14)
-    everything = diagnosis.bytes(replace(diagnosis.configuration, keep_float=tuple(diagnosis.table["layer"])))
+    everything = diagnosis.experiment.bytes(
+        replace(diagnosis.configuration, keep_float=tuple(diagnosis.table["layer"]))
+    )
     figure.update_xaxes(title="kilobytes", range=[0, 1.05 * everything / 1000], row=1, col=1)
     if diagnosis.metric_name == "accuracy":
         figure.update_yaxes(title="accuracy", tickformat=".0%", range=[-0.03, 1.05], row=1, col=1)

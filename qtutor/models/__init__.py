@@ -1,1 +1,1 @@
-"""Any `nn.Module`, seen from outside: copy it, and know its operators."""
+"""Any `nn.Module`, seen from outside: copied, fed, traced, its operators known."""

@@ -105,3 +105,8 @@ def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:
     if node.op == "call_module":
         return type(model.get_submodule(node.target))
     return node.target if node.op in ("call_function", "call_method") else None
+
+
+def kind_of(value: object) -> str:
+    """Return the name of the class."""
+    return type(value).__name__

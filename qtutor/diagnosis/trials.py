@@ -9,13 +9,15 @@ copy of the model.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qtutor.affine import decibels
-from qtutor.batches import Batch
-from qtutor.simulation import Rounding, Simulation, no_fast_attention
+from qtutor.models.batches import Batch
+from qtutor.models.tensors import floats_in
+from qtutor.simulation import Rounding, Simulation
+from qtutor.simulation.rounding import no_fast_attention
 
 import joblib
 import torch
@@ -71,7 +73,7 @@ class Score:
 
     def add(self, reference: list[Tensor], output: Any, labels: Any, metric: Metric | None, samples: int) -> None:
         """Add a batch."""
-        outputs = list(tensors_of(output))
+        outputs = floats_in(output)
         self.batches += 1
         if not self.signal:
             self.signal, self.noise = [0.0] * len(reference), [0.0] * len(reference)
@@ -85,48 +87,6 @@ class Score:
             value = float(metric(output, labels))
             self.total += samples * (value if math.isfinite(value) else 0.0)
             self.samples += samples
-
-
-def tensors_of(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of what a model gives: a tensor, or containers and records of them."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for each in output.values():
-            yield from tensors_of(each)
-    elif isinstance(output, (tuple, list)):
-        for each in output:
-            yield from tensors_of(each)
-    elif hasattr(output, "__dict__"):
-        yield from tensors_of(vars(output))
-
-
-def scores_of(output: Any) -> Tensor | None:
-    """The class scores in an output: the only tensor, or the one called logits or out."""
-    if isinstance(output, Mapping):
-        output = next((output[key] for key in ("logits", "out") if key in output), output)
-    output = getattr(output, "logits", output)
-    found = list(tensors_of(output))
-    return found[0] if len(found) == 1 else None
-
-
-def accuracy(output: Any, labels: Tensor) -> float:
-    """The share of labels at which the score is highest; classes are the last axis or axis 1."""
-    scores = scores_of(output)
-    assert scores is not None, "can_be_classes has seen them"
-    axis = -1 if scores.shape[:-1] == labels.shape else 1
-    return float((scores.argmax(dim=axis) == labels).double().mean())
-
-
-def can_be_classes(output: Any, labels: Any) -> bool:
-    """Whether labels are whole numbers, one for each row of class scores."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
-        return False
-    scores = scores_of(output)
-    if scores is None or scores.dim() != labels.dim() + 1:
-        return False
-    return labels.shape in (scores.shape[:-1], scores.shape[:1] + scores.shape[2:])
 
 
 def sweep(
@@ -149,7 +109,7 @@ def sweep(
                 output = simulation.run(batch)
         except Exception:  # what the batches before gave is kept
             continue
-        reference = list(tensors_of(output))
+        reference = floats_in(output)
         done: dict[Trial, Any] = {frozenset(): output}
         rounded: dict[str, list[Tensor]] = {}
         if any(trial in all_but or trial == everything for trial in trials):

@@ -97,7 +97,7 @@ def clip_codes(model: nn.Module, bits: int, edges: Mapping[str, int], reduced: b
         return
     for name, module in layers.items():
         source = getattr(module, "activation_post_process", module)  # through which a QFunctional passes its result
-        source.register_forward_hook(lambda m, inputs, output, width=widths[name]: _clip(output, width))
+        source.register_forward_hook(lambda m, inputs, output, width=widths[name]: clip(output, width))
 
 
 def _clip_nodes(model: GraphModule, bits: int, widths: Mapping[str, int]) -> None:
@@ -114,7 +114,7 @@ def _clip_nodes(model: GraphModule, bits: int, widths: Mapping[str, int]) -> Non
         else:
             continue
         with model.graph.inserting_after(node):
-            clipped = model.graph.call_function(_clip, (node, width))
+            clipped = model.graph.call_function(clip, (node, width))
         node.replace_all_uses_with(clipped, delete_user_cb=lambda user, clipped=clipped: user is not clipped)
     model.recompile()
 
@@ -139,7 +139,7 @@ def _quantize_like(x: Tensor, codes: Tensor) -> Tensor:
     return torch.quantize_per_tensor(x, codes.q_scale(), codes.q_zero_point(), codes.dtype)
 
 
-def _clip(output: Tensor, bits: int) -> Tensor:
+def clip(output: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return output
     low, high = ((end - output.q_zero_point()) * output.q_scale() for end in grid(bits, signed=False))

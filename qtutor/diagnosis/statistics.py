@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qtutor.affine import decibels, fake_quantize, sqnr
-from qtutor.batches import Batch
-from qtutor.simulation import Rounding, Simulation, activation_axis, channel_axis
+from qtutor.models.batches import Batch
+from qtutor.simulation import Rounding, Simulation
+from qtutor.simulation.layers import activation_axis, channel_axis
 
 import torch
 from torch import Tensor
@@ -30,9 +31,9 @@ class ChannelSums:
     """Sums over all values of each channel, float64; and its extremes."""
 
     count: int = 0
-    total: Tensor | float = 0.0
-    signal: Tensor | float = 0.0
-    noise: Tensor | float = 0.0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    signal: Tensor = field(default_factory=lambda: torch.zeros(()))
+    noise: Tensor = field(default_factory=lambda: torch.zeros(()))
     low: Tensor = field(default_factory=lambda: torch.tensor(math.inf))
     high: Tensor = field(default_factory=lambda: torch.tensor(-math.inf))
 
@@ -114,7 +115,7 @@ class LayerStatistics:
     @property
     def weight_noise(self) -> float:
         """Noise over signal that rounded weights bring into the output."""
-        if self.shift_noise is None:
+        if self.shift_noise is None or self.spread is None:
             return 10 ** (-self.weight_sqnr[0] / 10)
         power = float(self.spread.square().sum())
         return float(self.shift_noise.sum()) / power if power else 0.0
@@ -133,7 +134,7 @@ class LayerStatistics:
     @property
     def bias_shift(self) -> float:
         """The shifted means over the standard deviation of the output, each as root mean square over channels."""
-        if self.shift is None:
+        if self.shift is None or self.spread is None:
             return math.nan
         spread = float(self.spread.square().mean())
         return math.sqrt(float(self.shift.square().mean()) / spread) if spread else 0.0
@@ -217,8 +218,8 @@ def _of_the_weights(statistics: LayerStatistics) -> tuple[str, str]:
         )
     if ranges.max() >= _FAR * statistics.weight_rms:
         return "outlier weights: a few are far larger than the rest of their channel", "keep it in float, or more bits"
-    error = float(statistics.shift_noise.sum()) if statistics.shift_noise is not None else 0.0
-    if error and float(statistics.shift.square().sum()) > 0.5 * error:
+    shift, noise = statistics.shift, statistics.shift_noise
+    if shift is not None and noise is not None and float(shift.square().sum()) > 0.5 * float(noise.sum()) > 0:
         return "bias shift: most of the error is a constant in each channel", "correct_bias"
     return "too few bits: its weights are rounded too coarsely", "a scale for each channel, more bits, or QAT"
 
@@ -257,10 +258,10 @@ def _of_weights(simulation: Simulation, rounding: Rounding, name: str) -> LayerS
         rounded["weight"] = rounded["weight"] * simulation.factor(name)
     rows = [(w.movedim(axis, 0).flatten(1), rounded[path].movedim(axis, 0).flatten(1)) for path, w in exact.items()]
     flat, flat_rounded = (torch.cat([pair[i].flatten() for pair in rows]) for i in (0, 1))
-    each = torch.cat([sqnr(*pair, axis=0) for pair in rows]).sort().values
+    each = torch.cat([torch.as_tensor(sqnr(*pair, axis=0)) for pair in rows]).sort().values
     low, high = torch.cat([w.amin(dim=1) for w, _ in rows]), torch.cat([w.amax(dim=1) for w, _ in rows])
     widest = int(torch.maximum(-low, high).argmax())
     channel = [row for w, _ in rows for row in w.unbind()][widest]
     size = sum(w.numel() for w in exact.values()), next(iter(exact.values())).element_size(), len(each)
-    levels = sqnr(flat, flat_rounded), float(each[(len(each) - 1) // 2]), float(each[0])
+    levels = float(sqnr(flat, flat_rounded)), float(each[(len(each) - 1) // 2]), float(each[0])
     return LayerStatistics(size, levels, low, high, float(channel.double().square().mean().sqrt()))

@@ -1,0 +1,8 @@
+"""Size, latency, peak memory and accuracy of models, compared fairly."""
+
+from qtutor.benchmark.comparing import check_entries, compare
+from qtutor.benchmark.comparison import Comparison
+from qtutor.benchmark.predictions import Flips, Model, accuracy, flips
+from qtutor.benchmark.size import size_bytes
+
+__all__ = ["Comparison", "Flips", "Model", "accuracy", "check_entries", "compare", "flips", "size_bytes"]

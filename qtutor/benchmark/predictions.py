@@ -1,0 +1,138 @@
+"""Who predicts what: the accuracy of a model, and what changed between two.
+
+Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions" (the test;
+here its exact form).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qtutor.models.operators import kind_of
+from qtutor.models.tensors import chosen, shape_of
+
+import torch
+from torch import Tensor, nn
+
+Model = Callable[..., Any]
+Batches = Iterable[Sequence[Tensor]]
+
+
+def accuracy(model: Model, loader: Batches) -> float:
+    """Return the fraction of labels at which the highest score is.
+
+    Where a NaN is among the scores, that counts as wrong.
+
+    Args:
+        model: images -> `(N, classes)` scores, or `(N, classes, ...)` of a dense output; alone, or as `logits` or
+            `out` of several outputs.
+        loader: `(images, labels)` batches, labels `(N,)` or `(N, ...)` integers.
+
+    Raises:
+        TypeError, ValueError: the loader is empty, a batch or a score has the wrong type or shape, or
+            the model is in training mode.
+
+    Example:
+        >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+        >>> accuracy(lambda images: images, [(scores, torch.tensor([1, 0, 0]))])
+        0.6666666666666666
+    """
+    (predicted,), labels = _predict((model,), loader)
+    return (predicted == labels).sum().item() / len(labels)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """How the predictions of two models differ, image by image; `str` of it is two sentences.
+
+    Attributes:
+        images: how many there were.
+        changed: the second model predicts another class, right or wrong.
+        lost: right with the first model, wrong with the second.
+        gained: wrong with the first model, right with the second.
+    """
+
+    images: int
+    changed: int
+    lost: int
+    gained: int
+
+    @property
+    def difference(self) -> float:
+        """The second model's accuracy minus the first's."""
+        return (self.gained - self.lost) / self.images
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact test: how probable a difference this large is if both models are equally good.
+
+        Only images that one model gets right and the other wrong tell them apart; between equally
+        good models each of those falls to either side like a fair coin.
+        """
+        from scipy.stats import binomtest
+
+        decisive = self.lost + self.gained
+        return float(binomtest(self.lost, decisive).pvalue) if decisive else 1.0
+
+    def __str__(self) -> str:
+        verdict = "may well be chance" if self.p_value > 0.05 else "is unlikely to be chance"
+        return (
+            f"Of {self.images} predictions {self.changed} changed: {self.lost} became wrong, {self.gained} right. "
+            f"The difference of {100 * self.difference:+.2g} points {verdict} "
+            f"(McNemar's exact test, p = {self.p_value:.2g})."
+        )
+
+
+def flips(first: Model, second: Model, loader: Batches) -> Flips:
+    """Compare two models' predictions on the same images, which tells far more than their two accuracies.
+
+    Args and errors are those of `accuracy`.
+
+    Example:
+        >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+        >>> flips(lambda x: x, lambda x: -x, [(scores, torch.tensor([1, 0, 0]))])
+        Flips(images=3, changed=3, lost=2, gained=1)
+    """
+    (a, b), labels = _predict((first, second), loader)
+    right_a, right_b = a == labels, b == labels
+    counts = (a != b, right_a & ~right_b, ~right_a & right_b)
+    return Flips(len(labels), *(int(count.sum()) for count in counts))
+
+
+def _predict(models: Sequence[Model], loader: Batches) -> tuple[list[Tensor], Tensor]:
+    """The class that each model predicts for each label, and the labels; one pass over the loader."""
+    for model in models:
+        check_eval(model)
+    predicted, labels = [], []
+    with torch.inference_mode():
+        for number, batch in enumerate(loader):
+            if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+                raise TypeError(f"batch {number} of the loader must be (images, labels), got {kind_of(batch)}")
+            if batch[1].ndim == 0 or batch[1].is_floating_point():
+                raise ValueError(
+                    f"labels must be integers, (N,) or (N, ...), got {tuple(batch[1].shape)} {batch[1].dtype} in batch "
+                    f"{number}"
+                )
+            predicted.append([_classes(model(batch[0]), batch[1]) for model in models])
+            labels.append(batch[1].cpu().flatten())
+    if not sum(map(len, labels)):
+        raise ValueError("the loader has no images: a generator that was read before is empty, give a list of batches")
+    return [torch.cat(parts) for parts in zip(*predicted, strict=True)], torch.cat(labels)
+
+
+def _classes(output: Any, labels: Tensor) -> Tensor:
+    classes = chosen(output, labels)
+    if classes is None:
+        wanted = ", ".join(map(str, (len(labels), "classes", *labels.shape[1:])))
+        raise ValueError(f"a model must return ({wanted}) scores for {labels.numel()} labels, got {shape_of(output)}")
+    return classes.flatten()
+
+
+def check_eval(entry: Model) -> None:
+    """Refuse what changes in training mode: a run would be random, or would spoil the batch norms' statistics."""
+    if isinstance(entry, nn.Module):
+        for layer in entry.modules():
+            if getattr(layer, "training", False) and isinstance(
+                layer, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+            ):
+                raise ValueError(f"the model is in training mode ({type(layer).__name__}): call .eval() on it first")

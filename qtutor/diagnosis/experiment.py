@@ -1,0 +1,138 @@
+"""A model, the data that judge it, and all that was measured of the two: what a diagnosis is made of."""
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from qtutor.diagnosis.trials import Metric, Score, sweep
+from qtutor.models.batches import Batch
+from qtutor.repair.bias import correct_bias
+from qtutor.repair.equalization import equalize
+from qtutor.simulation import Configuration, Rounding, Simulation
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a configuration gives.
+
+    Attributes:
+        sqnr: of the output, in dB; NaN where outputs cannot be compared.
+        metric: the accuracy, or what else was asked for; NaN without labels.
+        bytes: of all weights, scales included.
+    """
+
+    sqnr: float
+    metric: float
+    bytes: int
+
+
+@dataclass(eq=False)
+class Experiment:
+    """Measures configurations of one model on the same data, each of them once.
+
+    Attributes:
+        model: the float model, in eval mode.
+        batches: the data that judge.
+        metric: what is measured besides the SQNR of the output, or None.
+        sizes: for each layer, the elements of its weights, the bytes of each, and its output channels.
+    """
+
+    model: nn.Module
+    batches: list[Batch]
+    metric: Metric | None
+    sizes: dict[str, tuple[int, int, int]]
+    _prepared: dict[Configuration, tuple[Simulation, Rounding]] = field(repr=False)
+    _measured: dict[Configuration, Measured] = field(default_factory=dict, repr=False)
+
+    def measure(self, configuration: Configuration) -> Measured:
+        """Measure what a configuration gives, once.
+
+        Raises:
+            ValueError: `keep_float` names no layer that was simulated, or a repair does not fit the model.
+        """
+        configuration = replace(configuration, keep_float=tuple(sorted(configuration.keep_float)))
+        if configuration not in self._measured:
+            simulation, rounding = self.prepare(configuration)
+            trial = _rounded_in(configuration, simulation)
+            score = sweep(simulation, rounding, self.batches, [trial], self.metric)[trial]
+            if score.error:
+                raise ValueError(f"the model raised when it was rounded ({configuration}): {score.error}")
+            self.note(configuration, score)
+        return self._measured[configuration]
+
+    def note(self, configuration: Configuration, score: Score) -> None:
+        """Keep what was measured elsewhere; `keep_float` is sorted."""
+        self._measured[configuration] = Measured(score.sqnr, score.metric, self.bytes(configuration))
+
+    def prepare(self, configuration: Configuration) -> tuple[Simulation, Rounding]:
+        """Return the simulation of a configuration, whatever it keeps in floating point; raises as `measure`."""
+        if unknown := set(configuration.keep_float) - set(self.sizes):
+            raise ValueError(f"keep_float names no layer that is quantized: {', '.join(sorted(unknown))}")
+        key = replace(configuration, keep_float=())
+        if key not in self._prepared:
+            alike = (s for c, (s, _) in self._prepared.items() if c.equalized == key.equalized and not c.bias_corrected)
+            simulation = None if key.bias_corrected else next(alike, None)
+            if simulation is None:
+                simulation = Simulation.of(self.repaired(key), self.batches[0])
+                for batch in self.batches:
+                    simulation.observe(batch)
+            self._prepared[key] = simulation, simulation.round(key)
+        return self._prepared[key]
+
+    def repaired(self, configuration: Configuration) -> nn.Module:
+        """Return the float model after the repairs of a configuration."""
+        model = self.model
+        if configuration.equalized:
+            model = equalize(model)
+        if configuration.bias_corrected:
+            model = correct_bias(model, self.batches, configuration)
+        return model
+
+    def simulate(self, configuration: Configuration) -> nn.Module:
+        """Return a copy of the model that rounds as a configuration says; it stays in floating point."""
+        simulation, rounding = self.prepare(configuration)
+        simulation = simulation.copy()
+        return _Rounded(simulation, rounding, _rounded_in(configuration, simulation))
+
+    def quick(self, configuration: Configuration, seconds: float) -> "Experiment":
+        """Return one that measures on as many batches, at least one, as take about so long."""
+        started = time.perf_counter()
+        self.prepare(configuration)[0].run(self.batches[0])
+        taken = 2 * (time.perf_counter() - started)
+        count = max(1, int(seconds / max(taken, 1e-6)))
+        return self if count >= len(self.batches) else replace(self, batches=self.batches[:count], _measured={})
+
+    @property
+    def float_bytes(self) -> int:
+        """What the parameters take in the model as it was given."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    def bytes(self, configuration: Configuration) -> int:
+        """Return what the parameters take: codes and scales where rounded, else as in the model."""
+        total = self.float_bytes
+        for name, (elements, width, channels) in self.sizes.items():
+            if name not in configuration.keep_float:
+                scales = 4 * (channels if configuration.weights == "channel" else 1)
+                total -= elements * width - math.ceil(elements * configuration.bits / 8) - scales
+        return total
+
+
+class _Rounded(nn.Module):
+    """A model that rounds; its parameters are those of the copy inside."""
+
+    def __init__(self, simulation: Simulation, rounding: Rounding, names: frozenset[str]):
+        super().__init__()
+        self.model = simulation.model
+        self._simulation, self._rounding, self._names = simulation, rounding, names
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self._simulation.rounded(self._rounding, self._names):
+            return self._simulation.run(Batch(args, kwargs))
+
+
+def _rounded_in(configuration: Configuration, simulation: Simulation) -> frozenset[str]:
+    return frozenset(simulation.layers) - frozenset(configuration.keep_float)

@@ -1,0 +1,113 @@
+"""Which repairs are worth it: they are tried in turn, the cheapest first, and each is measured."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from qtutor.diagnosis.experiment import Experiment, Measured
+from qtutor.repair.search import fewest
+from qtutor.simulation import Configuration
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GOOD_ENOUGH = 20.0
+"""SQNR of the output in dB that is aimed for where there are no labels: an error of a tenth of the signal."""
+
+_LEAST = 10.0  # dB: labels or not, an output with more noise than this is another function
+_TRIES = 24  # sets of layers to keep in floating point
+_REPAIRS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("a scale for each channel", {"weights": "channel"}),
+    ("ranges of least squared error", {"activations": "mse"}),
+    ("equalization", {"equalized": True}),
+    ("bias correction", {"bias_corrected": True}),
+)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a configuration has to reach.
+
+    Attributes:
+        metric: the least that the metric may be; None where there is none, and then the SQNR is to be `GOOD_ENOUGH`.
+    """
+
+    metric: float | None
+
+    def reached(self, got: Measured) -> bool:
+        """Whether this is good enough."""
+        if self.metric is None:
+            return not got.sqnr < GOOD_ENOUGH
+        return got.metric >= self.metric - 1e-9 and not got.sqnr < _LEAST
+
+
+@dataclass
+class Search:
+    """The search for the cheapest configuration that reaches a goal; what is here when it is interrupted was measured.
+
+    Attributes:
+        experiment: what measures.
+        best: the cheapest configuration that reaches the goal, or the best so far.
+        goal: the goal.
+        steps: a row for each step: what it was, whether it was kept, and what it gave.
+    """
+
+    experiment: Experiment
+    best: Configuration
+    goal: Goal
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self._note("as diagnosed", True, self.best)
+
+    def run(self, harm: dict[str, float], say: Callable[[str], Any]) -> None:
+        """Try the repairs, then layers in floating point by their `harm`; `say` hears what is tried next."""
+        for step, change in _REPAIRS:
+            if self.goal.reached(self.experiment.measure(self.best)):
+                return
+            candidate = replace(self.best, **change)
+            if candidate != self.best:
+                say(f"Trying {step}")
+                self._try(step, candidate)
+        if harm and not self.goal.reached(self.experiment.measure(self.best)):
+            say("Trying layers in float")
+            self._keep_some_in_float(harm)
+
+    def table(self, metric_name: str) -> "pd.DataFrame":
+        """Return the steps as a table; its column of the metric has the metric's name."""
+        import pandas as pd
+
+        columns = ["step", "kept", "sqnr", "metric", "bytes", "configuration"]
+        table = pd.DataFrame(self.steps, columns=columns)
+        return table.rename(columns={"metric": metric_name}) if metric_name else table.drop(columns="metric")
+
+    def _try(self, step: str, candidate: Configuration) -> None:
+        try:
+            better = _is_better(self.experiment.measure(candidate), self.experiment.measure(self.best))
+        except ValueError as error:  # the repair does not fit the model
+            self.steps.append({"step": f"{step}: {str(error).splitlines()[0]}", "kept": False})
+            return
+        self._note(step, better, candidate)
+        self.best = candidate if better else self.best
+
+    def _keep_some_in_float(self, harm: dict[str, float]) -> None:
+        kept = fewest(harm, lambda names: self.goal.reached(self._measure(names)), _TRIES)
+        if kept is None:
+            self.steps.append({"step": "layers in float: even with all of them the goal is not reached", "kept": False})
+            return
+        self.best = replace(self.best, keep_float=kept)
+        self._note(f"{len(kept)} of {len(harm)} layers in float", True, self.best)
+
+    def _measure(self, names: tuple[str, ...]) -> Measured:
+        return self.experiment.measure(replace(self.best, keep_float=names))
+
+    def _note(self, step: str, kept: bool, configuration: Configuration) -> None:
+        measured = asdict(self.experiment.measure(configuration))
+        self.steps.append({"step": step, "kept": kept, **measured, "configuration": configuration})
+
+
+def _is_better(new: Measured, old: Measured) -> bool:
+    if math.isnan(new.sqnr) or new.sqnr == old.sqnr:
+        return new.metric > old.metric
+    return new.sqnr > old.sqnr + 0.2

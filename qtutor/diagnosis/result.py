@@ -1,0 +1,191 @@
+"""What a diagnosis says: tables, a recommendation, and what can be done with it."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtutor import workflows
+from qtutor.diagnosis.experiment import Experiment, Measured
+from qtutor.diagnosis.recommendation import Goal
+from qtutor.diagnosis.statistics import LayerStatistics
+from qtutor.simulation import Configuration
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = (
+    *("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_accuracy", "all_but_accuracy"),
+    *("alone_metric", "all_but_metric", "weight_sqnr", "weight_worst", "activation_sqnr", "finding", "suggestion"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """Which layers hurt, why, and what to do.
+
+    Attributes:
+        table: a pandas DataFrame, one row a layer, the most harmful first. `layer` is its qualified name;
+            `alone_...` were measured with only this layer rounded, `all_but_...` with all others; SQNRs are in dB.
+        skipped: a DataFrame of what is not simulated: layer, kind, reason.
+        metric_name: "accuracy", "metric" for one of the caller's own, or "" if there is none.
+        float_metric: the metric of the model as it was given.
+        all_rounded: what the configuration gives with all layers rounded.
+        configuration: how layers were rounded.
+        notes: sentences on what was left out, interrupted or unusual.
+        interrupted: an interrupt ended the measuring, and the tables hold what was measured until then.
+        statistics: what each layer does to its own tensors, for pictures.
+        steps: a DataFrame of the repairs in turn, cheapest first, each measured; a repair that does not help is left
+            out of the next.
+        recommended: the cheapest configuration found that reaches the goal, or the best where none does.
+        verdict: the recommendation in a sentence or two.
+        goal: what is good enough.
+        experiment: what measures further configurations.
+    """
+
+    table: "pd.DataFrame"
+    skipped: "pd.DataFrame"
+    metric_name: str
+    float_metric: float
+    all_rounded: Measured
+    configuration: Configuration
+    notes: tuple[str, ...]
+    interrupted: bool
+    statistics: dict[str, LayerStatistics]
+    steps: "pd.DataFrame"
+    recommended: Configuration
+    verdict: str
+    goal: Goal
+    experiment: Experiment = field(repr=False)
+
+    def measure(self, configuration: Configuration) -> Measured:
+        """Measure what a configuration gives, once, on the data of the diagnosis.
+
+        Raises:
+            ValueError: `keep_float` names no layer that was simulated, or a repair does not fit the model.
+        """
+        return self.experiment.measure(configuration)
+
+    def quick(self, seconds: float) -> "Diagnosis":
+        """Return one that measures on as many batches, at least one, as take about so long."""
+        return replace(self, experiment=self.experiment.quick(self.configuration, seconds))
+
+    def simulate(self, configuration: Configuration | None = None) -> nn.Module:
+        """Return a copy of the model that rounds as a configuration says, by default the recommended one.
+
+        It stays in floating point, works for any model and any number of bits, and is no faster or smaller.
+        """
+        return self.experiment.simulate(configuration or self.recommended)
+
+    def apply(self, flow: str = "fx", configuration: Configuration | None = None) -> nn.Module:
+        """Return a real INT8 model by the recommended configuration, calibrated on the data of the diagnosis.
+
+        Equalization and bias correction are done first; what is to stay in floating point does. PyTorch's
+        flow chooses the scales, per channel where its engine can.
+
+        Args:
+            flow: "fx" or "pt2e", or "simulate" for a model that no flow can take.
+            configuration: another than the recommended one.
+
+        Raises:
+            ValueError: the flow cannot take the model or its inputs (the message says which could), or `bits` is
+                not 8; `flow="simulate"` takes all of these.
+        """
+        configuration = configuration or self.recommended
+        if flow == "simulate":
+            return self.simulate(configuration)
+        if configuration.bits != 8:
+            raise ValueError(f"INT8 has 8 bits, not {configuration.bits}: use flow='simulate'")
+        model, data = self.experiment.repaired(configuration), self.experiment.batches
+        try:
+            return workflows.quantize_static(model, data, flow, keep_float=configuration.keep_float)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{error}. Diagnosis.apply(flow='simulate') rounds any model in floating point") from error
+
+    def histograms(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the values of a layer's weights and of what it reads or gives, as left edges and counts of bins."""
+        simulation, _ = self.experiment.prepare(self.configuration)
+        weights = torch.cat([w.flatten() for w in simulation.weights(name).values()]).float()
+        low, high = float(weights.min()), float(weights.max())
+        edges = torch.linspace(low, high if high > low else low + 1, 61)[:-1]
+        found = {"weights": (edges, weights.histc(60, low, high if high > low else low + 1))}
+        for side in self.statistics[name].sides:
+            found[side] = simulation.histogram(name, side)
+        return found
+
+    def to_json(self, path: Path | str | None = None) -> str | None:
+        """Return the whole diagnosis as JSON, or write it; NaN and infinity become null."""
+        import pandas as pd
+
+        def clean(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: clean(each) for key, each in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [clean(each) for each in value]
+            if isinstance(value, float) and not math.isfinite(value):
+                return None
+            return value
+
+        def rows(table: pd.DataFrame) -> list[dict]:
+            return json.loads(table.drop(columns="configuration", errors="ignore").to_json(orient="records"))
+
+        text = json.dumps(
+            clean(
+                {
+                    "configuration": asdict(self.configuration),
+                    "metric_name": self.metric_name,
+                    "float_metric": self.float_metric,
+                    "float_bytes": self.experiment.float_bytes,
+                    "all_rounded": asdict(self.all_rounded),
+                    "layers": rows(self.table),
+                    "skipped": rows(self.skipped),
+                    "notes": self.notes,
+                    "steps": rows(self.steps),
+                    "recommended": asdict(self.recommended),
+                    "verdict": self.verdict,
+                }
+            ),
+            indent=2,
+        )
+        if path is None:
+            return text
+        Path(path).write_text(text + "\n", encoding="utf-8")
+        return None
+
+    def __str__(self) -> str:
+        columns = [c for c in _SHOWN if c in self.table.columns]
+        table = self.table[columns].rename(columns=lambda name: name.replace("_", " "))
+        parts = [*self.notes, table.to_string(index=False, float_format=lambda v: f"{v:.3g}")]
+        if len(self.skipped):
+            parts += ["Skipped:", *(f"  {r.layer} ({r.kind}): {r.reason}" for r in self.skipped.itertuples())]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        import html
+
+        columns = ("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_accuracy", "alone_metric")
+        shown = self.table[[c for c in (*columns, "finding", "suggestion") if c in self.table.columns]]
+        shown = shown.rename(columns=lambda name: name.replace("_", " "))
+        notes = [*self.notes, *(f"Skipped: {r.layer} ({r.kind}): {r.reason}" for r in self.skipped.itertuples())]
+        words = "<style>.qtutor-diagnosis td:nth-last-child(-n+2) {text-align: left; min-width: 16em}</style>"
+        table = shown.to_html(index=False, float_format=lambda value: f"{value:.3g}", border=0)
+        said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+        return f"<div class='qtutor-diagnosis'>{words}{table}{said}</div>"
+
+
+def verdict(
+    experiment: Experiment, recommended: Configuration, goal: Goal, metric_name: str, float_metric: float
+) -> str:
+    """Say a recommendation in a sentence or two."""
+    got, before = experiment.measure(recommended), experiment.float_bytes
+    metric = f", {metric_name} {got.metric:.4g} against {float_metric:.4g} in float" if metric_name else ""
+    unit, name = (1e6, "MB") if before >= 1e6 else (1e3, "kB")
+    size = f"{got.bytes / unit:.3g} {name} instead of {before / unit:.3g}"
+    text = f"Recommended: {recommended}. Output SQNR {got.sqnr:.1f} dB{metric}, {size}."
+    if goal.reached(got):
+        return text
+    return f"{text} The goal is not reached: train through the rounding (QAT), take more bits, or round weights only."

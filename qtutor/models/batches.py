@@ -1,0 +1,126 @@
+"""Batches as people hand them in, read in one way for every room.
+
+A batch is a tensor, or a pair that is always `(inputs, labels)`. Several inputs are a tuple inside the pair,
+`((a, b), labels)`, where the labels may be None. A mapping stands for named inputs, alone or in the pair.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qtutor.models.tensors import tensors_in
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One call of a model: what goes in, and what should come out.
+
+    Attributes:
+        args: the inputs by place.
+        kwargs: the inputs by name.
+        labels: None where there are none.
+    """
+
+    args: tuple
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    labels: Any = None
+
+    @property
+    def size(self) -> int:
+        """How many samples it holds: the length of its first tensor."""
+        tensors = tensors_in([self.args, self.kwargs])
+        return len(tensors[0]) if tensors and tensors[0].dim() else 1
+
+    def clone(self) -> tuple[tuple, dict[str, Any]]:
+        """Return the inputs as copies, which a model may change."""
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs))
+
+
+def read(data: Iterable, name: str = "data") -> Iterator[Batch]:
+    """Read batches, each checked; errors call the data `name`.
+
+    Raises:
+        TypeError: these are not batches.
+        ValueError: a tensor in one is empty.
+    """
+    if isinstance(data, (Tensor, Mapping, str)) or (isinstance(data, tuple) and data and isinstance(data[0], Tensor)):
+        raise TypeError(f"{name} is an iterable of batches, got one batch ({type(data).__name__}): put it in a list")
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise TypeError(f"{name} is an iterable of batches, got {type(data).__name__}")
+    for number, given in enumerate(iter(data)):
+        batch = given if isinstance(given, Batch) else _batch(given, f"batch {number} of {name}")
+        for tensor in tensors_in([batch.args, batch.kwargs]):
+            if tensor.numel() == 0:
+                raise ValueError(f"batch {number} of {name}: an input of shape {tuple(tensor.shape)} is empty")
+        yield batch
+
+
+def read_some(data: Iterable, most: int) -> tuple[list[Batch], bool]:
+    """Read batches until they hold `most` samples; also return whether there were more.
+
+    Raises as `read`, and ValueError where there is no batch.
+    """
+    batches: list[Batch] = []
+    samples = 0
+    for batch in read(data):
+        if samples >= most:
+            return batches, True
+        batches.append(batch)
+        samples += batch.size
+    if not batches:
+        raise ValueError("data holds no batch: pass a few batches, and make a new generator if this one is used up")
+    return batches, False
+
+
+def inputs_of(data: Iterable, model: nn.Module) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the inputs of each batch in the order in which `forward` takes them: finite tensors, without the labels.
+
+    Raises:
+        TypeError: these are not batches, an input is not a tensor, or `forward` does not take these names.
+        ValueError: an input is empty or not finite.
+    """
+    for number, batch in enumerate(read(data, "calibration_data")):
+        yield by_place(batch, model, f"batch {number} of calibration_data")
+
+
+def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
+    """Return the inputs of one call in the order in which `forward` takes them; raises as `inputs_of`."""
+    inputs = batch.args
+    if batch.kwargs:
+        try:
+            bound = inspect.signature(model.forward).bind(*batch.args, **batch.kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name} does not fit forward: {error}") from None
+        if bound.kwargs:
+            raise TypeError(f"{name}: forward takes {', '.join(bound.kwargs)} by name only, and a flow gives by place")
+        inputs = bound.args
+    for tensor in inputs:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: an input must be a tensor, got {type(tensor).__name__}")
+        if tensor.numel() == 0:
+            raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} is empty")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} holds NaN or infinity")
+    return inputs
+
+
+def _batch(batch: Any, name: str) -> Batch:
+    if isinstance(batch, (tuple, list)):
+        if len(batch) not in (1, 2):
+            raise TypeError(
+                f"{name} has {len(batch)} parts: a pair is (inputs, labels), and several inputs are ((a, b), labels), "
+                "where the labels may be None"
+            )
+        given, labels = (*batch, None)[:2]
+    else:
+        given, labels = batch, None
+    if isinstance(given, Mapping):
+        return Batch((), dict(given), labels)
+    inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    if not tensors_in(inputs):
+        raise TypeError(f"{name} holds no tensor, but {type(given).__name__}")
+    return Batch(inputs, {}, labels)

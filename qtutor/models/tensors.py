@@ -1,0 +1,83 @@
+"""The tensors in what a model takes and gives, and the classes that its scores choose."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qtutor.models.operators import kind_of
+
+import torch
+from torch import Tensor, nn
+
+NO_CLASS = torch.iinfo(torch.int64).min
+"""What is chosen where a score is NaN: no label is that."""
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested containers and records, such as a tuple, a dict or an output with attributes."""
+    return [*_walk(tree)]
+
+
+def floats_in(tree: Any) -> list[Tensor]:
+    """Return those that are floating-point."""
+    return [tensor for tensor in tensors_in(tree) if tensor.is_floating_point()]
+
+
+def scores_of(output: Any) -> Tensor | None:
+    """Return the class scores in an output: the only floating-point tensor, or the one called logits or out."""
+    if isinstance(output, Mapping):
+        output = next((output[key] for key in ("logits", "out") if key in output), output)
+    found = floats_in(getattr(output, "logits", output))
+    return found[0] if len(found) == 1 else None
+
+
+def class_axis(scores: Tensor | None, labels: Any) -> int | None:
+    """Return the axis of the classes in scores: the last, or axis 1 of a dense output; None if these are no classes.
+
+    Args:
+        scores: `(*labels.shape, classes)`, or `(N, classes, ...)` where labels are `(N, ...)`.
+        labels: whole numbers, one for each row of scores.
+    """
+    whole = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
+    if scores is None or not whole or scores.dim() != labels.dim() + 1:
+        return None
+    if scores.shape[:-1] == labels.shape:
+        return scores.dim() - 1
+    return 1 if scores.shape[:1] + scores.shape[2:] == labels.shape else None
+
+
+def chosen(output: Any, labels: Tensor) -> Tensor | None:
+    """Return the class of the highest score for each label, on the CPU, `NO_CLASS` where a score is NaN.
+
+    None where `class_axis` finds no classes.
+    """
+    scores = scores_of(output)
+    axis = class_axis(scores, labels)
+    if axis is None:
+        return None
+    return scores.argmax(axis).masked_fill(scores.isnan().any(axis), NO_CLASS).cpu()
+
+
+def accuracy(output: Any, labels: Tensor) -> float:
+    """Return the share of labels at which the score is highest; for what `chosen` knows."""
+    return float((chosen(output, labels) == labels.cpu()).double().mean())
+
+
+def shape_of(output: Any) -> Any:
+    """Return the shapes in an output, structured as it is."""
+    if hasattr(output, "shape"):
+        return tuple(output.shape)
+    if isinstance(output, Mapping):
+        return {key: shape_of(value) for key, value in output.items()}
+    if isinstance(output, (tuple, list)):
+        return [shape_of(value) for value in output]
+    return kind_of(output)
+
+
+def _walk(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list, Mapping)):
+        for each in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _walk(each)
+    elif hasattr(tree, "__dict__") and not isinstance(tree, nn.Module) and not callable(tree):
+        yield from _walk(vars(tree))

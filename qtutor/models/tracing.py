@@ -1,0 +1,145 @@
+"""Trace a model with torch.fx, count what a run of it calls, and say in words where either fails."""
+
+import functools
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import kind_of
+from qtutor.models.tensors import tensors_in
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Tracer(fx.Tracer):
+    """Record the `forward` of `root`: for a call with `inputs`, or with what it takes by all means."""
+
+    def __init__(self, root: nn.Module, inputs: tuple | None):
+        super().__init__()
+        self.inputs = inputs
+        self.watched: set[fx.Node] = set()  # what goes into or comes out of a block with hooks
+        self.looked_up: set[int] = set()  # ids of parameters and buffers that `forward` itself takes from a module
+        self.hooked = {m for m in root.modules() if has_hooks(m) and not self.is_leaf_module(m, "")}
+        for module in self.hooked:  # a hook expects tensors: it would fail on, or keep, the stand-ins of a trace
+            for hooks in _HOOKS:
+                getattr(module, hooks).clear()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        subclass = isinstance(m, (nn.Linear, _ConvNd, _BatchNorm)) and next(m.children(), None) is None
+        return subclass or super().is_leaf_module(m, module_qualified_name)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
+        if isinstance(attr_val, Tensor):
+            self.looked_up.add(id(attr_val))
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if m in self.hooked:
+            self.watched.update(v.node for v in tree_leaves((args, kwargs, output)) if isinstance(v, fx.Proxy))
+        return output
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple:
+        def stand_in(name: str) -> fx.Proxy:
+            return self.create_proxy("placeholder", name, (), {})
+
+        signature = inspect.signature(self.root.forward)
+        if self.inputs is None:
+            needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+            values = {p.name: (stand_in(p.name),) if p.kind is p.VAR_POSITIONAL else stand_in(p.name) for p in needed}
+            bound = inspect.BoundArguments(signature, values)
+        else:
+            bound = signature.bind(*(stand_in(f"input_{i}") if tensors_in(v) else v for i, v in enumerate(self.inputs)))
+        return functools.partial(self.root.forward, *bound.args, **bound.kwargs), []
+
+
+def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
+    """Trace a copy of the model, for a trace may leave constants and stand-ins behind in the modules."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller} needs a torch.nn.Module, got {kind_of(model)}")
+    if inputs is not None:
+        if arrays := [kind_of(v) for v in tree_leaves(inputs) if hasattr(v, "__array__") and not isinstance(v, Tensor)]:
+            raise TypeError(f"{caller} needs tensors, got {arrays[0]}: torch.as_tensor makes one of it")
+        inspect.signature(model.forward).bind(*inputs)
+    root = copy_model(model)
+    tracer = Tracer(root, inputs)
+    try:
+        tracer.trace(root)
+    except Exception as error:
+        raise ValueError(
+            f"{caller} cannot trace {kind_of(model)}{where(error)}\n{kind_of(error)}: {error}\n"
+            "A trace passes stand-ins without values, so Python cannot branch, loop or compute on them. Write the line "
+            "with tensor operations (torch.where), or treat the submodules that have no such line one by one."
+        ) from None
+    return tracer
+
+
+def where(error: BaseException) -> str:
+    """Return " at file:line: `code`" for the innermost line of the user's code.
+
+    Else of another package's, else of torch.nn's. Without the code where it was typed in and not kept; empty
+    where there is no such line.
+    """
+
+    def blameless(frame: FrameType) -> bool:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package == __name__.partition(".")[0]:  # ours are to blame where they are a model
+            return not isinstance(frame.f_locals.get("self"), nn.Module)
+        return package in ("torch", "torchao", "typing_extensions") or package in sys.stdlib_module_names
+
+    steps = [*traceback.walk_tb(error.__traceback__)]
+    layers = [
+        step
+        for step in steps
+        if (module := step[0].f_globals.get("__name__", "")).startswith("torch.nn.")
+        and module != "torch.nn.modules.module"
+    ]
+    lines = traceback.StackSummary.extract([step for step in steps if not blameless(step[0])] or layers)
+    lines = [line for line in lines if not line.filename.startswith(sysconfig.get_path("purelib"))] or lines
+    if not lines:
+        return ""
+    code = f": `{lines[-1].line}`" if lines[-1].line else ""
+    return f" at {lines[-1].filename}:{lines[-1].lineno}{code}"
+
+
+def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type, ...] = (nn.Module,)) -> Counter[str]:
+    """Count how often `forward` calls each module of some kinds, in the order of the first calls."""
+    calls: Counter[str] = Counter()
+    model = copy_model(model).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    with torch.no_grad():
+        model(*inputs)
+    return calls
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches or changes what goes into or comes out of a module."""
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def label(node: fx.Node) -> str:
+    """Name an operator: a module by its qualified name, a function as in "block.relu()"."""
+    if node.op == "output":
+        return "the output of the model"
+    if node.op not in ("call_function", "call_method"):
+        return str(node.target)
+    scope = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return ".".join([*scope[-1:], f"{function_name(node)}()"])
+
+
+def function_name(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls."""
+    return getattr(node.target, "__name__", str(node.target))

@@ -1,0 +1,114 @@
+"""A model on its way into a runtime: its batches, its ONNX file, and the quiet around what writes it."""
+
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qtutor.workflows import hide_torch_notices
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Batches = Sequence[tuple[Tensor, ...]]
+
+_NOTICES = (
+    "You are using the legacy TorchScript-based ONNX export",
+    "The feature will be removed",
+    "To copy construct from a tensor",
+)
+
+
+class Folder:
+    """A folder that lasts as long as something refers to this."""
+
+    def __init__(self):
+        self.path = Path(tempfile.mkdtemp(prefix="qtutor-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class Exported:
+    """A model and its batches, and the ONNX file that several runtimes share, written when first asked for."""
+
+    def __init__(self, model: nn.Module, batches: Batches):
+        self.model, self.batches = model, batches
+        self.folder = Folder()
+
+    @property
+    def onnx(self) -> Path:
+        path = self.folder.path / "float.onnx"
+        if not path.exists():
+            export_onnx(self.model, self.batches[0], path)
+        return path
+
+    def like_the_model(self, run: Callable[..., list[Tensor]]) -> Callable[..., Any]:
+        """Give outputs the structure that the model's have, and keep the files while they may be read again."""
+        with torch.no_grad():
+            structure = tree_flatten(self.model(*self.batches[0]))[1]
+
+        def restructured(*inputs: Tensor, folder: Folder = self.folder) -> Any:
+            return tree_unflatten(run(*inputs), structure)
+
+        return restructured
+
+
+def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) -> None:
+    """Write a model as ONNX, for any batch size.
+
+    By tracing: the newer exporter needs one more package, and refuses PyTorch's INT8 models.
+
+    Args:
+        model: in eval mode, float or quantized by FX.
+        inputs: one batch; in the file they are called input0, input1, ...
+        path: of the file.
+    """
+    given = [f"input{i}" for i in range(len(inputs))]
+    with torch.no_grad():
+        outputs = [f"output{i}" for i in range(len(tree_flatten(model(*inputs))[0]))]
+        axes = {name: {0: "batch"} for name in (*given, *outputs)}
+        with no_notices():
+            torch.onnx.export(
+                model,
+                inputs,
+                str(path),
+                dynamo=False,
+                input_names=given,
+                output_names=outputs,
+                dynamic_axes=axes,
+            )
+
+
+class Session:
+    """What a runtime runs, started when it is first called, and again when PyTorch's number of threads has changed.
+
+    Attributes:
+        size_bytes: what the model takes in a file of the runtime.
+    """
+
+    def __init__(self, start: Callable[[int], Callable[..., list[Tensor]]], size_bytes: int):
+        self.size_bytes = size_bytes
+        self._start, self._threads = start, 0
+        self._run: Callable[..., list[Tensor]] = lambda: []
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        if self._threads != torch.get_num_threads():
+            self._run = lambda: []  # first give its memory back
+            self._threads = torch.get_num_threads()
+            self._run = self._start(self._threads)
+        return self._run(*(tensor.detach().contiguous() for tensor in inputs))
+
+
+@contextmanager
+def no_notices() -> Iterator[None]:
+    """Hide what PyTorch says about its own plans; what tracing takes for a constant shows when shapes disagree."""
+    with warnings.catch_warnings():
+        hide_torch_notices()
+        for notice in _NOTICES:
+            warnings.filterwarnings("ignore", message=notice)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        yield

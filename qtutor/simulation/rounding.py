@@ -1,0 +1,341 @@
+"""Run any model as if some of its layers were integers: hooks round what those layers hold, read and give.
+
+A simulated layer has rounded weights. Its output is rounded where a runtime would round it: after the
+batch norm that can be folded into it (whose factors its weights get first) and after its ReLU. Its
+input is rounded too, unless that is the output of another layer, which is rounded there. So each
+rounding belongs to one layer, and may be switched on and off with it.
+
+Nothing is traced: one run of the model shows who calls whom with which tensor. All this happens on a
+copy in eval mode; the given model is never touched.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from qtutor.affine import QParams, fake_quantize, grid
+from qtutor.fusion.folding import factor
+from qtutor.models.batches import Batch
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import kind_of
+from qtutor.models.tensors import floats_in
+from qtutor.observers import HistogramObserver, MinMaxObserver, Observer
+from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, parameter_at
+from qtutor.simulation.scheme import Scheme
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+_OBSERVERS = {"minmax": MinMaxObserver, "mse": HistogramObserver}
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """All that one scheme rounds to.
+
+    Attributes:
+        weights: for each layer, its rounded weights by name.
+        inputs: for each layer that has one, the scale of its input.
+        outputs: the same of its output.
+    """
+
+    weights: dict[str, dict[str, Tensor]]
+    inputs: dict[str, QParams]
+    outputs: dict[str, QParams]
+
+
+@dataclass
+class Simulation:
+    """A copy of a model in eval mode, whose layers can be rounded and restored.
+
+    Attributes:
+        model: the copy.
+        layers: what can be simulated, by name, in the order of the first call.
+        skipped: what cannot: name, class and reason.
+        observed: by name, (input, output) observers of each kind.
+        before: for each layer, those that have done all their work when its own begins.
+    """
+
+    model: nn.Module
+    layers: dict[str, Layer] = field(default_factory=dict)
+    skipped: dict[str, tuple[str, str]] = field(default_factory=dict)
+    observed: dict[tuple[str, str], dict[str, Observer]] = field(default_factory=dict)
+    before: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Batch) -> "Simulation":
+        """Find the layers of a model by running a copy on one batch.
+
+        Raises:
+            TypeError: `model` is not a module.
+        """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
+        simulation = cls(copy_model(model).eval().requires_grad_(False))
+        found = find_layers(simulation.model, lambda: simulation.run(batch))
+        return replace(simulation, layers=found.layers, skipped=found.skipped, before=found.before)
+
+    @property
+    def products(self) -> list[str]:
+        """Names of the linear layers and convolutions that `forward` calls."""
+        kinds = (nn.Linear, _ConvNd)
+        return [name for name, layer in self.layers.items() if layer.called and isinstance(self.module(name), kinds)]
+
+    def copy(self) -> "Simulation":
+        """Return one with a model of its own, and without what was observed."""
+        return replace(self, model=copy_model(self.model), observed={})
+
+    def run(self, batch: Batch) -> Any:
+        """Return what the model gives for a batch; its own inputs stay as they are."""
+        args, kwargs = batch.clone()
+        with no_fast_attention(), torch.inference_mode(False), torch.no_grad():
+            return self.model(*args, **kwargs)
+
+    def module(self, name: str) -> nn.Module:
+        """Return the module of that name in the copy."""
+        return self.model.get_submodule(name)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return the weights of a layer by name, with the factors of its batch norm folded in."""
+        module, layer = self.module(name), self.layers[name]
+        weights = {path: parameter_at(module, path).detach() for path in layer.weights}
+        if layer.norm:
+            weights["weight"] = weights["weight"] * self.factor(name)
+        return weights
+
+    def factor(self, name: str) -> Tensor:
+        """What folding its batch norm multiplies a layer's weight by, shaped to broadcast."""
+        module = self.module(name)
+        return factor(module, self.module(self.layers[name].norm)).to(module.weight)
+
+    def observe(self, batch: Batch) -> Any:
+        """Let observers see what a batch makes each layer read and give, and return what the model gives."""
+
+        def see(key: tuple[str, str], value: Tensor) -> None:
+            observers = self.observed.setdefault(key, {kind: make() for kind, make in _OBSERVERS.items()})
+            try:
+                for observer in observers.values():
+                    observer.observe(value)
+            except (TypeError, ValueError):  # empty, or NaN, as a mask may give: it cannot be rounded
+                self.observed[key] = {}
+
+        with self.watching(see):
+            return self.run(batch)
+
+    def gain(self, name: str, side: str, rounding: Rounding) -> float:
+        """Estimate the dB that the range of least squared error wins over another, from the histogram."""
+        qparams = (rounding.inputs if side == "input" else rounding.outputs)[name]
+        observer = self.observed[name, side]["mse"]
+        estimate = observer.histogram.squared_error()
+        best = copy.copy(observer)
+        best.quant_min, best.quant_max = qparams.quant_min, qparams.quant_max
+        now, then = (
+            float(estimate(each.scale.view(1, 1), each.zero_point.view(1, 1), each.quant_min, each.quant_max))
+            for each in (qparams, best.qparams())
+        )
+        return 10 * math.log10(now / then) if now > 0 and then > 0 else 0.0
+
+    def histogram(self, name: str, side: str) -> tuple[Tensor, Tensor]:
+        """The `(bins,)` left edges and counts of what a layer reads or gives; exact zeros are left out."""
+        stream = self.observed[name, side]["mse"].histogram
+        return (stream.edges() * stream.width)[0], stream.counts[0].to(torch.float64)
+
+    def first_not_finite(self, batch: Batch) -> str:
+        """Say which module first gives NaN or infinity: " (first in ...)", or "" if it is none."""
+        found: list[str] = []
+
+        def note(name: str) -> Callable:
+            def hook(module: nn.Module, args: tuple, output: Any) -> None:
+                if not found and not all(x.isfinite().all() for x in floats_in(output)):
+                    found.append(f" (first in {name}, {kind_of(module)})")
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                if name and next(module.children(), None) is None:
+                    stack.callback(module.register_forward_hook(note(name)).remove)
+            self.run(batch)
+        return found[0] if found else ""
+
+    def round(self, scheme: Scheme) -> Rounding:
+        """Round all weights, and choose scales for all activations from what was observed."""
+        low, high = grid(scheme.bits)
+        top = grid(min(scheme.bits, 31), signed=False)[1]
+        weights: dict[str, dict[str, Tensor]] = {}
+        scales: dict[str, dict[str, QParams]] = {"input": {}, "output": {}}
+        for name, layer in self.layers.items():
+            axis = channel_axis(self.module(name)) if scheme.weights == "channel" else None
+            weights[name] = {}
+            for path, weight in self.weights(name).items():
+                observer = MinMaxObserver(quant_min=low, quant_max=high, symmetric=True, axis=axis)
+                observer.observe(weight)
+                rounded = fake_quantize(weight, observer.qparams())
+                if layer.norm:
+                    factor = self.factor(name)
+                    rounded = torch.where(factor == 0, 0, rounded / factor)
+                weights[name][path] = rounded
+        for (name, side), observers in self.observed.items():
+            if scheme.activations in observers:
+                observer = copy.copy(observers[scheme.activations])
+                observer.quant_min, observer.quant_max = 0, top  # observing did not depend on the grid
+                scales[side][name] = observer.qparams()
+        return Rounding(weights, scales["input"], scales["output"])
+
+    @contextmanager
+    def rounded(
+        self, rounding: Rounding, names: Iterable[str], known: Mapping[str, list[Tensor]] | None = None
+    ) -> Iterator[None]:
+        """Round the named layers while the block runs; those in `known` give again what they gave, call by call."""
+        known = known or {}
+        with ExitStack() as stack:
+            for name, outputs in known.items():
+                stack.enter_context(_forward(self.module(name), lambda x=None, *args, **kwargs: x))
+                stack.enter_context(_forward(self.module(self.layers[name].output), _replay(outputs)))
+            for name in set(names) - set(known):
+                layer, module = self.layers[name], self.module(name)
+                for path, weight in rounding.weights[name].items():
+                    stack.enter_context(_replaced(module, path, weight))
+                if qparams := rounding.inputs.get(name):
+                    stack.callback(module.register_forward_pre_hook(_input_hook(qparams), with_kwargs=True).remove)
+                if qparams := rounding.outputs.get(name):
+                    stack.callback(self.module(layer.output).register_forward_hook(_output_hook(qparams)).remove)
+            yield
+
+    @contextmanager
+    def recorded(self, most: int = 1 << 28) -> Iterator[dict[str, list[Tensor]]]:
+        """Keep what convolutions and linear layers give in the block, rounded if they are, up to `most` bytes."""
+        kept: dict[str, list[Tensor]] = {}
+        left = most
+
+        def keep(name: str) -> Callable:
+            def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+                nonlocal left
+                left -= output.nbytes
+                if left >= 0:
+                    kept.setdefault(name, []).append(output.clone())  # what follows may change it in place
+                else:
+                    kept.pop(name, None)
+
+            return hook
+
+        with ExitStack() as stack:
+            for name in self.products:
+                stack.callback(self.module(self.layers[name].output).register_forward_hook(keep(name)).remove)
+            yield kept
+
+    @contextmanager
+    def comparing(
+        self, rounding: Rounding, names: Iterable[str], see: Callable[[str, Tensor, Tensor], None]
+    ) -> Iterator[None]:
+        """Call `see(layer, exact, rounded)` when one of `products` runs in the block.
+
+        Both are `(channels, n)` float64: what the layer gives, and what it would give with rounded weights.
+        """
+
+        def compare(name: str) -> Callable:
+            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+                with ExitStack() as stack:
+                    for path, weight in rounding.weights[name].items():
+                        stack.enter_context(_replaced(module, path, weight))
+                    rounded = module.forward(*args, **kwargs)
+                axis = activation_axis(module, output)
+                see(name, *(x.double().movedim(axis, 0).flatten(1) for x in (output, rounded)))
+
+            return hook
+
+        with ExitStack() as stack:
+            for name in names:
+                stack.callback(self.module(name).register_forward_hook(compare(name), with_kwargs=True).remove)
+            yield
+
+    @contextmanager
+    def watching(self, see: Callable[[tuple[str, str], Tensor], None]) -> Iterator[None]:
+        """Call `see((layer, "input" or "output"), tensor)` for all that is rounded, while the block runs."""
+
+        def before(name: str) -> Callable:
+            def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+                each_input(args, kwargs, lambda x: see((name, "input"), x))
+
+            return hook
+
+        def after(name: str, relu: bool) -> Callable:
+            def hook(module: nn.Module, args: tuple, output: Any) -> None:
+                value = output[0] if isinstance(output, tuple) and output else output
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    see((name, "output"), value.clamp(min=0) if relu else value)
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, layer in self.layers.items():
+                if layer.reads and layer.called:
+                    hook = self.module(name).register_forward_pre_hook(before(name), with_kwargs=True)
+                    stack.callback(hook.remove)
+                if layer.output:
+                    hook = self.module(layer.output).register_forward_hook(after(name, layer.relu))
+                    stack.callback(hook.remove)
+            yield
+
+
+@contextmanager
+def no_fast_attention() -> Iterator[None]:
+    """Keep attention off its fast path, which passes modules by, and hooks with them; for all threads."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _input_hook(qparams: QParams) -> Callable:
+    return lambda module, args, kwargs: each_input(args, kwargs, lambda x: fake_quantize(x, qparams))
+
+
+def _output_hook(qparams: QParams) -> Callable:
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return fake_quantize(output, qparams)
+        return (fake_quantize(output[0], qparams), *output[1:])
+
+    return hook
+
+
+@contextmanager
+def _replaced(module: nn.Module, path: str, weight: Tensor) -> Iterator[None]:
+    owner, _, name = path.rpartition(".")
+    owner = module.get_submodule(owner)
+    before = owner._parameters[name]
+    owner._parameters[name] = nn.Parameter(weight.to(before.dtype), requires_grad=False)
+    flat = getattr(owner, "_flat_weights", None)
+    if flat is not None:  # an LSTM keeps a list of its own
+        owner._flat_weights = [owner._parameters[key] for key in owner._flat_weights_names]
+    try:
+        yield
+    finally:
+        owner._parameters[name] = before
+        if flat is not None:
+            owner._flat_weights = [owner._parameters[key] for key in owner._flat_weights_names]
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _replay(outputs: list[Tensor]) -> Callable:
+    again = iter(outputs)
+    return lambda *args, **kwargs: next(again).clone()

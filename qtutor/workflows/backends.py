@@ -1,0 +1,126 @@
+"""What the installed PyTorch and this computer have for quantization, and what they compute wrongly."""
+
+import importlib
+import platform
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from qtutor.machine import choose_engine, on_arm
+from qtutor.models.operators import kind_of
+from qtutor.workflows.notices import hide_torch_notices, unlogged
+
+import torch
+from torch import nn
+
+INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
+
+SATURATING = ("x86", "fbgemm", "onednn", "x86_inductor")
+"""Engines that, without an INT8 dot product, add two products of 8-bit codes in 16 bits, which cannot hold them."""
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class Unavailable(RuntimeError):
+    """This computer, or the installed PyTorch, lacks what a flow needs; the message says what, in a sentence."""
+
+
+@contextmanager
+def needs_compiler(otherwise: str = "") -> Iterator[None]:
+    """Turn Inductor's error about a missing C++ compiler into `Unavailable`, which says what to do, `otherwise` too."""
+    try:
+        yield
+    except Exception as error:
+        if not any(name in f"{error!r}" for name in ("InvalidCxxCompiler", "CppCompileError")):
+            raise
+        raise Unavailable(
+            "No working C++ compiler was found, and Inductor needs one: install g++ with Python's headers "
+            f"(or name another in CXX){otherwise}."
+        ) from error
+
+
+@contextmanager
+def at_work(engine: str) -> Iterator[None]:
+    """Use a quantized engine, without PyTorch's notices; Inductor is none, and leaves the engine as it is."""
+    before = torch.backends.quantized.engine
+    with warnings.catch_warnings():
+        hide_torch_notices()
+        warnings.filterwarnings("ignore", message="must run observer before calling")  # `flows` names the layers
+        try:
+            torch.backends.quantized.engine = before if engine in INDUCTOR else engine
+            yield
+        finally:
+            torch.backends.quantized.engine = before
+
+
+def torch_ao(instead: str = "use flow='pt2e', which lives on in torchao") -> ModuleType:
+    """Return `torch.ao.quantization`, or raise Unavailable and say what to do `instead`."""
+    try:
+        importlib.import_module("torch.ao.quantization.quantize_fx")
+        return importlib.import_module("torch.ao.quantization")
+    except ImportError as error:
+        raise Unavailable(
+            f"PyTorch {torch.__version__} has no torch.ao.quantization, which eager, FX and dynamic quantization "
+            f"need: {instead}."
+        ) from error
+
+
+def torchao(*names: str) -> list[ModuleType]:
+    """Return modules below `torchao.quantization.pt2e`, or raise Unavailable."""
+    try:
+        with unlogged("torchao"), unlogged("torch.utils._pytree"):  # about missing kernels for GPUs
+            return [importlib.import_module(f"torchao.quantization.pt2e{name}") for name in names]
+    except ImportError as error:
+        raise Unavailable(f"flow='pt2e' needs torchao, which cannot be imported here ({error}).") from error
+
+
+def engines(flow: str) -> list[str]:
+    """Return the engines for a flow on this machine, the best first."""
+    if flow == "pt2e":
+        return ["arm_inductor" if on_arm() else "x86_inductor"]
+    found = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+    best = choose_engine(found, platform.machine())
+    return sorted(found, key=lambda engine: engine != best) if best else []
+
+
+def choose(engine: str | None, flow: str, model: nn.Module) -> str:
+    """Return the engine to use: the one asked for, or the best that computes the model rightly.
+
+    Raises:
+        ValueError: this machine has no such engine, or it computes a layer of the model wrongly.
+        Unavailable: it has none.
+    """
+    here = engines(flow)
+    if not here:
+        raise Unavailable("This PyTorch has no quantized engine, so INT8 models cannot run: install an official build.")
+    if engine not in (None, *here):
+        raise ValueError(f"flow={flow!r} has the engines {', '.join(here)} here, got {engine!r}")
+    transposed = {name: module for name, module in model.named_modules() if isinstance(module, TRANSPOSED)}
+    if engine is None and transposed and "fbgemm" in here:
+        engine = "fbgemm"
+    for name, module in transposed.items():  # without an error, as of PyTorch 2.13
+        channels_differ = module.in_channels != module.out_channels
+        if (engine in ("x86", "onednn") and channels_differ) or (
+            engine == "qnnpack" and isinstance(module, nn.ConvTranspose3d)
+        ):
+            raise ValueError(
+                f"engine={engine!r} computes {name} ({kind_of(module)}) wrongly: leave it to choose another"
+            )
+    return engine or here[0]
+
+
+def swapped(swap: Callable[..., nn.Module], model: nn.Module, *args: Any, **options: Any) -> nn.Module:
+    """Let PyTorch swap layers in place; of a layer with several names it would leave all but the first as they were."""
+    places = defaultdict(list)
+    for owner in model.modules():
+        for name, layer in owner._modules.items():
+            if layer is not None:
+                places[layer].append((owner, name))
+    model = swap(model, *args, inplace=True, **options)
+    for (first, name), *others in places.values():
+        for owner, other in others:
+            setattr(owner, other, getattr(first, name))
+    return model

@@ -1,0 +1,54 @@
+"""Dynamic quantization: INT8 weights, and activations that get a range at each call."""
+
+from collections import Counter
+
+from qtutor.models.operators import kind_of
+from qtutor.workflows.backends import at_work, swapped, torch_ao
+from qtutor.workflows.recipe import Recipe, float_copy, remember
+
+import torch
+from torch import nn
+
+_KINDS = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
+
+
+def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Module:
+    """Quantize the weights of linear and recurrent layers to INT8; activations get a range at each call.
+
+    One range for the whole input of a layer: a row's result depends on the other rows of its batch.
+
+    Raises:
+        ValueError: the model has no such layer, so nothing would shrink, or one that has no INT8 kernel.
+        Unavailable: no torch.ao or no engine.
+    """
+    recipe = Recipe.of(model, "dynamic", (), engine)
+    if not any(type(module) in _KINDS for module in model.modules()):
+        found = Counter(kind_of(m) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+        raise ValueError(
+            f"nothing would shrink: quantize_dynamic takes {', '.join(kind.__name__ for kind in _KINDS)}, and this "
+            f"model has {', '.join(f'{n} {kind}' for kind, n in found.items()) or 'no layer with weights'}. "
+            "quantize_static takes convolutions"
+        )
+    for name, module in model.named_modules():
+        if type(module) is nn.LSTM and module.proj_size:
+            layer = f"{name} ({kind_of(module)})" if name else f"this {kind_of(module)}"
+            raise ValueError(
+                f"{layer} has a proj_size, and PyTorch has no INT8 kernel for it in any flow: project with a linear "
+                "layer behind an LSTM without proj_size instead"
+            )
+    with at_work(recipe.engine):
+        return convert(model, recipe)
+
+
+def convert(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Return a quantized copy of a model; its engine is at work."""
+    quantize = torch_ao("use torchao.quantization.quantize_ instead, for linear layers").quantize_dynamic
+    holder = nn.Sequential(float_copy(model))  # PyTorch replaces the children of a module, never the module itself
+    for module in holder.modules():
+        if type(module) in _KINDS[1:] and not module.bias:  # the kernels need biases, and zero is one
+            for name, weight in [*module.named_parameters(recurse=False)]:
+                setattr(module, name.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
+            module.bias = True
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # or it reads the float weights of linear layers that have none now
+    return remember(swapped(quantize, holder, {*_KINDS}, dtype=torch.qint8)[0], recipe)
