@@ -17,14 +17,16 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qtutor.diagnosis.experiment import Experiment
+from qtutor.diagnosis.experiment import Experiment, Stored
 from qtutor.diagnosis.recommendation import Goal, Search
 from qtutor.diagnosis.result import Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
 from qtutor.diagnosis.trials import Metric, Score, Trial, spread
 from qtutor.models.batches import Batch, read_some
+from qtutor.models.running import first_not_finite
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
 from qtutor.simulation import Configuration, Simulation
 
@@ -104,8 +106,8 @@ def diagnose(
 
     rounding = simulation.round(configuration)
     statistics = local_statistics(simulation, rounding, batches)
-    sizes = {name: each.size for name, each in statistics.items()}
-    experiment = Experiment(simulation.model, batches, metric, sizes, {configuration: (simulation, rounding)})
+    prepared = {configuration: (simulation, rounding)}
+    experiment = Experiment(simulation.model, batches, metric, Stored.of(simulation), prepared)
     everything = frozenset(simulation.layers)
     suspects = sorted(everything, key=lambda name: -statistics[name].noise)
     alone_and_all_but = [t for name in suspects for t in (frozenset({name}), everything - {name})]
@@ -226,9 +228,9 @@ def _first_runs(
             notes.append(f"Batch {number} is left out, the model raised {said}")
             continue
         if any(not x.isfinite().all() for x in floats_in(output)):
+            place = first_not_finite(simulation.model, partial(simulation.run, batch))
             raise ValueError(
-                f"the model itself gives NaN or infinity on batch {number}{simulation.first_not_finite(batch)}: "
-                "there is nothing to compare with"
+                f"the model itself gives NaN or infinity on batch {number}{place}: there is nothing to compare with"
             )
         if comparing and not floats_in(output):
             raise ValueError("the output of the model holds no floating-point tensor to compare: pass metric=")

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from qtutor.models.batches import Batch
 from qtutor.repair.bias import correct_bias
 from qtutor.repair.equalization import equalize
 from qtutor.simulation import Configuration, Rounding, Simulation
+from qtutor.simulation.layers import channel_axis, parameter_at
 
 from torch import nn
 
@@ -29,6 +31,36 @@ class Measured:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A weight, stored once however many layers use it.
+
+    Attributes:
+        users: names of the layers.
+        elements: how many numbers it holds.
+        width: bytes of each, in the float model.
+        channels: output channels: how many scales it has where each channel gets one.
+    """
+
+    users: tuple[str, ...]
+    elements: int
+    width: int
+    channels: int
+
+    @classmethod
+    def of(cls, simulation: Simulation) -> "tuple[Stored, ...]":
+        """Return the weights of all layers."""
+        users: dict[nn.Parameter, list[str]] = defaultdict(list)
+        for name, layer in simulation.layers.items():
+            for path in layer.weights:
+                users[parameter_at(simulation.module(name), path)].append(name)
+        axes = {weight: channel_axis(simulation.module(names[0])) for weight, names in users.items()}
+        return tuple(
+            cls(tuple(names), weight.numel(), weight.element_size(), weight.shape[axes[weight]])
+            for weight, names in users.items()
+        )
+
+
 @dataclass(eq=False)
 class Experiment:
     """Measures configurations of one model on the same data, each of them once.
@@ -37,13 +69,13 @@ class Experiment:
         model: the float model, in eval mode.
         batches: the data that judge.
         metric: what is measured besides the SQNR of the output, or None.
-        sizes: for each layer, the elements of its weights, the bytes of each, and its output channels.
+        stored: the weights of the layers that can be rounded.
     """
 
     model: nn.Module
     batches: list[Batch]
     metric: Metric | None
-    sizes: dict[str, tuple[int, int, int]]
+    stored: tuple[Stored, ...]
     _prepared: dict[Configuration, tuple[Simulation, Rounding]] = field(repr=False)
     _measured: dict[Configuration, Measured] = field(default_factory=dict, repr=False)
 
@@ -69,7 +101,7 @@ class Experiment:
 
     def prepare(self, configuration: Configuration) -> tuple[Simulation, Rounding]:
         """Return the simulation of a configuration, whatever it keeps in floating point; raises as `measure`."""
-        if unknown := set(configuration.keep_float) - set(self.sizes):
+        if unknown := set(configuration.keep_float) - {user for each in self.stored for user in each.users}:
             raise ValueError(f"keep_float names no layer that is quantized: {', '.join(sorted(unknown))}")
         key = replace(configuration, keep_float=())
         if key not in self._prepared:
@@ -113,10 +145,12 @@ class Experiment:
     def bytes(self, configuration: Configuration) -> int:
         """Return what the parameters take: codes and scales where rounded, else as in the model."""
         total = self.float_bytes
-        for name, (elements, width, channels) in self.sizes.items():
-            if name not in configuration.keep_float:
-                scales = 4 * (channels if configuration.weights == "channel" else 1)
-                total -= elements * width - math.ceil(elements * configuration.bits / 8) - scales
+        for weight in self.stored:
+            in_float = [user for user in weight.users if user in configuration.keep_float]
+            if len(in_float) < len(weight.users):
+                scales = 4 * (weight.channels if configuration.weights == "channel" else 1)
+                total += math.ceil(weight.elements * configuration.bits / 8) + scales
+                total -= 0 if in_float else weight.elements * weight.width
         return total
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from qtutor.affine import decibels
 from qtutor.models.batches import Batch
+from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import floats_in
 from qtutor.simulation import Rounding, Simulation
-from qtutor.simulation.rounding import no_fast_attention
 
 import joblib
 import torch

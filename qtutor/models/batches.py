@@ -104,7 +104,8 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
         if tensor.numel() == 0:
             raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} is empty")
         if not tensor.isfinite().all():
-            raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} holds NaN or infinity")
+            how = ": a mask of -inf has no scale, use masked_fill with a boolean one" if tensor.isinf().any() else ""
+            raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} holds NaN or infinity{how}")
     return inputs
 
 

@@ -1,11 +1,12 @@
-"""Trace a model with torch.fx, count what a run of it calls, and say in words where either fails."""
+"""Trace a model with torch.fx, and say in words where that, or a run, fails."""
 
 import functools
 import inspect
+import re
 import sys
 import sysconfig
 import traceback
-from collections import Counter
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -13,21 +14,65 @@ from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import tensors_in
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+_MOST = 16  # inputs that a `*inputs` is taken to stand for
+_OURS = str(Path(__file__).parent.parent)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Tracer(fx.Tracer):
-    """Record the `forward` of `root`: for a call with `inputs`, or with what it takes by all means."""
+class Call(fx.Tracer):
+    """Traces one kind of call, at which arguments that have a default are bound, so that Python may branch on them.
 
-    def __init__(self, root: nn.Module, inputs: tuple | None):
+    Attributes:
+        inputs: of the call; None for what `forward` takes by all means.
+        stars: how many inputs a `*inputs` stands for, and which names a `**inputs`, where nobody said.
+    """
+
+    inputs: tuple | None = None
+    stars: tuple[int, tuple[str, ...]] = (1, ())
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple:
+        def stand_in(name: str) -> fx.Proxy:
+            return self.create_proxy("placeholder", name, (), {})
+
+        signature = inspect.signature(self.root.forward)
+        if self.inputs is not None:
+            given = (stand_in(f"input_{i}") if tensors_in(value) else value for i, value in enumerate(self.inputs))
+            bound = signature.bind(*given)
+        else:
+            values: dict[str, Any] = {}
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is parameter.VAR_POSITIONAL:
+                    values[name] = tuple(stand_in(f"{name}_{i}") for i in range(self.stars[0]))
+                elif parameter.kind is parameter.VAR_KEYWORD:
+                    values[name] = {each: stand_in(each) for each in self.stars[1]}
+                elif parameter.default is parameter.empty:
+                    values[name] = stand_in(name)
+            bound = inspect.BoundArguments(signature, values)
+        return functools.partial(self.root.forward, *bound.args, **bound.kwargs), []
+
+    def asked_for(self, error: Exception) -> tuple[int, tuple[str, ...]] | None:
+        """Return the stars with which a trace that failed may go on: one more, if that is what it missed."""
+        kinds = {parameter.kind for parameter in inspect.signature(self.root.forward).parameters.values()}
+        count, names = self.stars
+        if self.inputs is not None or count == _MOST:
+            return None
+        if isinstance(error, KeyError) and inspect.Parameter.VAR_KEYWORD in kinds and error.args[0] not in names:
+            return count, (*names, error.args[0])
+        short = isinstance(error, IndexError) or "not enough values to unpack" in str(error)
+        return (count + 1, names) if short and inspect.Parameter.VAR_POSITIONAL in kinds else None
+
+
+class Tracer(Call):
+    """Record the `forward` of `root`, and what it and others look at on the way."""
+
+    def __init__(self, root: nn.Module, inputs: tuple | None, stars: tuple[int, tuple[str, ...]] = (1, ())):
         super().__init__()
-        self.inputs = inputs
+        self.inputs, self.stars = inputs, stars
         self.watched: set[fx.Node] = set()  # what goes into or comes out of a block with hooks
         self.looked_up: set[int] = set()  # ids of parameters and buffers that `forward` itself takes from a module
         self.hooked = {m for m in root.modules() if has_hooks(m) and not self.is_leaf_module(m, "")}
@@ -50,19 +95,6 @@ class Tracer(fx.Tracer):
             self.watched.update(v.node for v in tree_leaves((args, kwargs, output)) if isinstance(v, fx.Proxy))
         return output
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple:
-        def stand_in(name: str) -> fx.Proxy:
-            return self.create_proxy("placeholder", name, (), {})
-
-        signature = inspect.signature(self.root.forward)
-        if self.inputs is None:
-            needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-            values = {p.name: (stand_in(p.name),) if p.kind is p.VAR_POSITIONAL else stand_in(p.name) for p in needed}
-            bound = inspect.BoundArguments(signature, values)
-        else:
-            bound = signature.bind(*(stand_in(f"input_{i}") if tensors_in(v) else v for i, v in enumerate(self.inputs)))
-        return functools.partial(self.root.forward, *bound.args, **bound.kwargs), []
-
 
 def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
     """Trace a copy of the model, for a trace may leave constants and stand-ins behind in the modules."""
@@ -72,17 +104,20 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
         if arrays := [kind_of(v) for v in tree_leaves(inputs) if hasattr(v, "__array__") and not isinstance(v, Tensor)]:
             raise TypeError(f"{caller} needs tensors, got {arrays[0]}: torch.as_tensor makes one of it")
         inspect.signature(model.forward).bind(*inputs)
-    root = copy_model(model)
-    tracer = Tracer(root, inputs)
-    try:
-        tracer.trace(root)
-    except Exception as error:
-        raise ValueError(
-            f"{caller} cannot trace {kind_of(model)}{where(error)}\n{kind_of(error)}: {error}\n"
-            "A trace passes stand-ins without values, so Python cannot branch, loop or compute on them. Write the line "
-            "with tensor operations (torch.where), or treat the submodules that have no such line one by one."
-        ) from None
-    return tracer
+    stars: tuple[int, tuple[str, ...]] | None = (1, ())
+    while stars:
+        root = copy_model(model)
+        tracer = Tracer(root, inputs, stars)
+        try:
+            tracer.trace(root)
+            return tracer
+        except Exception as error:
+            problem, stars = error, tracer.asked_for(error)
+    raise ValueError(
+        f"{caller} cannot trace {kind_of(model)}{where(problem)}\n{kind_of(problem)}: {problem}\n"
+        "A trace passes stand-ins without values, so Python cannot branch, loop or compute on them. Write the line "
+        "with tensor operations (torch.where), or treat the submodules that have no such line one by one."
+    )
 
 
 def where(error: BaseException) -> str:
@@ -94,6 +129,8 @@ def where(error: BaseException) -> str:
 
     def blameless(frame: FrameType) -> bool:
         package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if frame.f_code.co_filename.startswith("<eval_with_key>"):  # what torch.fx wrote
+            return True
         if package == __name__.partition(".")[0]:  # ours are to blame where they are a model
             return not isinstance(frame.f_locals.get("self"), nn.Module)
         return package in ("torch", "torchao", "typing_extensions") or package in sys.stdlib_module_names
@@ -113,16 +150,11 @@ def where(error: BaseException) -> str:
     return f" at {lines[-1].filename}:{lines[-1].lineno}{code}"
 
 
-def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type, ...] = (nn.Module,)) -> Counter[str]:
-    """Count how often `forward` calls each module of some kinds, in the order of the first calls."""
-    calls: Counter[str] = Counter()
-    model = copy_model(model).eval()
-    for name, module in model.named_modules():
-        if isinstance(module, kinds):
-            module.register_forward_hook(lambda *_, name=name: calls.update([name]))
-    with torch.no_grad():
-        model(*inputs)
-    return calls
+def line_of(node: fx.Node) -> str:
+    """Return " at file:line: `code`" for the line of the user's that a node stands for; "" where nobody noted it."""
+    lines = re.findall(r'File "(.+?)", line (\d+), in .+\n +(.*)', node.meta.get("stack_trace") or "")
+    theirs = [line for line in lines if not line[0].startswith((sysconfig.get_path("purelib"), _OURS))]
+    return " at {}:{}: `{}`".format(*theirs[-1]) if theirs else ""
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qtutor.models.running import no_fast_attention
 from qtutor.workflows import hide_torch_notices
 
 import torch
@@ -71,7 +72,7 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) 
     with torch.no_grad():
         outputs = [f"output{i}" for i in range(len(tree_flatten(model(*inputs))[0]))]
         axes = {name: {0: "batch"} for name in (*given, *outputs)}
-        with no_notices():
+        with no_notices(), no_fast_attention():
             torch.onnx.export(
                 model,
                 inputs,

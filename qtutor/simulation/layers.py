@@ -16,7 +16,6 @@ from qtutor.models.tensors import tensors_in
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 KINDS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
@@ -72,7 +71,7 @@ class Found:
 
 
 def find_layers(model: nn.Module, run: Callable[[], Any]) -> Found:
-    """Find the layers of a model, on which parametrizations become permanent, while `run` runs it."""
+    """Find the layers of a model while `run` runs it."""
     layers, skipped = _candidates(model)
     trace = _Trace(model, layers)
     with trace.hooks(), trace:
@@ -116,7 +115,9 @@ def _candidates(model: nn.Module) -> tuple[dict[str, Layer], dict[str, tuple[str
 
 def _weights_of(module: nn.Module) -> tuple[str, tuple[str, ...]]:
     """Why a layer cannot be simulated, or ""; and the names of its weights."""
-    reason = _repair_parametrization(module)
+    reason = ""
+    if "weight" not in module._parameters and isinstance(module, (nn.Linear, _ConvNd, nn.Embedding)):
+        reason = "its weight is computed anew at each call: make it permanent"
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
         return "its weights are not initialized: run the model once first", ()
     paths = tuple(path for path, p in module.named_parameters() if p.dim() > 1)
@@ -268,19 +269,6 @@ def each_input(args: tuple, kwargs: dict, see: Callable[[Tensor], Any]) -> tuple
     named = {key: treat(x) if key in _ARGUMENTS else x for key, x in kwargs.items()}
     places = 3 if len(args) + sum(key in ("query", "key", "value") for key in kwargs) >= 3 else 1  # an attention
     return (*map(treat, args[:places]), *args[places:]), named
-
-
-def _repair_parametrization(module: nn.Module) -> str:
-    """Make what a parametrization computes at each call permanent, on the copy; why that cannot be, or ""."""
-    for name in [*getattr(module, "parametrizations", {})]:
-        value = getattr(module, name).detach().clone()
-        parametrize.remove_parametrizations(module, name)
-        if name not in module._parameters:  # what needs no gradient is left as a plain tensor
-            delattr(module, name)
-            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
-    if "weight" not in module._parameters and isinstance(module, (nn.Linear, _ConvNd, nn.Embedding)):
-        return "its weight is computed anew at each call, by weight_norm, spectral_norm or pruning: make it permanent"
-    return ""
 
 
 def _trouble(module: nn.Module, path: str) -> str:

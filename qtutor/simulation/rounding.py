@@ -19,9 +19,9 @@ from typing import Any
 from qtutor.affine import QParams, fake_quantize, grid
 from qtutor.fusion.folding import factor
 from qtutor.models.batches import Batch
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import copy_model, plain_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.tensors import floats_in
+from qtutor.models.running import no_fast_attention
 from qtutor.observers import HistogramObserver, MinMaxObserver, Observer
 from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, parameter_at
 from qtutor.simulation.scheme import Scheme
@@ -75,7 +75,7 @@ class Simulation:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
-        simulation = cls(copy_model(model).eval().requires_grad_(False))
+        simulation = cls(plain_copy(model).requires_grad_(False))
         found = find_layers(simulation.model, lambda: simulation.run(batch))
         return replace(simulation, layers=found.layers, skipped=found.skipped, before=found.before)
 
@@ -143,24 +143,6 @@ class Simulation:
         """The `(bins,)` left edges and counts of what a layer reads or gives; exact zeros are left out."""
         stream = self.observed[name, side]["mse"].histogram
         return (stream.edges() * stream.width)[0], stream.counts[0].to(torch.float64)
-
-    def first_not_finite(self, batch: Batch) -> str:
-        """Say which module first gives NaN or infinity: " (first in ...)", or "" if it is none."""
-        found: list[str] = []
-
-        def note(name: str) -> Callable:
-            def hook(module: nn.Module, args: tuple, output: Any) -> None:
-                if not found and not all(x.isfinite().all() for x in floats_in(output)):
-                    found.append(f" (first in {name}, {kind_of(module)})")
-
-            return hook
-
-        with ExitStack() as stack:
-            for name, module in self.model.named_modules():
-                if name and next(module.children(), None) is None:
-                    stack.callback(module.register_forward_hook(note(name)).remove)
-            self.run(batch)
-        return found[0] if found else ""
 
     def round(self, scheme: Scheme) -> Rounding:
         """Round all weights, and choose scales for all activations from what was observed."""
@@ -280,17 +262,6 @@ class Simulation:
                     hook = self.module(layer.output).register_forward_hook(after(name, layer.relu))
                     stack.callback(hook.remove)
             yield
-
-
-@contextmanager
-def no_fast_attention() -> Iterator[None]:
-    """Keep attention off its fast path, which passes modules by, and hooks with them; for all threads."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _input_hook(qparams: QParams) -> Callable:

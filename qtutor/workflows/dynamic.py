@@ -1,14 +1,19 @@
 """Dynamic quantization: INT8 weights, and activations that get a range at each call."""
 
+import math
 from collections import Counter
 
+from qtutor.affine import fake_quantize, sqnr
 from qtutor.models.operators import kind_of
+from qtutor.observers import MinMaxObserver
 from qtutor.workflows.backends import at_work, swapped, torch_ao
+from qtutor.workflows.checks import tell
 from qtutor.workflows.recipe import Recipe, float_copy, remember
 
 import torch
 from torch import nn
 
+_FINE = 25.0  # dB: healthy weights keep 30 to 45 at 8 bits
 _KINDS = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
@@ -36,6 +41,12 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
                 f"{layer} has a proj_size, and PyTorch has no INT8 kernel for it in any flow: project with a linear "
                 "layer behind an LSTM without proj_size instead"
             )
+    for name, module in model.named_modules():
+        if type(module) in _KINDS and (coarse := _coarse(module)) < _FINE:
+            tell(
+                f"{name} ({kind_of(module)}) keeps its weights to {coarse:.1f} dB only: each of its tensors has one "
+                "scale, and a few weights are far larger than the rest. Equalize them, or keep 16 bits"
+            )
     with at_work(recipe.engine):
         return convert(model, recipe)
 
@@ -52,3 +63,14 @@ def convert(model: nn.Module, recipe: Recipe) -> nn.Module:
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # or it reads the float weights of linear layers that have none now
     return remember(swapped(quantize, holder, {*_KINDS}, dtype=torch.qint8)[0], recipe)
+
+
+def _coarse(layer: nn.Module) -> float:
+    """The SQNR in dB of a layer's worst weight tensor where one scale has to do for it, as in PyTorch's kernels."""
+    worst = math.inf
+    for weight in layer.parameters():
+        if weight.dim() > 1 and weight.numel():
+            observer = MinMaxObserver(symmetric=True)
+            observer.observe(weight.detach())
+            worst = min(worst, float(sqnr(weight.detach(), fake_quantize(weight.detach(), observer.qparams()))))
+    return worst

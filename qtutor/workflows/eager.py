@@ -5,11 +5,11 @@ import itertools
 from qtutor.fusion import find_fusions
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
-from qtutor.models.tracing import count_calls
+from qtutor.models.running import count_calls
 from qtutor.workflows.backends import TRANSPOSED, swapped, torch_ao
 from qtutor.workflows.fx import qconfigs
 from qtutor.workflows.recipe import Recipe
-from qtutor.workflows.refusals import refusal
+from qtutor.workflows.refusals import Refused
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ def fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[str, ..
     """Return the names of the modules to merge, group by group; none if the model cannot be traced.
 
     Raises:
-        ValueError: the model has no stubs.
+        Refused: the model has no stubs.
     """
     ao = torch_ao()
     stubs = (ao.QuantStub, ao.DeQuantStub)
@@ -28,7 +28,7 @@ def fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[str, ..
             f"{' and no '.join(missing)}: add `self.quant = QuantStub()` and `self.dequant = DeQuantStub()` of "
             "torch.ao.quantization and call them in forward"
         )
-        raise refusal(model, inputs, "eager", reason)
+        raise Refused(reason)
     from torch.ao.quantization.fuser_method_mappings import get_fuser_method
 
     model = copy_model(model).eval()
@@ -52,7 +52,7 @@ def fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[str, ..
 
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Put observers, or fake-quantizers if it is to be trained, into a model in place, and return it."""
-    ao = torch_ao()
+    ao, model = torch_ao(), model.train(recipe.trained)
     prepare, fuse = (ao.prepare_qat, ao.fuse_modules_qat) if recipe.trained else (ao.prepare, ao.fuse_modules)
     if recipe.fused:
         model = fuse(model, [[*names] for names in recipe.fused], inplace=True)

@@ -1,23 +1,24 @@
 """The flows from a float model to an INT8 one and into a file; every function leaves what it was given as it was."""
 
-import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from qtutor.affine import grid
-from qtutor.models.batches import Batch, by_place, inputs_of
+from qtutor.models.batches import Batch, by_place
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
-from qtutor.models.tracing import count_calls
-from qtutor.workflows import dynamic, eager, fx, model_file, pt2e
-from qtutor.workflows.backends import Unavailable, at_work, engines
-from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
-from qtutor.workflows.recipe import Recipe, float_copy, recipe_of, remember
-from qtutor.workflows.refusals import refusal, stub_refusal, trace_refusal
+from qtutor.models.running import count_calls, lines_that_read_training, outputs
+from qtutor.workflows import dynamic, model_file, pt2e
+from qtutor.workflows.backends import at_work, engines
+from qtutor.workflows.building import Batches, build, check_trained, converted, prepare, rebuilt, static, without_data
+from qtutor.workflows.checks import USUAL, Reference, tell
+from qtutor.workflows.low_bits import keep_trained_scales
+from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
+from qtutor.workflows.refusals import Refused
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -51,15 +52,9 @@ def quantize_static(
             model; the message names the layer or line, the reason, and which flow could take it.
         Unavailable: no torch.ao, torchao, engine or C++ compiler, where one is needed.
     """
-    batches = inputs_of(calibration_data, model)
-    inputs = next(batches, None)
-    if inputs is None:
-        raise ValueError(
-            "calibration_data holds no batch, and without one every scale would be 1: pass a few batches of "
-            "training inputs, and make a new generator if this one is used up"
-        )
+    batches = Batches(calibration_data, model)
     kept = (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
-    recipe = Recipe.of(model, flow, inputs, engine, keep_float=kept)
+    recipe = Recipe.of(model, flow, batches.first, engine, keep_float=kept)
     if unknown := set(kept) - dict(model.named_modules()).keys():
         raise ValueError(f"keep_float names no module of the model: {', '.join(sorted(unknown))}")
     if kept and flow == "eager":
@@ -69,11 +64,9 @@ def quantize_static(
         )
     _check_compile(compile, flow)
     with at_work(recipe.engine):
-        recipe = _with_fusions(model, recipe, inputs)
-        prepared = _prepare(model, recipe, inputs)
-        for batch in itertools.chain([inputs], batches):
-            _calibrate(prepared, batch, recipe, model)
-        return _finish(prepared, recipe, model, inputs, compile)
+        with _advised(model, batches.first, recipe):
+            quantized = static(model, recipe, batches)
+        return pt2e.Compiled(quantized, batches.first) if compile else quantized
 
 
 def prepare_qat(
@@ -109,15 +102,18 @@ def prepare_qat(
         if edge_bits != bits:
             layers = [*count_calls(float_copy(model), inputs, (_ConvNd, nn.Linear))]
             recipe = replace(recipe, edges=dict.fromkeys([*layers[:1], *layers[-1:]], edge_bits))
-        recipe = _with_fusions(model, recipe, inputs)
-        return remember(_prepare(model, recipe, inputs), recipe)
+        with _advised(model, inputs, recipe):
+            prepared, recipe = prepare(model, recipe, Reference.of(float_copy(model), inputs))
+        if lines := lines_that_read_training(model, inputs):
+            tell(f"trains as in eval mode, where forward reads self.training:{', '.join(lines)}")
+        return remember(prepared, recipe, inputs)
 
 
 def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
     """Turn what `prepare_qat` gave, once trained, into an INT8 model; the given one can train on.
 
     Raises:
-        ValueError: `prepare_qat` did not make it, or it has seen no data.
+        ValueError: `prepare_qat` did not make it, it has seen no data, or the INT8 model does not compute what it does.
         Unavailable: as in `quantize_static`.
     """
     recipe = recipe_of(model)
@@ -125,7 +121,17 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
         raise ValueError(f"convert needs a model that prepare_qat made, got {kind_of(model)}")
     _check_compile(compile, recipe.flow)
     with at_work(recipe.engine):
-        return _finish(copy_model(model), replace(recipe, prepared=False), model, recipe.zeros(), compile)
+        trained = copy_model(model).eval()
+        without_data(trained)
+        keep_trained_scales(trained)
+        inputs = example_of(model)
+        reference = Reference.of(trained, inputs)
+        try:
+            quantized, recipe = build(trained, replace(recipe, prepared=False), reference)
+            check_trained(reference.agreement(quantized))
+        except Refused as refused:
+            raise ValueError(f"convert {refused}") from refused
+        return pt2e.Compiled(quantized, inputs) if compile else quantized
 
 
 def save(model: nn.Module, path: Path | str) -> None:
@@ -167,11 +173,9 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
         if flow == "dynamic":
             model = dynamic.convert(float_model, recipe)
         else:
-            prepared = _prepare(float_model, recipe, inputs)
-            if flow == "pt2e":  # the shapes of its scales come from a run
-                with torch.no_grad():
-                    prepared.eval()(*inputs)
-            model = _convert(prepared, recipe)
+            prepared = rebuilt(float_copy(float_model), recipe, inputs).eval()
+            outputs(prepared, inputs)  # the shapes of some scales come from a run
+            model, _ = converted(prepared, recipe)
         model_file.fill(model, content, Path(path))
         return pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model
 
@@ -181,69 +185,35 @@ def _check_compile(compile: bool, flow: str) -> None:
         raise ValueError(f"compile=True is for flow='pt2e': the kernels of flow={flow!r} are compiled already")
 
 
-def _with_fusions(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> Recipe:
-    """The recipe with what eager mode merges; the other flows find that by themselves."""
-    return replace(recipe, fused=eager.fusable(model, inputs)) if recipe.flow == "eager" else recipe
-
-
-def _prepare(given: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """A copy of the model with observers, or with fake-quantizers if it is to be trained."""
-    model = float_copy(given, recipe.trained)
-    if recipe.flow == "eager":
-        return eager.prepare(model, recipe, inputs)
+@contextmanager
+def _advised(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
+    """Add to a refusal which other flow takes the model, found out by trying."""
     try:
-        return (fx if recipe.flow == "fx" else pt2e).prepare(model, recipe, inputs)
-    except Unavailable:
-        raise
-    except Exception as error:
-        raise _refusal(given, inputs, recipe, error) from error
+        yield
+    except Refused as refused:
+        others = [
+            flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, inputs, flow, recipe.trained)
+        ]
+        able = " or ".join(f"flow={flow!r}" for flow in others)
+        way = f"{able} can take it as it is" if able else "No other flow takes it as it is"
+        if not able and recipe.flow != "eager":
+            way += "; flow='eager' does not trace it, and asks for stubs in the model instead"
+        raise ValueError(f"flow={recipe.flow!r} {refused}. {way}") from refused
 
 
-def _refusal(given: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe, error: Exception) -> Exception:
-    with torch.no_grad():
-        float_copy(given)(*inputs)  # if the model itself cannot take the inputs, its own error says why
-    return trace_refusal(given, inputs, recipe.flow, error)
-
-
-def _calibrate(prepared: nn.Module, batch: tuple[Tensor, ...], recipe: Recipe, given: nn.Module) -> None:
-    with torch.no_grad():
-        try:
-            prepared(*batch)
-        except Exception as error:
-            raise _refusal(given, batch, recipe, error) from error
-
-
-def _finish(
-    prepared: nn.Module, recipe: Recipe, given: nn.Module, inputs: tuple[Tensor, ...], compile: bool
-) -> nn.Module:
-    """Convert a prepared model, which is used up, and check that it saw data and that it runs."""
-    observers = {n: m for n, m in prepared.named_modules() if isinstance(getattr(m, "min_val", None), Tensor)}
-    blind = [n for n, m in observers.items() if not (m.min_val.numel() and m.min_val.isfinite().all())]
-    if blind and len(blind) == len(observers):
-        raise ValueError("the prepared model has seen no data, so every scale would be 1: train it before convert")
-    model = _convert(prepared, recipe)
-    nodes = model.graph.nodes if recipe.flow == "pt2e" and not recipe.keep_float else ()
-    if nodes and not any("quantize_per" in str(node.target) for node in nodes):
-        reason = f"finds nothing to quantize in {kind_of(given)}: it takes linear layers and Conv1d and Conv2d"
-        raise refusal(given, inputs, "pt2e", reason)
-    if recipe.flow == "eager":
-        try:
-            with torch.no_grad():
-                model(*inputs)
-        except RuntimeError as error:  # only now does eager mode find out what the stubs do not cover
-            raise stub_refusal(given, inputs, model, error) from error
-        if layers := [n.partition(".activation_post_process")[0] for n in blind if ".activation_post" in n]:
-            warnings.warn(f"no batch reached {', '.join(layers)}, which keep a scale of 1", stacklevel=3)
-    return pt2e.Compiled(model, inputs) if compile else model
-
-
-def _convert(prepared: nn.Module, recipe: Recipe) -> nn.Module:
-    keep_trained_scales(prepared)
-    if recipe.flow == "pt2e":
-        return remember(pt2e.convert(prepared, recipe.trained), recipe)
-    model = (eager if recipe.flow == "eager" else fx).convert(prepared.eval())
-    if recipe.engine == "qnnpack":
-        fx.straighten(model)
-    if recipe.trained and (recipe.bits < 8 or recipe.edges or recipe.reduced):
-        clip_codes(model, recipe.bits, recipe.edges, recipe.reduced)
-    return remember(model.eval(), recipe)  # conversion makes new modules, in training mode
+def _works(model: nn.Module, inputs: tuple[Tensor, ...], flow: str, trained: bool) -> bool:
+    """Whether a flow makes a sound model, on one batch."""
+    try:
+        recipe = Recipe.of(model, flow, inputs, None, trained=trained)
+        with at_work(recipe.engine), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not trained:
+                static(model, recipe, Batches([Batch(inputs)], model))
+                return True
+            prepared, recipe = prepare(model, recipe, Reference.of(float_copy(model), inputs))
+            outputs(prepared, inputs)
+            keep_trained_scales(prepared.eval())
+            reference = Reference.of(prepared, inputs)
+            return reference.agreement(build(copy_model(prepared), recipe, reference)[0]) > USUAL
+    except Exception:
+        return False

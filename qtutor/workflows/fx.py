@@ -1,16 +1,29 @@
 """The FX flow: torch.fx traces the model, and PyTorch puts observers where integers can be."""
 
+import importlib
+import operator
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from qtutor.models.operators import Trait, target_of, traits
+from qtutor.models.tracing import Call
+from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.low_bits import narrow_qconfig, reduced_qconfig, trained_qconfig
 from qtutor.workflows.recipe import Recipe
 
-from torch import Tensor, nn
-from torch.fx import GraphModule
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
+
+_TENSORS = ("input", "weight", "bias")
+_ARGUMENTS = {"linear": _TENSORS}
+_ARGUMENTS |= {f"conv{n}d": (*_TENSORS, "stride", "padding", "dilation", "groups") for n in (1, 2, 3)}
+_ARGUMENTS |= {f"conv_transpose{n}d": (*_TENSORS, "stride", "padding", "output_padding", "groups") for n in (1, 2, 3)}
+_ARITHMETIC = (operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, "add", "mul")
 
 
 class _Skipped(nn.Identity):
@@ -22,7 +35,10 @@ class _FloatPReLU(nn.PReLU):
 
 
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """Return a traced model with observers, or fake-quantizers if it is to be trained; the given one is used up."""
+    """Return a traced model with observers, or fake-quantizers if it is to be trained; the given one is used up.
+
+    Both are traced in eval mode: a trace knows one branch only of what depends on `self.training`.
+    """
     ao = torch_ao()
     for module in model.modules():
         if type(module) is nn.Identity:  # as where `fuse` folded a batch norm
@@ -30,7 +46,117 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         elif type(module) is nn.PReLU:
             module.__class__ = _FloatPReLU
     prepare = ao.quantize_fx.prepare_qat_fx if recipe.trained else ao.quantize_fx.prepare_fx
-    return prepare(model, qconfigs(ao, recipe), inputs)
+    with _tracing(inputs, recipe):
+        return prepare(model.train(recipe.trained), qconfigs(ao, recipe), inputs)
+
+
+@contextmanager
+def _tracing(inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
+    """Have PyTorch trace for a call with these inputs, and repair what its own trace would lose."""
+    from torch.ao.quantization import quantize_fx
+
+    before = quantize_fx.QuantizationTracer
+
+    class Tracer(Call, before):
+        def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:
+            self.inputs = inputs
+            root.eval()
+            graph = super().trace(root, concrete_args)
+            root.train(recipe.trained)
+            _repair(graph, root, recipe)
+            return graph
+
+    quantize_fx.QuantizationTracer = Tracer
+    try:
+        yield
+    finally:
+        quantize_fx.QuantizationTracer = before
+
+
+def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
+    """Have a graph compute what the model does, in words that the converter knows; in place."""
+    for place, node in enumerate(nodes := [*graph.nodes]):
+        if node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
+            node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
+        elif node.op == "call_function" and node.kwargs:
+            _pass_by_place(node)
+        if _works_in_place(node, root):  # who reads what it changed reads its result
+            later = set(nodes[place + 1 :])
+            for user in [user for user in node.all_input_nodes[0].users if user in later]:
+                user.replace_input_with(node.all_input_nodes[0], node)
+        with_number = node.target in _ARITHMETIC and len(node.all_input_nodes) == 1 and len(node.args) == 2
+        # In training PyTorch would give what is computed with a number the range of its input.
+        if name_of(node) in recipe.float_operators or (recipe.trained and with_number):
+            node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
+
+
+def _pass_by_place(node: Node) -> None:
+    """Pass arguments by place, as the converter expects them: not `linear(input=x, weight=w)`."""
+    names = _ARGUMENTS.get(getattr(node.target, "__name__", ""), ())
+    for name in names[len(node.args) :]:
+        if name not in node.kwargs:
+            break
+        node.args = (*node.args, node.kwargs[name])
+        node.kwargs = {other: value for other, value in node.kwargs.items() if other != name}
+
+
+def _works_in_place(node: Node, root: nn.Module) -> bool:
+    if not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(node.target), "inplace", False))
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+
+
+def in_floats(name: str, *operands: Any, **options: Any) -> Any:
+    """Call a function or method by its name; the converter does not know it, and gives it floats."""
+    function = _function(name)
+    return getattr(operands[0], name)(*operands[1:], **options) if function is None else function(*operands, **options)
+
+
+class _Watched(fx.Interpreter):
+    """Runs a model and knows at which node it is."""
+
+    node: Node
+
+    def run_node(self, n: Node) -> Any:
+        self.node = n
+        return super().run_node(n)
+
+
+def failing(model: GraphModule, inputs: tuple[Tensor, ...]) -> Node:
+    """Return the node at which a model fails for a batch."""
+    watched = _Watched(model)
+    watched.extra_traceback = False
+    try:
+        with torch.no_grad():
+            watched.run(*(x.clone() for x in inputs))
+    except Exception:
+        return watched.node
+    raise AssertionError("it does not fail")
+
+
+def name_of(node: Node) -> str:
+    """Return the name by which `in_floats` calls what a node calls; "" where there is none."""
+    if node.op == "call_method":
+        return str(node.target)
+    home = getattr(node.target, "__module__", "") or ""
+    if node.op != "call_function" or not home.startswith(("torch", "_operator")):
+        return ""
+    name = f"{home}.{node.target.__name__}"
+    return name if _function(name) is node.target else ""
+
+
+def _function(name: str) -> Callable | None:
+    home, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(home), attribute, None) if home else None
+
+
+def float_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers that hold float weights and are called."""
+    called = {node.target for node in model.graph.nodes if node.op == "call_module"}
+    return [name for name, module in model.named_modules() if name in called and isinstance(module, KINDS)]
 
 
 def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:
@@ -45,8 +171,11 @@ def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:
         mapping.set_global(reduced_qconfig(mapping.global_qconfig))
     for name, bits in recipe.edges.items():
         mapping.set_module_name(name, narrow_qconfig(mapping.global_qconfig, bits))
-    for name in recipe.keep_float:
+    for name in (*recipe.keep_float, *recipe.left_float):
         mapping.set_module_name(name, None)
+    if recipe.trained:
+        for kind in (nn.Embedding, nn.EmbeddingBag):  # which PyTorch would train in another precision, or not at all
+            mapping.set_object_type(kind, None)
     for kind in TRANSPOSED:  # whose weights no engine takes per channel, though onednn's mapping says so
         weight = ao.default_weight_fake_quant if recipe.trained else ao.default_weight_observer
         mapping.set_object_type(kind, narrow_qconfig(mapping.global_qconfig._replace(weight=weight), recipe.bits))

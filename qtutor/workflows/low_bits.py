@@ -74,10 +74,18 @@ def keep_trained_scales(prepared: nn.Module) -> None:
             module.calculate_qparams = lambda module=module: (module.scale, module.zero_point)
 
 
-def clip_codes(model: nn.Module, bits: int, edges: Mapping[str, int], reduced: bool = False) -> None:
+def clip_codes(
+    model: nn.Module,
+    weights: Mapping[nn.Module, tuple[Tensor, Tensor | None]],
+    bits: int,
+    edges: Mapping[str, int],
+    reduced: bool = False,
+) -> None:
     """Clip the codes of an eager or FX model in place.
 
     Args:
+        model: as converted.
+        weights: the codes and the bias that each layer was given.
         bits: the width of all layers but those of `edges`.
         edges: widths by the names of layers.
         reduced: whether activations of 8 bits keep to 7.
@@ -86,7 +94,7 @@ def clip_codes(model: nn.Module, bits: int, edges: Mapping[str, int], reduced: b
     widths = {name: edges.get(name, bits) for name in layers}
     for name, module in layers.items():
         if hasattr(module, "set_weight_bias"):  # by 7.5 steps, a weight at the end of its range, convert gives code 8
-            weight, bias = module._weight_bias()
+            weight, bias = weights[module]
             codes = torch.empty(0, dtype=torch.int8).set_(weight.untyped_storage())  # whatever the scheme and layout
             codes.clamp_(*grid(widths[name]))
             module.set_weight_bias(weight, bias)

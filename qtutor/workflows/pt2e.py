@@ -1,13 +1,13 @@
 """The PT2E flow of torchao: torch.export captures the model, and Inductor can lower it."""
 
-import copy
-import inspect
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
+from qtutor.fusion import fuse
+from qtutor.models.running import no_fast_attention
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
 from qtutor.workflows.low_bits import narrow_config, trained_config
 from qtutor.workflows.notices import unlogged
@@ -15,9 +15,10 @@ from qtutor.workflows.recipe import Recipe, recipe_of, remember
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
-_PATTERNS: dict[tuple, GraphModule] = {}
+_aten = torch.ops.aten
+_WITH_NUMBER = {each.Tensor: each.Scalar for each in (_aten.add, _aten.sub, _aten.mul)}
 
 
 class Compiled(nn.Module):
@@ -41,11 +42,16 @@ class Compiled(nn.Module):
             return self._run(*inputs)
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = False) -> GraphModule:
     """Capture a model with torch.export for any batch size, each call of a module told apart.
 
     torchao groups the operators of a graph by the name of their module. Of one that is called twice it
     would take both calls for one, and refuse it; so later calls get a name of their own besides.
+
+    Args:
+        model: in eval mode.
+        inputs: of one call.
+        functional: rewrite what works in place.
     """
     if all(x.dim() and len(x) == 1 for x in inputs):  # export takes a size of 1 for a constant
         inputs = tuple(torch.cat([x, x]) for x in inputs)
@@ -56,9 +62,15 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
         if x.dim():
             shapes[x] = {0: torch.export.Dim.AUTO}
     noisy = unlogged("torch.fx.experimental.symbolic_shapes"), unlogged("torch._subclasses.fake_tensor")
-    with noisy[0], noisy[1], redirect_stderr(io.StringIO()):  # the graph, on failure
-        captured = torch.export.export(model, inputs, dynamic_shapes=shapes).module()
+    quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # the graph, on failure
+    with noisy[0], noisy[1], quiet[0], quiet[1], no_fast_attention():
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+        captured = (program.run_decompositions({}) if functional else program).module()
     for node in captured.graph.nodes:
+        if len(node.all_input_nodes) == 1 and node.target in _WITH_NUMBER:  # which the quantizer takes for two tensors
+            node.target = _WITH_NUMBER[node.target]
+            for name in ("source_fn_stack", "torch_fn"):
+                node.meta.pop(name, None)
         stack = node.meta.get("nn_module_stack", {})
         if any("@" in call for call in stack):  # how torch.export marks a second call
             kind = [*stack.values()][-1][1]
@@ -67,9 +79,13 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
 
 
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """Return a captured model with observers, or with fake-quantizers if it is to be trained."""
+    """Return a captured model with observers, or with fake-quantizers if it is to be trained.
+
+    It is captured in eval mode with its batch norms folded, for training too: torchao's own patterns for batch norms
+    that train know one eps only, and take half a minute. A batch norm that cannot be folded trains as it is.
+    """
     kind = INDUCTOR[recipe.engine]
-    pt2e, flow, home = torchao("", ".quantize_pt2e", f".quantizer.{kind.lower()}_inductor_quantizer")
+    pt2e, flow, home, utils = torchao("", ".quantize_pt2e", f".quantizer.{kind.lower()}_inductor_quantizer", ".utils")
     observe = flow.prepare_qat_pt2e if recipe.trained else flow.prepare_pt2e
     options = {"is_qat": recipe.trained} | ({"reduce_range": True} if recipe.reduced else {})
     default = getattr(home, f"get_default_{kind.lower()}_inductor_quantization_config")(**options)
@@ -78,58 +94,58 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     quantizer = getattr(home, f"{kind}InductorQuantizer")().set_global(narrow_config(default, recipe.bits))
     for name, bits in recipe.edges.items():
         quantizer.set_module_name_qconfig(name, narrow_config(default, bits))
-    for name in recipe.keep_float:
+    for name in (*recipe.keep_float, *recipe.left_float):
         quantizer.set_module_name_qconfig(name, None)
-    with _few_patterns(recipe.trained):
-        prepared = observe(export(model, inputs), quantizer)
+    with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
+        model = fuse(model)
+    captured = export(model, inputs, recipe.functional)
+    utils._fuse_conv_bn_(captured)
+    with _folded_already():
+        prepared = observe(captured, quantizer)
+    switchable = Prepared(prepared, prepared.graph)
+    switchable.meta |= prepared.meta
+    return switchable.train(recipe.trained)
 
-    def train(mode: bool = True) -> nn.Module:
-        (pt2e.move_exported_model_to_train if mode else pt2e.move_exported_model_to_eval)(prepared)
-        return prepared
 
-    prepared.train, prepared.eval = train, lambda: train(False)  # the captured ones refuse
-    return prepared
+class Prepared(GraphModule):
+    """A captured model that can be switched between training and eval mode, its copies too."""
+
+    def __init__(self, root: nn.Module, graph: Graph, class_name: str = "Prepared"):
+        super().__init__(root, graph, class_name)
+        for node in self.graph.nodes:
+            arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
+            for place, argument in enumerate(arguments[: len(node.args)]):
+                if argument.name in ("train", "training") and node.args[place] is False:  # such as dropout
+                    node.meta["switch"] = place
+
+    def train(self, mode: bool = True) -> "Prepared":
+        """Switch the whole model."""
+        for node in self.graph.nodes:
+            if (place := node.meta.get("switch")) is not None:
+                node.args = (*node.args[:place], mode, *node.args[place + 1 :])
+        self.recompile()
+        return super().train(mode)
 
 
 @contextmanager
-def _few_patterns(trained: bool) -> Iterator[None]:
-    """Have torchao look only for patterns that can occur, and make each of them once in a process.
-
-    Where a model has a batch norm it looks for 26 patterns of each of four kinds of convolution, and exports every
-    one anew: half a minute to a minute, whether or not the model has such a convolution or was trained.
-    """
-    (qat,) = torchao(".qat_utils")
-    names = ("_fuse_conv_bn_qat_helper", "_fold_conv_bn_qat_helper", "_get_aten_graph_module_for_pattern")
-    fuse, fold, make = before = [getattr(qat, name) for name in names]
-
-    def where_it_occurs(look: Callable) -> Callable:
-        def sparing(model: GraphModule, convolution: Callable, *args: Any, **options: Any) -> GraphModule:
-            occurs = any(f"aten.{convolution.__name__}." in str(node.target) for node in model.graph.nodes)
-            return look(model, convolution, *args, **options) if trained and occurs else model
-
-        return sparing
-
-    def once(pattern: Any, inputs: tuple, is_cuda: bool = False, **options: Any) -> GraphModule:
-        closure = inspect.getclosurevars(pattern.fn).nonlocals
-        key = (pattern.fn.__qualname__, repr(closure), *sorted(options), *(x.shape for x in inputs), is_cuda)
-        if key not in _PATTERNS:
-            _PATTERNS[key] = make(pattern, inputs, is_cuda, **options)
-        return copy.deepcopy(_PATTERNS[key])
-
-    for name, function in zip(names, (where_it_occurs(fuse), where_it_occurs(fold), once), strict=True):
-        setattr(qat, name, function)
+def _folded_already() -> Iterator[None]:
+    """Keep torchao from looking for batch norms to fold: it would export a hundred patterns, one by one."""
+    (flow,) = torchao(".quantize_pt2e")
+    before = flow._fuse_conv_bn_qat, flow._fold_conv_bn_qat
+    flow._fuse_conv_bn_qat = flow._fold_conv_bn_qat = lambda model: model
     try:
         yield
     finally:
-        for name, function in zip(names, before, strict=True):
-            setattr(qat, name, function)
+        flow._fuse_conv_bn_qat, flow._fold_conv_bn_qat = before
 
 
-def convert(prepared: nn.Module, trained: bool) -> nn.Module:
+def convert(prepared: nn.Module) -> nn.Module:
     """Return the INT8 model, a graph; the prepared one is used up."""
-    pt2e, quantize_pt2e = torchao("", ".quantize_pt2e")
-    with _few_patterns(trained):
-        model = quantize_pt2e.convert_pt2e(pt2e.move_exported_model_to_eval(prepared))
+    (flow,) = torchao(".quantize_pt2e")
+    with _folded_already():
+        model = flow.convert_pt2e(prepared.eval())
+    for node in model.graph.nodes:
+        node.meta.pop("switch", None)
     used = {node.target for node in model.graph.nodes if node.op == "get_attr"}
     for name, _ in [*model.named_parameters(remove_duplicate=False)]:  # float weights that INT8 ones replaced
         if name not in used:
@@ -138,3 +154,20 @@ def convert(prepared: nn.Module, trained: bool) -> nn.Module:
     for name in ("train", "eval"):  # which refuse, and there is nothing left that they would change
         vars(model).pop(name, None)
     return model
+
+
+def float_layers(model: GraphModule) -> list[str]:
+    """Return the names of the layers whose weights are not codes."""
+    found: dict[str, None] = {}
+    for node in model.graph.nodes:
+        name = getattr(node.target, "_opname", "")
+        if name.startswith(("linear", "conv", "embedding")):
+            weights = [node.args[0 if name.startswith("embedding") else 1]]
+        elif name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            weights = node.all_input_nodes
+        else:
+            continue
+        stack = {call: path for call, (path, _) in node.meta.get("nn_module_stack", {}).items() if call != "call"}
+        if stack and any(weight.op == "get_attr" for weight in weights):
+            found[[*stack.values()][-1].removeprefix("L['self'].").partition("@")[0]] = None
+    return [*found]

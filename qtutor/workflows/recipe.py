@@ -1,17 +1,19 @@
 """What a flow was asked for: all that `load` must know to build the same model again."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qtutor.machine import describe
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import plain_copy
 from qtutor.models.operators import kind_of
-from qtutor.workflows.backends import SATURATING, choose
+from qtutor.workflows.backends import SATURATING, at_work, choose
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.modules.conv import _ConvNd
 
 FLOWS = ("eager", "fx", "pt2e")
 
@@ -31,6 +33,10 @@ class Recipe:
         fused: names of modules that eager mode merges, group by group.
         trained: whether it is trained through the rounding.
         prepared: whether it is not converted yet.
+        left_float: names of modules that no kernel of the flow takes.
+        float_operators: names of functions and methods that no kernel of the flow takes.
+        functional: whether what works in place was rewritten when the model was captured.
+        in_floats: names of INT8 layers whose kernel is wrong for their shapes.
     """
 
     flow: str
@@ -43,6 +49,10 @@ class Recipe:
     fused: tuple[tuple[str, ...], ...] = ()
     trained: bool = False
     prepared: bool = False
+    left_float: tuple[str, ...] = ()
+    float_operators: tuple[str, ...] = ()
+    functional: bool = False
+    in_floats: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, flow: str, inputs: tuple[Tensor, ...], engine: str | None, **asked: Any) -> "Recipe":
@@ -81,25 +91,80 @@ def recipe_of(model: nn.Module) -> Recipe | None:
     return model.meta.get("qtutor") if isinstance(model, GraphModule) else vars(model).get("_qtutor")
 
 
-def remember(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Have a model carry its recipe, through copies too, and return it."""
+def example_of(prepared: nn.Module) -> tuple[Tensor, ...]:
+    """Return the inputs that a model to train was prepared with."""
+    return prepared.meta["qtutor_example"] if isinstance(prepared, GraphModule) else prepared._qtutor_example
+
+
+def remember(model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | None = None) -> nn.Module:
+    """Have a model carry its recipe, and the example that it was prepared with, through copies too; return it."""
+    notes = {"qtutor": recipe} | ({} if example is None else {"qtutor_example": example})
     if isinstance(model, GraphModule):  # copying one keeps this and no other attribute
-        model.meta["qtutor"] = recipe
+        model.meta |= notes
     else:
-        model._qtutor = recipe
+        vars(model).update({f"_{name}": value for name, value in notes.items()})
+    if recipe.flow != "pt2e":
+        model.__deepcopy__ = _AtWork(model, "__deepcopy__")
+        model.load_state_dict = _AtWork(model, "load_state_dict")
     return model
 
 
-def float_copy(model: nn.Module, training: bool = False) -> nn.Module:
-    """Return a copy to quantize.
+class _AtWork:
+    """A method of a model with packed weights, which PyTorch packs anew: for the engine that they were made for."""
+
+    def __init__(self, model: nn.Module, method: str):
+        self.model, self.method = model, method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        model, recipe = self.model, recipe_of(self.model)
+        assert recipe
+        with at_work(recipe.engine):
+            if self.method == "load_state_dict":
+                return type(model).load_state_dict(model, *args, **kwargs)
+            mine = {name: vars(model).pop(name) for name in ("__deepcopy__", "load_state_dict")}
+            try:
+                copied = copy.deepcopy(model, *args)
+            finally:
+                vars(model).update(mine)
+        return remember(copied, recipe)
+
+
+def float_copy(model: nn.Module) -> nn.Module:
+    """Return a copy to quantize, in eval mode, with parametrizations made permanent.
 
     Raises:
-        ValueError: the model is quantized already, or not float32 on the CPU.
+        ValueError: the model is quantized already, not float32 on the CPU, or wrapped or compiled beyond recognition.
     """
     if recipe_of(model):
         raise ValueError(f"{kind_of(model)} is quantized or prepared already: pass the floating-point model")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("this model is scripted or traced by torch.jit: pass the nn.Module that it was made of")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"this model is wrapped in {kind_of(model)}: pass model.module")
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             kind = f"{parameter.dtype} on {parameter.device}"
             raise ValueError(f"{name} is {kind}: PyTorch quantizes float32 on the CPU, so pass model.cpu().float()")
-    return copy_model(model).train(training)
+    copied = plain_copy(model)
+    for module in copied.modules():
+        if isinstance(module, _ConvNd) and isinstance(module.padding, str):
+            _count_padding(module)
+    return copied
+
+
+def _count_padding(layer: _ConvNd) -> None:
+    """Say in numbers how a convolution pads, where both ends get the same."""
+    total = [0] * len(layer.kernel_size)
+    if layer.padding == "same":
+        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if not any(each % 2 for each in total):
+        layer.padding = tuple(each // 2 for each in total)
+
+
+def unfit(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of layers that no flow has an INT8 kernel for, because of how they pad."""
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _ConvNd) and (module.padding_mode != "zeros" or isinstance(module.padding, str))
+    )

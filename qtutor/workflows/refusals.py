@@ -1,44 +1,56 @@
-"""What a flow says to the owner of a model that it cannot take: the line, the reason, and which flow could."""
+"""What a flow says to the owner of a model that it cannot take: their line or layer, and a reason in plain words."""
 
+import re
 import traceback
 
-from qtutor.models.copying import copy_model
 from qtutor.models.tracing import where
-from qtutor.workflows.pt2e import export
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 
-def refusal(model: nn.Module, inputs: tuple[Tensor, ...], flow: str, reason: str) -> ValueError:
-    """Return the error to raise for a model that a flow cannot take.
-
-    It ends with the other flows that could at least capture the model, found out by trying.
-    """
-    able = []
-    for other, capture in (("fx", torch.fx.symbolic_trace), ("pt2e", lambda m: export(m, inputs))):
-        try:
-            if other != flow and capture(copy_model(model).eval()):
-                able.append(f"flow={other!r}")
-        except Exception:
-            continue
-    if able:
-        way_out = f"{' or '.join(able)} can take it as it is"
-    else:
-        way_out = (
-            "No other flow takes it" if flow == "eager" else "flow='eager' could, once the model calls stubs itself"
-        )
-    return ValueError(f"flow={flow!r} {reason}. {way_out}")
+class Refused(ValueError):
+    """A flow cannot take a model, or would give back another function; the text says what is in the way."""
 
 
-def trace_refusal(model: nn.Module, inputs: tuple[Tensor, ...], flow: str, error: Exception) -> ValueError:
-    """Return the error to raise where torch.fx or torch.export raised one."""
-    reason = f"{where(error)}: {type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error) else ""
-    return refusal(model, inputs, flow, f"cannot take {type(model).__name__}{reason}")
+_MEANINGS = (
+    (
+        r"used as inputs to control flow|GuardOnDataDependent|[Dd]ata-dependent",
+        "Python branches there on a value of a tensor",
+    ),
+    (r"Proxy object cannot be iterated|cannot be iterated", "Python loops there over a tensor, or unpacks it"),
+    (
+        r"does not support item (assignment|deletion)",
+        "a part of a tensor is written there: torch.where or torch.cat can do that",
+    ),
+    (r"__len__|len\(\) of a|'Proxy' object cannot be interpreted", "Python counts there with the size of a tensor"),
+    (r"padding_mode|Expected a value of type 'List\[int\]' for argument 'padding'", "no INT8 kernel pads like that"),
+    (r"requires_grad|cannot assign .* as parameter", "a parameter is computed there at each call"),
+    (r"[Mm]issing a required argument|takes \d+ positional|unexpected keyword", "forward does not take these inputs"),
+    (
+        r"C\+\+|torch\.ops|Unsupported|unsupported|not supported",
+        "PyTorch has no way to capture or to round what is done there",
+    ),
+)
+_JARGON = re.compile(
+    r"eval_with_key|[Rr]eference node|prepack|\baten\b|::|Proxy|histogram_cpu|^\s*$|AssertionError|IndexError|KeyError|"
+    r"RecursiveScriptModule|-?nan|GraphModule|SymInt|0x[0-9a-f]+|fake_quant|_call_function|\bnode\b|\bNode\b"
+)
 
 
-def stub_refusal(model: nn.Module, inputs: tuple[Tensor, ...], quantized: nn.Module, error: RuntimeError) -> ValueError:
-    """Return the error to raise where `quantized`, an eager one, did: it met what its stubs do not cover."""
+def reason_of(error: BaseException) -> str:
+    """Say in plain words why PyTorch failed."""
+    said = f"{error}".strip()
+    for pattern, meaning in _MEANINGS:
+        if re.search(pattern, said):
+            return meaning
+    first = said.splitlines()[0] if said else ""
+    if not first or len(first) > 200 or _JARGON.search(first):
+        return "PyTorch fails there, and does not say why in words that help"
+    return first.rstrip(".")
+
+
+def stub_reason(quantized: nn.Module, error: Exception) -> str:
+    """Say what an eager model met that its stubs do not cover, and where."""
     if "'quantized::" in str(error):
         reason = "it gets a floating-point tensor: call a QuantStub on what comes in"
     else:
@@ -49,5 +61,4 @@ def stub_refusal(model: nn.Module, inputs: tuple[Tensor, ...], quantized: nn.Mod
     modules = {id(module): name for name, module in quantized.named_modules()}
     frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
     *_, innermost = ("", *(modules[id(f["self"])] for f in frames if id(f.get("self")) in modules))
-    place = f"cannot run {innermost or 'forward'} of the quantized {type(model).__name__}{where(error)}"
-    return refusal(model, inputs, "eager", f"{place}: {reason}")
+    return f"cannot run {innermost or 'forward'} of the quantized {type(quantized).__name__}{where(error)}: {reason}"

@@ -1,0 +1,97 @@
+"""Run a model, and see whom it calls, what it gives, and whether that can be compared."""
+
+import linecache
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from qtutor.affine import decibels
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import kind_of
+from qtutor.models.tensors import floats_in, tensors_in
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def no_fast_attention() -> Iterator[None]:
+    """Keep attention off its fast path, which passes modules by, and hooks with them; for all threads."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the tensors that a model gives for inputs, which stay as they are."""
+    with torch.inference_mode(False), torch.no_grad():
+        return [tensor.detach().clone() for tensor in tensors_in(model(*(x.clone() for x in inputs)))]
+
+
+def agreement(exact: list[Tensor], other: list[Tensor]) -> float:
+    """Return the SQNR in dB of what a model gives against what it should give, over all tensors; -inf where they differ
+    in shape, or one is not finite.
+    """
+    if [x.shape for x in exact] != [x.shape for x in other]:
+        return -float("inf")
+    pairs = [(x.double(), y.double()) for x, y in zip(exact, other, strict=True)]
+    noise = sum(float((x - y).square().sum()) for x, y in pairs)
+    if noise != noise:
+        return -float("inf")
+    return decibels(sum(float(x.square().sum()) for x, _ in pairs), noise)
+
+
+def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type, ...] = (nn.Module,)) -> Counter[str]:
+    """Count how often `forward` calls each module of some kinds, in the order of the first calls."""
+    calls: Counter[str] = Counter()
+    model = copy_model(model).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    with no_fast_attention():
+        outputs(model, inputs)
+    return calls
+
+
+def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str:
+    """Say which module first gives NaN or infinity while `run` runs a model: " (first in ...)", or ""."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            if not found and not all(x.isfinite().all() for x in floats_in(output)):
+                found.append(f" (first in {name}, {kind_of(module)})")
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name and next(module.children(), None) is None:
+                stack.callback(module.register_forward_hook(note(name)).remove)
+        run()
+    return found[0] if found else ""
+
+
+def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Return " at file:line: `code`" for each line outside PyTorch that asks whether a model is in training mode."""
+    lines: dict[str, None] = {}
+
+    def read(module: nn.Module) -> bool:
+        frame = sys._getframe(1)
+        if not frame.f_globals.get("__name__", "").startswith("torch."):
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            lines[f" at {frame.f_code.co_filename}:{frame.f_lineno}" + (f": `{line}`" if line else "")] = None
+        return vars(module)["training"]
+
+    watched = copy_model(model).eval()
+    for module in watched.modules():
+        kind = type(module)
+        module.__class__ = type(kind.__name__, (kind,), {"training": property(read), "__module__": kind.__module__})
+    with suppress(Exception):
+        outputs(watched, inputs)
+    return [*lines]

@@ -1,0 +1,276 @@
+"""From a recipe to a model: prepared, calibrated, converted, and compared with what it was made of at each step."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from qtutor.models.batches import inputs_of
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import kind_of
+from qtutor.models.running import agreement, outputs
+from qtutor.models.tracing import label, line_of, where
+from qtutor.workflows import eager, fx, pt2e
+from qtutor.workflows.backends import Unavailable
+from qtutor.workflows.checks import LEAST, SAME, USUAL, QuantizationWarning, Reference, repeats, tell, what_hurts
+from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
+from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
+from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
+from qtutor.workflows.refusals import Refused, reason_of, stub_reason
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+_FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
+_NOTHING = "finds nothing to quantize: it takes linear layers and convolutions"
+_KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
+
+
+class Batches:
+    """The inputs of calibration data, which can be read again; of a generator, as much as is kept."""
+
+    def __init__(self, data: Iterable, model: nn.Module):
+        self._data, self._model, self._once = data, model, isinstance(data, Iterator)
+        self._left = inputs_of(data, model)
+        first = next(self._left, None)
+        if first is None:
+            raise ValueError(
+                "calibration_data holds no batch, and without one every scale would be 1: pass a few batches of "
+                "training inputs, and make a new generator if this one is used up"
+            )
+        self.first: tuple[Tensor, ...] = first
+        self._kept, self._room = [first], _KEPT
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if not self._once:
+            yield from inputs_of(self._data, self._model)
+            return
+        yield from self._kept
+        for inputs in self._left:
+            self._room -= sum(x.nbytes for x in inputs)
+            if self._room > 0:
+                self._kept.append(inputs)
+            yield inputs
+
+
+def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
+    """Return a quantized model; operators that no kernel takes are added to what the recipe leaves in floats.
+
+    Raises:
+        Refused: the flow cannot take the model, or gives another function.
+    """
+    reference = Reference.of(float_copy(model), batches.first)
+    while True:
+        prepared, recipe = prepare(model, recipe, reference)
+        for number, inputs in enumerate(batches):
+            try:
+                found = outputs(prepared, inputs)
+            except Exception as error:
+                raise _failed(model, inputs, error) from error
+            if number == 0:
+                _check_same(model, agreement(reference.outputs, found))
+        try:
+            quantized, recipe = build(prepared, recipe, reference)
+        except _Unfit as unfit_operator:
+            recipe = unfit_operator.recipe
+            continue
+        _tell_what_stays(model, quantized, recipe)
+        _judge(model, quantized, recipe, reference)
+        return quantized
+
+
+def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.Module, Recipe]:
+    """Return a copy with observers, or fake-quantizers if it is to be trained, and the recipe with what they need.
+
+    Raises:
+        Refused: the flow cannot take the model.
+    """
+    copied, inputs = float_copy(model), reference.inputs
+    left = (*recipe.left_float, *(name for name in unfit(copied) if name not in recipe.keep_float))
+    recipe = replace(recipe, left_float=tuple(dict.fromkeys(left)))
+    if recipe.flow == "eager":
+        recipe = replace(recipe, fused=eager.fusable(model, inputs))
+    try:
+        prepared = rebuilt(copied, recipe, inputs)
+    except (Unavailable, Refused):
+        raise
+    except Exception as error:
+        raise _failed(model, inputs, error) from error
+    if not recipe.trained:
+        return prepared, recipe
+    _check_untrained(model, prepared, reference)
+    try:
+        _tell_what_stays(model, _tried(prepared, recipe, inputs), recipe)
+    except _Unfit as operator:
+        return prepare(model, operator.recipe, reference)
+    return prepared, recipe
+
+
+def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Return what a recipe makes of a float copy, which is used up, before any data."""
+    return _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
+
+
+def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.Module, Recipe]:
+    """Return the INT8 model, which runs and repeats itself, and its recipe; the prepared one is used up.
+
+    Raises:
+        Refused: it does not run, or gives another output each time.
+        _Unfit: an operator has no kernel for what it is given, and may stay in floats.
+    """
+    blind = without_data(prepared)
+    try:
+        model, weights = converted(prepared, recipe)
+    except Exception as error:
+        raise Refused(reason_of(error)) from error
+    inputs = reference.inputs
+    if not (recipe.keep_float or _rounds(model)):
+        raise Refused(_NOTHING)
+    try:
+        outputs(model, inputs)
+    except Exception as error:
+        raise _cannot_run(model, recipe, inputs, error) from error
+    if recipe.flow != "pt2e" and (wrong := mend(model, weights, inputs)):
+        recipe = replace(recipe, in_floats=wrong)
+        tell(f"engine={recipe.engine!r} computes {', '.join(wrong)} wrongly: done in floats, on the same INT8 weights")
+    if recipe.flow == "eager" and blind:
+        tell(f"no batch reached {', '.join(blind)}, which keep a scale of 1")
+    if not repeats(model, inputs, outputs(model, inputs)):
+        raise Refused("gives another output each time that it gets the same input")
+    return remember(model, recipe), recipe
+
+
+def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
+    """Return the INT8 model of a prepared one, which is used up, and the weights that its layers were given."""
+    keep_trained_scales(prepared)
+    if recipe.flow == "pt2e":
+        return remember(pt2e.convert(prepared.eval()), recipe), {}
+    with noting_weights() as weights:
+        model = (eager if recipe.flow == "eager" else fx).convert(prepared.eval())
+        if recipe.engine == "qnnpack":
+            fx.straighten(model)
+        if recipe.trained and (recipe.bits < 8 or recipe.edges or recipe.reduced):
+            clip_codes(model, dict(weights), recipe.bits, recipe.edges, recipe.reduced)
+    compute_in_floats(model, weights, recipe.in_floats)
+    return remember(model.eval(), recipe), weights  # conversion makes new modules, in training mode
+
+
+def _rounds(model: nn.Module) -> bool:
+    """Whether a converted model holds codes of weights."""
+    if any(hasattr(module, "set_weight_bias") for module in model.modules()):
+        return True
+    nodes = model.graph.nodes if isinstance(model, GraphModule) else ()
+    return any(str(node.target).startswith(("quantized.", "quantized_decomposed.")) for node in nodes)
+
+
+def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
+    """Say which layers hold float weights, beside those that were asked to."""
+    if recipe.flow == "eager":  # where the model itself says it, with stubs
+        return
+    names = pt2e.float_layers(model) if recipe.flow == "pt2e" else fx.float_layers(model)
+    kinds = {name: kind_of(module) for name, module in given.named_modules()}
+    asked = tuple(f"{name}." for name in recipe.keep_float)
+    names = [n for n in names if n not in recipe.keep_float and not n.startswith(asked)] if asked else names
+    if names:
+        layers = ", ".join(f"{name} ({kinds.get(name, 'its parameters')})" for name in names)
+        tell(f"flow={recipe.flow!r} leaves in floating point: {layers}")
+    if recipe.float_operators:
+        tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")
+
+
+def _tried(prepared: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """What a model to train is converted to before it is trained: what stands in the way of that is said at once."""
+    trial = copy_model(prepared).eval()
+    outputs(trial, inputs)
+    keep_trained_scales(trial)
+    reference = Reference(inputs, outputs(trial, inputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)
+        quantized, _ = build(trial, recipe, reference)
+    check_trained(reference.agreement(quantized))
+    return quantized
+
+
+def check_trained(found: float) -> None:
+    """Refuse an INT8 model that does not compute what the trained one does; say how far it is off where it is far."""
+    said = f"gives another function: the INT8 model agrees with the trained one to {found:.1f} dB only"
+    if found < LEAST:
+        raise Refused(said)
+    if found < USUAL:
+        tell(f"{said.removeprefix('gives another function: ')}, where {USUAL:.0f} are usual")
+
+
+class _Unfit(Exception):
+    """An operator or a module has no kernel for what it is given; `recipe` leaves it in floats."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.recipe = recipe
+
+
+def _cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
+    """What to raise where an INT8 model fails."""
+    if recipe.flow == "eager":
+        return Refused(stub_reason(model, error))
+    if recipe.flow == "pt2e":
+        return Refused(reason_of(error))
+    node = fx.failing(model, inputs)
+    name = fx.name_of(node)
+    if node.op == "call_module" and node.target not in recipe.left_float:
+        return _Unfit(replace(recipe, left_float=(*recipe.left_float, node.target)))
+    if name and name not in recipe.float_operators:
+        return _Unfit(replace(recipe, float_operators=(*recipe.float_operators, name)))
+    return Refused(f"cannot run {label(node)} on codes{line_of(node)}: {reason_of(error)}")
+
+
+def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
+    outputs(float_copy(model), inputs)  # if the model itself cannot take the inputs, its own error says why
+    return Refused(f"cannot take {kind_of(model)}{where(error)}: {reason_of(error)}")
+
+
+def _check_same(model: nn.Module, found: float) -> None:
+    if found < SAME:
+        raise Refused(
+            f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB "
+            "only. What gets lost is mostly a write in place: assign the result, x = self.relu(x), or write "
+            "torch.where and torch.cat for x[i] = y"
+        )
+
+
+def _check_untrained(model: nn.Module, prepared: nn.Module, reference: Reference) -> None:
+    """Check that a model to train gives in eval mode, without rounding, what the float one does."""
+    exact = copy_model(prepared).eval()
+    rounds = False
+    for module in exact.modules():
+        if hasattr(module, "fake_quant_enabled"):
+            rounds = True
+            module.disable_fake_quant()
+            module.disable_observer()
+    if not rounds:
+        raise Refused(_NOTHING)
+    _check_same(model, reference.agreement(exact))
+
+
+def without_data(prepared: nn.Module) -> list[str]:
+    """Return the names of the layers whose observers saw nothing.
+
+    Raises:
+        ValueError: none saw anything.
+    """
+    observers = {n: m for n, m in prepared.named_modules() if isinstance(getattr(m, "min_val", None), Tensor)}
+    blind = [n for n, m in observers.items() if not (m.min_val.numel() and m.min_val.isfinite().all())]
+    if blind and len(blind) == len(observers):
+        raise ValueError("the prepared model has seen no data, so every scale would be 1: train it before convert")
+    return [n.partition(".activation_post_process")[0] for n in blind if ".activation_post" in n]
+
+
+def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference) -> None:
+    """Compare an INT8 model with the float one: say what hurts where it is far off, and refuse another function."""
+    got = reference.agreement(quantized)
+    if got >= USUAL:
+        return
+    worst, explained = what_hurts(float_copy(model), reference.inputs, (*recipe.keep_float, *recipe.left_float))
+    if explained > got + 10:
+        worst = f"its layers explain {explained:.1f} dB, so a sum, a product or a softmax between them hurts"
+    if got < LEAST:
+        raise Refused(f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only; {worst}")
+    tell(f"the INT8 model agrees with the float one to {got:.1f} dB only, where {USUAL:.0f} are usual: {worst}")

@@ -1,0 +1,96 @@
+"""What a flow makes of a model is compared with the model, on the first batch, before anybody gets it."""
+
+import sys
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from qtutor.models.batches import Batch
+from qtutor.models.operators import kind_of
+from qtutor.models.running import agreement, first_not_finite, outputs
+from qtutor.simulation import Scheme, Simulation
+
+import torch
+from torch import Tensor, nn
+
+SAME = 60.0
+"""SQNR in dB from which on two models are one in floats: folding and another order of adding give 100 and more."""
+
+USUAL = 20.0
+"""SQNR in dB that an INT8 model reaches, unless a layer of it cannot bear 8 bits: an error of a tenth of the signal."""
+
+LEAST = 5.0
+"""SQNR in dB below which it is another function, and nobody's INT8 model."""
+
+
+class QuantizationWarning(UserWarning):
+    """What the owner of a quantized model should know: which layers stay in floats, and which hurts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a model gives for a batch.
+
+    Attributes:
+        inputs: the batch.
+        outputs: its tensors.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: list[Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: tuple[Tensor, ...]) -> "Reference":
+        """Run a float model in eval mode.
+
+        Raises:
+            ValueError: what it gives cannot be compared: NaN, infinity, or another output each time.
+        """
+        found = outputs(model, inputs)
+        if any(x.is_floating_point() and not x.isfinite().all() for x in found):
+            place = first_not_finite(model, lambda: outputs(model, inputs))
+            raise ValueError(f"{kind_of(model)} itself gives NaN or infinity{place}: mend that before you quantize it")
+        if not repeats(model, inputs, found):
+            raise ValueError(
+                f"{kind_of(model)} itself gives another output each time it gets the same input, in eval mode too: a "
+                "functional dropout needs training=self.training, and random numbers belong in the training branch"
+            )
+        return cls(inputs, found)
+
+    def agreement(self, model: nn.Module) -> float:
+        """Return the SQNR in dB of what another model gives for the batch."""
+        return agreement(self.outputs, outputs(model, self.inputs))
+
+
+def repeats(model: nn.Module, inputs: tuple[Tensor, ...], found: list[Tensor]) -> bool:
+    """Whether a model gives the same again."""
+    again = outputs(model, inputs)
+    return len(again) == len(found) and all(torch.equal(x, y) for x, y in zip(again, found, strict=True))
+
+
+def tell(sentence: str) -> None:
+    """Warn the caller of a flow."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("qtutor."):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(sentence, QuantizationWarning, stacklevel=depth)
+
+
+def what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], kept: Collection[str]) -> tuple[str, float]:
+    """Say which layer hurts most where all but `kept` are rounded to 8 bits, and the SQNR in dB that all explain."""
+    simulation = Simulation.of(model, Batch(inputs))
+    simulation.observe(Batch(inputs))
+    rounding = simulation.round(Scheme(weights="channel"))
+    exact = outputs(simulation.model, inputs)
+
+    def with_rounded(names: list[str]) -> float:
+        with simulation.rounded(rounding, names):
+            return agreement(exact, outputs(simulation.model, inputs))
+
+    names = [name for name in simulation.layers if name not in kept]
+    if not names:
+        return "", float("inf")
+    alone = {name: with_rounded([name]) for name in names}
+    worst = min(alone, key=alone.__getitem__)
+    kind = simulation.layers[worst].kind
+    return f"{worst} ({kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded", with_rounded(names)

@@ -1,0 +1,121 @@
+"""The INT8 kernels of a converted model, each compared with what its own weights and codes give in floats.
+
+Engines compute some layers wrongly for some shapes, without an error: as of PyTorch 2.13 a transposed convolution with
+a kernel of 2 and a stride of 2 on fbgemm, which does not even give its weights back; one whose channels differ on x86;
+rare depthwise shapes. No list of them is complete, so each layer of each model is tried.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from qtutor.models.operators import kind_of
+from qtutor.models.running import outputs
+from qtutor.workflows.backends import torch_ao
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Weights = Mapping[nn.Module, tuple[Tensor, Tensor | None]]
+"""The codes and the bias that a layer was given, by the layer."""
+
+_STRAY = 0.01  # of the codes may be off by more than one step: a kernel adds up in another order, and rounds ties away
+
+
+class InFloats(nn.Module):
+    """An INT8 layer whose kernel is wrong for what it is given: the same weights and codes, computed in floats."""
+
+    def __init__(self, layer: nn.Module, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.register_buffer("scale", torch.tensor(float(layer.scale)))
+        self.register_buffer("zero_point", torch.tensor(int(layer.zero_point)))
+        self.kind, self.options = kind_of(layer), {}
+        if hasattr(layer, "kernel_size"):
+            names = ("stride", "padding", "groups", "dilation", "output_padding")
+            self.options = {name: getattr(layer, name) for name in names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, options, real = self.weight.dequantize(), dict(self.options), x.dequantize()
+        if not options:
+            real = F.linear(real, weight, self.bias)
+        elif "Transpose" in self.kind:
+            real = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3](
+                real, weight, self.bias, **options
+            )
+        else:
+            del options["output_padding"]
+            real = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3](real, weight, self.bias, **options)
+        if "ReLU" in self.kind:
+            real = real.relu()
+        return torch.quantize_per_tensor(real, float(self.scale), int(self.zero_point), torch.quint8)
+
+
+@contextmanager
+def noting_weights() -> Iterator[Weights]:
+    """Note in the block which weights the INT8 layers that are made get."""
+    import torch.ao.nn.quantized as nnq
+
+    torch_ao()
+    noted: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+
+    def noting(take: Callable) -> Callable:
+        def taking(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+            noted[layer] = weight, None if bias is None else bias.detach()
+            take(layer, weight, bias)
+
+        return taking
+
+    kinds = [kind for kind in vars(nnq).values() if isinstance(kind, type) and "set_weight_bias" in vars(kind)]
+    before = {kind: kind.set_weight_bias for kind in kinds}
+    for kind, take in before.items():
+        kind.set_weight_bias = noting(take)
+    try:
+        yield noted
+    finally:
+        for kind, take in before.items():
+            kind.set_weight_bias = take
+
+
+def mend(model: nn.Module, weights: Weights, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+    """Replace the kernels that compute something else for a batch, in place; return the names of their layers.
+
+    One at a time, in the order of the calls: a wrong kernel may write where others keep their codes.
+    """
+    names: list[str] = []
+    while name := _first_wrong(model, weights, inputs):
+        compute_in_floats(model, weights, [name])
+        names.append(name)
+    return tuple(names)
+
+
+def compute_in_floats(model: nn.Module, weights: Weights, names: Iterable[str]) -> None:
+    """Replace the kernels of some layers, in place."""
+    for name in names:
+        layer = model.get_submodule(name)
+        owner, _, attribute = name.rpartition(".")
+        in_floats = InFloats(layer, *weights[layer])
+        in_floats._forward_hooks = layer._forward_hooks  # which clip to fewer bits
+        setattr(model.get_submodule(owner), attribute, in_floats)
+
+
+def _first_wrong(model: nn.Module, weights: Weights, inputs: tuple[Tensor, ...]) -> str:
+    wrong: list[str] = []
+
+    def compare(name: str) -> Callable:
+        def hook(layer: nn.Module, args: tuple, output: Tensor) -> None:
+            if not wrong:
+                expected = InFloats(layer, *weights[layer]).forward(args[0])
+                strays = (output.int_repr().int() - expected.int_repr().int()).abs() > 1
+                if strays.double().mean() > _STRAY:
+                    wrong.append(name)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, layer in model.named_modules():
+            if layer in weights and hasattr(layer, "scale"):
+                stack.callback(layer.register_forward_hook(compare(name), prepend=True).remove)
+        outputs(model, inputs)
+    return wrong[0] if wrong else ""
