@@ -8,7 +8,8 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     histogram    many numbers as a few bins; the quantization error of a histogram
     machine      what this computer is, in words
     vision       makes a torchvision that does not match torch importable
-    storage      where qtutor keeps things, whole or not at all
+    course.manifest   what the course knows of each lesson
+    course.storage    where qtutor keeps things, whole or not at all
     observers    what range to represent
     models       any model seen from outside: copied, its operators known
     capture      what a model calls and computes; where and why capturing it fails
@@ -30,10 +31,8 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     plots        a result in, a plotly figure out
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
-    preflight    whether a computer is ready for the course
-    notebooks    a notebook, run from beginning to end
-    book         the course as a site to read
-    cli          the `qtutor` command
+    course       timetables, a notebook run whole, whether a computer is ready, the course as a site, what is generated
+    cli          the `qtutor` command, one module a subcommand
 
 Nothing is re-exported here: `from qtutor.affine import quantize` shows where a name lives. Importing it before torch
 lets PyTorch's threads wait calmly on a busy computer: `qtutor.threads` says how.

@@ -21,7 +21,7 @@ def packages() -> list[str]:
 
 def broken(path: Path) -> str | None:
     """Run a lesson; return None, or what broke it."""
-    from qtutor import notebooks
+    from qtutor.course import notebooks
 
     import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError

@@ -2,7 +2,8 @@ import os
 import subprocess
 import sys
 
-from qtutor import book, cli
+from qtutor import cli
+from qtutor.course import book
 
 import nbformat
 import pytest

@@ -94,7 +94,15 @@ def test_a_lesson_works_on_a_poor_computer(lesson, trained_home, tmp_path):
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }
     inner = ["env", "-i", *(f"{name}={value}" for name, value in environment.items())]
-    command = [*inner, sys.executable, "-W", "ignore", "-m", "qtutor.notebooks", str(course / "lessons" / lesson.name)]
+    command = [
+        *inner,
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "qtutor.course.notebooks",
+        str(course / "lessons" / lesson.name),
+    ]
     core = str(min(os.sched_getaffinity(0)))
     finished = subprocess.run(
         unshared("true", ["taskset", "-c", core, *command]), cwd=elsewhere, capture_output=True, text=True, timeout=1800

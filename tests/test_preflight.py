@@ -5,7 +5,8 @@ import socket
 import webbrowser
 from collections import namedtuple
 
-from qtutor import cli, preflight, storage
+from qtutor import cli
+from qtutor.course import preflight, storage
 
 import pytest
 

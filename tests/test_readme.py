@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from qtutor import preflight
+from qtutor.course import preflight
 
 import pytest
 
