@@ -314,7 +314,7 @@ def _own_line(error: BaseException, answer: Any) -> str:
 
 def _settings(answer: dict[str, Any]) -> str:
     """The call that brings an explorer there, on several lines where one would be long."""
-    values = {name: pprint.pformat(value, width=80, sort_dicts=False) for name, value in answer.items()}
+    values = {name: pprint.pformat(value, width=80).replace("'", '"') for name, value in answer.items()}
     call = f"explorer.set({', '.join(map('='.join, values.items()))})"
     if len(call) <= 100:
         return call
