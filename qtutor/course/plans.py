@@ -20,9 +20,11 @@ _BREAK, _SHORT_BREAK = (15, "break"), (10, "break")
 
 def timetables() -> dict[str, str]:
     """Return each timetable as a Markdown table, by the heading under which it stands in the page of plans."""
+    share_out = "(`qtutor teach share_out`)"
+    one, two = ([part for part in PARTS if (part < _DAY_TWO) is first] for first in (True, False))
     half_a_day = _with_pauses(HALF_A_DAY, {"01, core": _BREAK, "05, first half": _SHORT_BREAK})
     day_one = _with_pauses(
-        (part for part in PARTS if part < _DAY_TWO),
+        one,
         {
             "01, discussion": _BREAK,
             "03, discussion": (60, "lunch"),
@@ -30,31 +32,15 @@ def timetables() -> dict[str, str]:
             "05, first half": _SHORT_BREAK,
         },
     )
-    day_two = _with_pauses(
-        (part for part in PARTS if part >= _DAY_TWO),
-        {"07, discussion": _BREAK, "08, discussion": (50, "lunch"), "09, discussion": _BREAK},
-    )
-    share_out = "(`qtutor teach share_out`)"
+    day_two = _with_pauses(two, {"07, discussion": _BREAK, "08, discussion": (50, "lunch"), "09, discussion": _BREAK})
+    welcome = (10, "welcome, `qtutor doctor` on every screen")
+    loose_ends = (30, "loose ends: exercises still open, *Go deeper* by choice")
+    own_model = (40, "a model of one's own, in pairs, to a report")
+    together = (10, f"share-out, one report together {share_out}")
     return {
-        "### The half day": _table(
-            [_TEST_BEFORE, *half_a_day, _TEST_AFTER, (10, f"share-out, one report together {share_out}")]
-        ),
-        "### Day one": _table(
-            [
-                (10, "welcome, `qtutor doctor` on every screen"),
-                _TEST_BEFORE,
-                *day_one,
-                (30, "loose ends: exercises still open, *Go deeper* by choice"),
-            ]
-        ),
-        "### Day two": _table(
-            [
-                *day_two,
-                (40, "a model of one's own, in pairs, to a report"),
-                (30, f"share-out {share_out}"),
-                _TEST_AFTER,
-            ]
-        ),
+        "### The half day": _table(_TEST_BEFORE, *half_a_day, _TEST_AFTER, together),
+        "### Day one": _table(welcome, _TEST_BEFORE, *day_one, loose_ends),
+        "### Day two": _table(*day_two, own_model, (30, f"share-out {share_out}"), _TEST_AFTER),
     }
 
 
@@ -66,9 +52,9 @@ def _with_pauses(parts: Iterable[str], pauses: dict[str, Row]) -> Iterator[Row]:
             yield pauses[part]
 
 
-def _table(rows: list[Row], clock: int = 9 * 60) -> str:
-    """Draw the rows of a day that begins `clock` minutes after midnight."""
-    lines = ["| from | minutes | what |", "| --- | --- | --- |"]
+def _table(*rows: Row) -> str:
+    """Draw the rows of a day that begins at nine."""
+    lines, clock = ["| from | minutes | what |", "| --- | --- | --- |"], 9 * 60
     for minutes, what in [*rows, (sum(minutes for minutes, _ in rows), "in all")]:
         lines.append(f"| {clock // 60:02}:{clock % 60:02} | {minutes} | {what} |")
         clock += minutes
