@@ -9,13 +9,14 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     histogram    many numbers as a few bins; the quantization error of a histogram
     machine      what this computer is, in words
     vision       makes a torchvision that does not match torch importable
-    storage      where qtutor keeps things, whole or not at all
+    course.manifest   what the course knows of each lesson
+    course.storage    where qtutor keeps things, whole or not at all
     observers    what range to represent
     models       any model seen from outside: copied, fed, traced, its operators known
     fusion       what may be folded and merged, proven, and the memory traffic it saves
     samples      the data and the models that the lessons use
-    workflows    PyTorch's own quantization flows behind thin, stable names
     simulation   any model as if some of its layers were integers
+    workflows    PyTorch's own quantization flows behind thin, stable names; every conversion checks itself
     repair       equalize, correct biases, choose layers to keep in floating point
     diagnosis    which layer hurts, on any model, and what helps
     benchmark    size, accuracy and latency, compared fairly
@@ -27,10 +28,8 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     plots        a result in, a plotly figure out
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
-    preflight    whether a computer is ready for the course
-    notebooks    a notebook, run from beginning to end
-    book         the course as a site to read
-    cli          the `qtutor` command
+    course       timetables, a notebook run whole, whether a computer is ready, the course as a site, what is generated
+    cli          the `qtutor` command, one module a subcommand
 
 Nothing is re-exported here: `from qtutor.affine import quantize` shows where a name lives. Importing it before torch
 lets PyTorch's threads wait calmly on a busy computer: `qtutor.threads` says how.

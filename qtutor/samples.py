@@ -2,7 +2,7 @@
 
 Data come from scikit-learn (real handwritten digits) or from a formula (flowers); the real download
 is opt-in. A model is trained on this computer the first time it is asked for, which takes seconds,
-and kept by `qtutor.storage`. Training draws from its own random numbers and leaves the caller's
+and kept by `qtutor.course.storage`. Training draws from its own random numbers and leaves the caller's
 alone. On one computer it gives the same weights again; another number of threads or another
 processor adds floats in another order, so a few predictions may differ from machine to machine.
 """
@@ -21,7 +21,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from urllib.error import URLError
 
-from qtutor import storage, vision  # noqa: F401  vision makes torchvision importable
+from qtutor import vision  # noqa: F401  vision makes torchvision importable
+from qtutor.course import storage
 
 import torch
 from torch import Tensor, nn

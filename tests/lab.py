@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
@@ -23,48 +23,57 @@ TOKEN = "a-token-for-the-tests"
 NOT_OURS = re.compile(r"favicon|ERR_INTERNET_DISCONNECTED|ERR_NAME_NOT_RESOLVED|ResizeObserver loop", re.IGNORECASE)
 
 
+def free_port() -> int:
+    """A port of this computer that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def served(command: Iterable[object], address: str, seconds: float = 60, **options: object) -> Iterator[Path]:
+    """Run a server until the block ends; yield its log once `address` answers.
+
+    Args:
+        command: that starts it.
+        address: that answers when it is ready.
+        seconds: how long that may take.
+        options: of `subprocess.Popen`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        with log.open("w") as stream:
+            server = subprocess.Popen(list(map(str, command)), stdout=stream, stderr=stream, **options)
+        try:
+            deadline = time.monotonic() + seconds
+            while not _answers(address):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"No answer at {address}:\n{log.read_text()}")
+                time.sleep(0.2)
+            yield log
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def jupyterlab(root: Path, **environment: str) -> Iterator[str]:
     """Serve `root` as the learner's command does, in an environment with some changes; yield the server's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "qtutor.cli",
-        "lab",
-        "--no-browser",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-    ]
-    command += [
-        f"--IdentityProvider.token={TOKEN}",
-        f"--ServerApp.root_dir={root}",
-        "--LabApp.expose_app_in_browser=True",
-    ]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        command.append("--allow-root")
-    with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=COURSE, env={**os.environ, **environment}
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2).close()
-                    break
-                except OSError:
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        log.seek(0)
-                        raise RuntimeError(f"JupyterLab did not start:\n{log.read()}") from None
-                    time.sleep(0.2)
-            yield address
-        finally:
-            server.terminate()
-            server.wait(20)
+    port = free_port()
+    command = [sys.executable, "-m", "qtutor.cli", "lab", "--no-browser", f"--port={port}", "--allow-root"]
+    command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}", "--ServerApp.port_retries=0"]
+    command += ["--LabApp.expose_app_in_browser=True"]
+    address = f"http://127.0.0.1:{port}"
+    with served(command, f"{address}/api?token={TOKEN}", cwd=COURSE, env={**os.environ, **environment}):
+        yield address
 
 
 # On a busy computer two seconds pass before a page has loaded a widget. This page is always that busy.

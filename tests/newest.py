@@ -14,14 +14,13 @@ COURSE = Path(__file__).resolve().parent.parent
 
 def packages() -> list[str]:
     """The names of what the course needs."""
-    text = (COURSE / "pyproject.toml").read_text(encoding="utf-8")
-    block = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1]
-    return re.findall(r'^    "([\w-]+)', block, re.MULTILINE)
+    needed = (line for line in metadata.requires("qtutor") or () if "extra ==" not in line)
+    return [re.match(r"[\w.-]+", line)[0] for line in needed]
 
 
 def broken(path: Path) -> str | None:
     """Run a lesson; return None, or what broke it."""
-    from qtutor import notebooks
+    from qtutor.course import notebooks
 
     import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError

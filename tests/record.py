@@ -8,7 +8,7 @@ needs. Untagged outputs (timings, figures) would differ at each run.
 import sys
 from pathlib import Path
 
-from qtutor import notebooks
+from qtutor.course import notebooks
 
 import nbformat
 

@@ -71,7 +71,7 @@ def build(work: Path, without_index: bool) -> None:
 
 def run_lesson(work: Path, lesson: str) -> bool:
     """Run a lesson on one core in at most `MOST` bytes; say how that went, and return whether it ran."""
-    command = [str(work / "prefix/bin/python"), "-W", "ignore", "-m", "qtutor.notebooks", lesson]
+    command = [str(work / "prefix/bin/python"), "-W", "ignore", "-m", "qtutor.course.notebooks", lesson]
     with limited(MOST, cores=1) as limit:
         finished = subprocess.run(
             command, cwd=work / "home/lessons", env=clean(work), preexec_fn=limit.enter, capture_output=True, text=True

@@ -1,17 +1,16 @@
 """Every lesson's output in a real JupyterLab: names, keyboard, contrast, themes, zoom and narrow pages."""
 
 import inspect
-import re
 import shutil
 
 from qtutor import explorers, plots
+from qtutor.course.manifest import LESSONS
 
 import pytest
 from lab import CHROMIUM, COURSE, Notebook, empty_page, jupyterlab
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
-LESSONS = sorted((COURSE / "lessons").glob("*.ipynb"))
 THEMES = ("JupyterLab Light", "JupyterLab Dark")
 EVERYTHING = [name for name, found in inspect.getmembers(explorers, inspect.isclass) if name.endswith("Explorer")]
 OUTPUTS = ".jp-OutputArea-output"
@@ -34,8 +33,7 @@ def test_colours_of_text_have_contrast_on_the_opaque_white_of_every_figure(name)
 
 
 def test_every_explorer_stands_in_a_lesson_so_the_tests_below_see_it():
-    lessons = "".join(path.read_text(encoding="utf-8") for path in LESSONS)
-    assert [name for name in EVERYTHING if f"{name}(" not in lessons] == []
+    assert {lesson.explorer for lesson in LESSONS} - {""} == {*EVERYTHING}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +44,11 @@ def address(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module", params=LESSONS, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=LESSONS, ids=lambda lesson: lesson.name)
 def page(request, address):
     """A lesson run to its end, with every output attached to the page."""
     with empty_page() as page:
-        notebook = Notebook(page, address, f"lessons/{request.param.name}")
+        notebook = Notebook(page, address, request.param.notebook)
         notebook.run_all()
         page.evaluate(
             """() => {
@@ -60,7 +58,7 @@ def page(request, address):
             }"""
         )
         page.wait_for_timeout(2000)
-        page.source = request.param.read_text(encoding="utf-8")
+        page.explorers = int(bool(request.param.explorer))
         yield page
 
 
@@ -112,9 +110,8 @@ class TestInJupyterLab:
             assert tools.nth(1).evaluate("tool => tool === document.activeElement")
 
     def test_every_explorer_is_named_speaks_politely_and_is_reached_by_tab(self, page):
-        made = re.findall(r"(?:= |explorers\.)(\w+Explorer)\(", page.source)
         found = page.locator(".qtutor-explorer")
-        assert found.count() == len([name for name in made if name in EVERYTHING])
+        assert found.count() == page.explorers
         for explorer in found.all():
             status = explorer.get_by_role("status")
             assert status.get_attribute("aria-live") == "polite"

@@ -2,13 +2,14 @@ import os
 import subprocess
 import sys
 
-from qtutor import book, cli
+from qtutor import cli
+from qtutor.course import book
+from qtutor.course.manifest import LESSONS
 
 import nbformat
 import pytest
 from lab import CHROMIUM, COURSE, empty_page
 
-LESSONS = sorted((COURSE / "lessons").glob("[0-9]*.ipynb"))
 FIGURE = {"data": [{"y": [1, 2], "type": "scatter"}], "layout": {"title": {"text": "Two </script> points"}}}
 
 
@@ -125,20 +126,20 @@ def page(site):
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestSite:
-    @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-    def test_a_lesson_opens_from_disk_with_figures_maths_and_links(self, page, site, path):
-        page.goto((site / f"{path.stem}.html").as_uri())
+    @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+    def test_a_lesson_opens_from_disk_with_figures_maths_and_links(self, page, site, lesson):
+        page.goto((site / f"{lesson.name}.html").as_uri())
         page.wait_for_load_state("load")
         figures = page.locator(".qtutor-picture").count()
         assert figures
         page.wait_for_function(
             "n => document.querySelectorAll('.qtutor-picture .main-svg').length >= 2 * n", arg=figures
         )
-        source = "".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+        cells = nbformat.read(COURSE / lesson.notebook, 4).cells
+        source = "".join(cell.source for cell in cells if cell.cell_type == "markdown")
         if "$$" in source:
             page.wait_for_function("document.querySelectorAll('mjx-container svg').length > 3")
-        code = "".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
-        assert page.locator("figcaption").count() >= ("Explorer(" in code)
+        assert page.locator("figcaption").count() >= bool(lesson.explorer)
         for link in page.locator("a[href]").all():
             target = link.get_attribute("href").partition("#")[0]
             if target and "://" not in target and not target.startswith("mailto:"):
@@ -147,7 +148,7 @@ class TestSite:
     def test_contents_lead_to_every_lesson_and_search_finds_one(self, page, site):
         page.goto((site / "index.html").as_uri())
         assert {link.get_attribute("href") for link in page.locator(".toctree-l1 > a").all()} >= {
-            f"{path.stem}.html" for path in LESSONS
+            f"{lesson.name}.html" for lesson in LESSONS
         }
         page.goto((site / "search.html").as_uri() + "?q=granularity")
         page.locator("ul.search li a", has_text="Granularity").first.wait_for()

@@ -5,6 +5,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from qtutor.course.manifest import LESSONS
+
 import nbformat
 import pytest
 from cut import cut
@@ -21,18 +23,12 @@ pytestmark = [
 expect.set_options(timeout=60_000)  # a busy computer takes longer, and nothing else
 
 GATHERED = "explorers.ipynb"
-LESSONS = sorted(path.name for path in (COURSE / "lessons").glob("*.ipynb"))
-EXPLORERS = {
-    "01_affine_mapping.ipynb": ["Bits", "Clip range, minimum", "Clip range, maximum", "Follow x"],
-    "02_granularity.ipynb": ["Bits", "Turn up ×"],
-    "03_observers.ipynb": ["Hot value", "Hot batch", "Batches", "Bits"],
-    "04_dynamic_quantization.ipynb": ["Neighbour", "Shift", "Bits", "Your row"],
-    "05_static_quantization.ipynb": ["Sample", "Channel", "Row", "Column"],
-    "06_quantization_aware_training.ipynb": ["Step", "Target", "Rate", "Bits"],
-    "07_fusion.ipynb": ["Operator"],
-    "08_benchmarking.ipynb": ["Runs each", "Batch size"],
-    "10_your_own_model.ipynb": ["Look at"],
-}
+EXPLORERS = [lesson for lesson in LESSONS if lesson.explorer]
+
+
+def opening(cells, lesson):
+    """The place of the cell that opens a lesson's explorer."""
+    return next(i for i, cell in enumerate(cells) if cell.cell_type == "code" and f"{lesson.explorer}(" in cell.source)
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +38,11 @@ def course(tmp_path_factory):
     shutil.copytree(COURSE / "lessons", root / "lessons", ignore=shutil.ignore_patterns(".*"))
     inherited = "import os; print(os.path.exists('/proc') and open('/proc/self/environ').read().split(chr(0)))"
     cells = [nbformat.v4.new_code_cell(inherited)]
-    for name in EXPLORERS:
-        lesson = nbformat.read(root / "lessons" / name, 4)
-        shown = [i for i, cell in enumerate(lesson.cells) if cell.cell_type == "code" and "Explorer(" in cell.source]
-        assert len(shown) == 1, "one cell shows the lesson's explorer"
-        cells += cut(lesson, *shown).cells
+    for lesson in EXPLORERS:
+        notebook = nbformat.read(root / lesson.notebook, 4)
+        cells += cut(notebook, opening(notebook.cells, lesson)).cells
         cells.append(nbformat.v4.new_code_cell("torch.set_grad_enabled(True);"))  # a lesson may switch it off
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=lesson.metadata), root / GATHERED)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata), root / GATHERED)
     return root
 
 
@@ -87,9 +81,9 @@ def explorers(request, page, address):
         yield notebook
 
 
-@pytest.fixture(params=LESSONS, scope="module")
-def lesson(request, page, address):
-    with opened(request, page, address, f"lessons/{request.param}") as notebook:
+@pytest.fixture(params=LESSONS, ids=lambda lesson: lesson.name, scope="module")
+def whole_lesson(request, page, address):
+    with opened(request, page, address, request.param.notebook) as notebook:
         yield notebook
 
 
@@ -107,8 +101,8 @@ def check_ran_in_peace(notebook, course):
 
 
 @pytest.mark.system
-def test_a_whole_lesson_runs_in_peace(lesson, course):
-    check_ran_in_peace(lesson, course)
+def test_a_whole_lesson_runs_in_peace(whole_lesson, course):
+    check_ran_in_peace(whole_lesson, course)
 
 
 def test_every_explorer_opens_in_peace(explorers, course):
@@ -120,17 +114,11 @@ def test_the_threads_of_its_kernels_wait_calmly(explorers, course):
     assert "'GOMP_SPINCOUNT=1000'" in nbformat.read(course / GATHERED, 4).cells[0].outputs[0].text
 
 
-def test_every_explorer_is_tried():
-    shows = [path.name for path in sorted((COURSE / "lessons").glob("*.ipynb")) if "Explorer(" in path.read_text()]
-    assert shows == list(EXPLORERS)
-
-
-@pytest.mark.parametrize("lesson_name", EXPLORERS)
-def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson_name, explorers, course):
-    page, cells = explorers.page, nbformat.read(course / GATHERED, 4).cells
-    places = [i for i, cell in enumerate(cells) if "Explorer(" in cell.source]
-    for name in EXPLORERS[lesson_name]:
-        explorers.show(places[list(EXPLORERS).index(lesson_name)])
+@pytest.mark.parametrize("lesson", EXPLORERS, ids=lambda lesson: lesson.name)
+def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, explorers, course):
+    page, place = explorers.page, opening(nbformat.read(course / GATHERED, 4).cells, lesson)
+    for name in lesson.sliders:
+        explorers.show(place)
         explorer = explorers.explorer()
         sentence = explorer.get_by_role("status")
         drawing = explorer.locator(".js-plotly-plot .plot-container")
@@ -144,7 +132,7 @@ def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson_nam
         page.wait_for_function(
             "([plot, before]) => plot.innerHTML !== before", arg=[drawing.element_handle(), before[1]]
         )
-    if lesson_name == "02_granularity.ipynb":
+    if lesson.explorer == "GranularityExplorer":
         explorer.get_by_role("button", name="channel").press("Enter")
         axes = explorer.get_by_role("combobox", name="Scale axis")
         axes.focus()

@@ -1,22 +1,25 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
 import qtutor
 from qtutor import cli
+from qtutor.cli import bench
+from qtutor.course import manifest
 
 import pytest
 import torch
+from lab import free_port, served
 
 TOKEN = "a-token-for-the-tests"
+START = manifest.LESSONS[0].notebook
 NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
 
@@ -44,7 +47,7 @@ def launched(monkeypatch) -> list[list[str]]:
 def course(tmp_path, monkeypatch) -> Path:
     """A course beside the package, as in a checkout."""
     (tmp_path / "lessons").mkdir()
-    (tmp_path / cli.START).write_text(json.dumps(NOTEBOOK))
+    (tmp_path / START).write_text(json.dumps(NOTEBOOK))
     shutil.copytree(Path(qtutor.__file__).parent, tmp_path / "qtutor", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(qtutor, "__file__", str(tmp_path / "qtutor" / "__init__.py"))
     return tmp_path
@@ -80,7 +83,7 @@ def test_a_wrong_command_is_named(arguments, complaint, capsys):
 
 def test_lab_opens_the_first_lesson_of_the_course(launched, course):
     assert cli.main(["lab"]) == 0
-    assert launched == [[f"--ServerApp.root_dir={course}", f"--LabApp.default_url=/lab/tree/{cli.START}"]]
+    assert launched == [[f"--ServerApp.root_dir={course}", f"--LabApp.default_url=/lab/tree/{START}"]]
 
 
 def test_lab_puts_this_environments_programs_first(launched, course):
@@ -115,7 +118,7 @@ def test_lab_passes_arguments_on_unchanged_and_in_order(launched, course):
 @pytest.mark.parametrize("given", [["--ServerApp.root_dir=/x"], ["--ServerApp.root_dir", "/x"], ["--notebook-dir=/x"]])
 def test_a_root_of_the_users_own_replaces_ours(given, launched, course):
     assert cli.main(["lab", *given]) == 0
-    assert launched == [[f"--LabApp.default_url=/lab/tree/{cli.START}", *given]]
+    assert launched == [[f"--LabApp.default_url=/lab/tree/{START}", *given]]
 
 
 @pytest.mark.parametrize(("command", "package"), [("doctor", "torch"), ("lab", "jupyterlab")])
@@ -161,9 +164,7 @@ def test_a_real_lab_is_quiet_uses_this_environment_and_keeps_its_token(course, t
     shadow = home / "jupyter" / "kernels" / "python3"
     shadow.mkdir(parents=True)
     shadow.joinpath("kernel.json").write_text(json.dumps({"argv": ["other"], "display_name": "Other", "language": "c"}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "PYTHONPATH": str(course),
@@ -173,26 +174,14 @@ def test_a_real_lab_is_quiet_uses_this_environment_and_keeps_its_token(course, t
         "JUPYTER_PREFER_ENV_PATH": "0",
         "JUPYTER_TOKEN": TOKEN,
     }
-    command = [sys.executable, "-m", "qtutor.cli", "lab", "--no-browser", "--port", str(port), "--allow-root"]
-    log = home / "log"
-    with log.open("w") as stream:
-        server = subprocess.Popen(command, env=environment, cwd=home, stdout=stream, stderr=stream)
+    command = [sys.executable, "-m", "qtutor.cli", "lab", "--no-browser", "--port", port, "--allow-root"]
     address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                fetch(f"{address}/api")
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-        assert f"{address}/lab/tree/{cli.START}?token=" in log.read_text()
+    with served(command, f"{address}/api", env=environment, cwd=home) as log:
+        assert f"{address}/lab/tree/{START}?token=" in log.read_text()
 
         with pytest.raises(urllib.error.HTTPError, match="403"):
             fetch(f"{address}/api/kernelspecs")
-        assert "JupyterLab" in fetch(f"{address}/lab/tree/{cli.START}?token={TOKEN}")
+        assert "JupyterLab" in fetch(f"{address}/lab/tree/{START}?token={TOKEN}")
 
         kernels = json.loads(fetch(f"{address}/api/kernelspecs?token={TOKEN}"))
         assert kernels["default"] == "python3"
@@ -203,9 +192,6 @@ def test_a_real_lab_is_quiet_uses_this_environment_and_keeps_its_token(course, t
         defaults = {name: entry["default"] for name, entry in settings["schema"]["properties"].items()}
         assert (defaults["fetchNews"], defaults["checkForUpdates"]) == ("false", False)
         assert settings["raw"] == "{}"
-    finally:
-        server.terminate()
-        server.wait(30)
     assert not list((home / "config").rglob("*settings*"))
 
 
@@ -213,10 +199,10 @@ def test_prepare_says_what_was_built_and_what_was_found(monkeypatch, capsys):
     from qtutor import samples
 
     asked = []
-    monkeypatch.setattr(samples, "prepare", lambda names: asked.append(names) or {"a": "built", "b": "found"})
+    monkeypatch.setattr(samples, "prepare", lambda names: asked.append(list(names)) or {"a": "built", "b": "found"})
     assert cli.main(["prepare"]) == 0
     assert cli.main(["prepare", "a", "b"]) == 0
-    assert asked == [None, ["a", "b"]]
+    assert asked == [list(manifest.models()), ["a", "b"]]
     assert capsys.readouterr().out == "a: built\nb: found\n" * 2
 
 
@@ -372,6 +358,6 @@ def test_bench_speaks_json(small_networks, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_bench_leaves_out_what_does_not_fit_the_time(small_networks, capsys):
-    assert cli.bench(True, seconds=0) == 0
+    assert bench.run(Namespace(json=True), seconds=0) == 0
     notes = [row["note"] for row in json.loads(capsys.readouterr().out)["rows"]]
     assert notes == ["", *["left out, because the time is up"] * 7]

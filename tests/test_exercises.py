@@ -1,31 +1,16 @@
 """Every exercise of every lesson: its solution passes, each mistake gets its own hint, a blank is open."""
 
 import ast
-import functools
-import importlib
 import json
-import pkgutil
 import re
 import traceback
 from pathlib import Path
 
-import qtutor.exercises
-from qtutor.diagnosis import Diagnosis, diagnose
-from qtutor.exercises import affine_mapping, progress, static_quantization
+from qtutor import exercises
+from qtutor.course import manifest
+from qtutor.exercises import affine_mapping, progress
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
-from qtutor.explorers import (
-    AffineExplorer,
-    BenchmarkExplorer,
-    DynamicRangeExplorer,
-    FusionExplorer,
-    GranularityExplorer,
-    IntegerExplorer,
-    LayerExplorer,
-    ObserverExplorer,
-    QATExplorer,
-)
-from qtutor.samples import DepthwiseNet, SmallCNN, digits
-from qtutor.workflows import quantize_static
+from qtutor.explorers import AffineExplorer
 
 import nbformat
 import numpy as np
@@ -33,50 +18,9 @@ import pytest
 import torch
 from IPython.lib.pretty import pretty
 
-LESSONS = [
-    module.lesson
-    for info in pkgutil.iter_modules(qtutor.exercises.__path__)
-    if hasattr(module := importlib.import_module(f"qtutor.exercises.{info.name}"), "lesson")
-]
+MODULES = {lesson.name: exercises.of(lesson) for lesson in manifest.LESSONS}
+LESSONS = [module.lesson for module in MODULES.values()]
 EXERCISES = [pytest.param(e, id=f"{lesson.name}-{e.name}") for lesson in LESSONS for e in lesson.exercises.values()]
-
-
-@functools.lru_cache
-def depthwise_diagnosis() -> Diagnosis:
-    """Of an untrained network with the faults of the trained one."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = DepthwiseNet()
-    images = torch.rand(64, 1, 8, 8, generator=generator)
-    with torch.no_grad():
-        for _ in range(200):
-            model(images)  # its batch norms learn their statistics
-    return diagnose(model.eval(), [images], progress=False)
-
-
-OPEN = {
-    "01_affine_mapping": lambda: AffineExplorer(affine_mapping.normal_weights()),
-    "02_granularity": lambda: GranularityExplorer(
-        torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(0))
-    ),
-    "03_observers": ObserverExplorer,
-    "04_dynamic_quantization": DynamicRangeExplorer,
-    "05_static_quantization": lambda: filters_on_digits(),
-    "07_fusion": lambda: FusionExplorer(SmallCNN().eval(), digits().train.images[:64]),
-    "10_your_own_model": lambda: LayerExplorer(depthwise_diagnosis()),
-    "08_benchmarking": lambda: BenchmarkExplorer({"model": torch.abs}, torch.rand(4)),
-    "06_quantization_aware_training": QATExplorer,
-}
-"""How each lesson with missions opens its explorer."""
-
-
-def filters_on_digits() -> IntegerExplorer:
-    images, seen = (digits().train.images[:8] - 0.3) / 0.4, {}
-    model = quantize_static(static_quantization.edge_filters(), [images])
-    model.get_submodule("0").register_forward_pre_hook(lambda layer, inputs: seen.update(x=inputs[0]))
-    model(images)
-    return IntegerExplorer(model.get_submodule("0"), seen["x"])
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +32,7 @@ def attempt(exercise: Exercise, answer):
     """Hand in `answer`; for a mission, in an explorer whose controls stand so."""
     if not isinstance(answer, dict):
         return exercise.check(answer)
-    explorer = OPEN[exercise.lesson.name]()
+    explorer = MODULES[exercise.lesson.name].explorer()
     explorer.set(**answer)
     return exercise.check(explorer)
 

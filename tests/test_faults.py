@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -10,14 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+from qtutor.course import manifest
+
 import pytest
 from lab import COURSE
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(sys.platform != "linux", reason="breaks disks as Linux does")]
 
-LESSONS = sorted((COURSE / "lessons").glob("[0-9]*.ipynb"))
-SOURCES = "".join(path.read_text(encoding="utf-8") for path in LESSONS)
-EVERY_MODEL = sorted(set(re.findall(r'trained\(\\"(\w+)', SOURCES)))
 MODEL = "digits_cnn"
 SAYS = "from qtutor.samples import trained; trained(NAME); print('works')".replace("NAME", repr(MODEL))
 
@@ -61,7 +59,7 @@ def python(code: str, *, setup: str | None = None, **environment: str) -> subpro
 def trained_home(tmp_path_factory):
     """Where every model that the lessons ask for is trained, as after `qtutor prepare`."""
     home = tmp_path_factory.mktemp("heim ü x")
-    made = python(f"from qtutor.samples import prepare; prepare({EVERY_MODEL!r})", QTUTOR_HOME=str(home))
+    made = python(f"from qtutor.samples import prepare; prepare({list(manifest.models())})", QTUTOR_HOME=str(home))
     assert made.returncode == 0, made.stderr
     return home
 
@@ -74,7 +72,7 @@ def home(tmp_path):
 
 
 @needs_namespaces
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("lesson", manifest.LESSONS, ids=lambda lesson: lesson.name)
 def test_a_lesson_works_on_a_poor_computer(lesson, trained_home, tmp_path):
     """No network, one core, an older processor, no compiler, LANG=C, and a path with spaces and an umlaut."""
     course = tmp_path / "mein Kurs ü"
@@ -94,7 +92,15 @@ def test_a_lesson_works_on_a_poor_computer(lesson, trained_home, tmp_path):
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }
     inner = ["env", "-i", *(f"{name}={value}" for name, value in environment.items())]
-    command = [*inner, sys.executable, "-W", "ignore", "-m", "qtutor.notebooks", str(course / "lessons" / lesson.name)]
+    command = [
+        *inner,
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "qtutor.course.notebooks",
+        str(course / lesson.notebook),
+    ]
     core = str(min(os.sched_getaffinity(0)))
     finished = subprocess.run(
         unshared("true", ["taskset", "-c", core, *command]), cwd=elsewhere, capture_output=True, text=True, timeout=1800

@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,11 +14,13 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from qtutor.course import manifest
+
 import pytest
-from lab import COURSE
+from lab import COURSE, free_port, served
 
 LEARNERS = [f"qtlearner{i}" for i in range(8)]
-LESSON = "lessons/01_affine_mapping.ipynb"
+LESSON = manifest.LESSONS[1].notebook
 PROXY = shutil.which("configurable-http-proxy") or str(COURSE / "node_modules/.bin/configurable-http-proxy")
 
 pytestmark = [
@@ -55,7 +56,7 @@ def machine():
         copy(Path(sys.prefix, "share"), folder / "env" / "share")
         for name in ("lessons", "qtutor", "binder"):
             shutil.copytree(COURSE / name, folder / "course" / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        prepare = "from qtutor.samples import prepare; prepare(['digits_cnn', 'digits_depthwise'])"
+        prepare = f"from qtutor.samples import prepare; prepare({manifest.LESSONS[1].models})"
         environment = {**os.environ, "PYTHONPATH": str(folder / "course"), "QTUTOR_HOME": str(folder / "state")}
         sh(folder / "env/bin/python", "-c", prepare, env=environment, cwd=folder)
         yield folder
@@ -90,11 +91,7 @@ def passwords(machine):
 
 @pytest.fixture(scope="module")
 def hub(machine, passwords):
-    import requests
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {
         "PATH": f"{Path(PROXY).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(machine / "course"),
@@ -104,23 +101,10 @@ def hub(machine, passwords):
         "LD_LIBRARY_PATH": str(machine / "python" / "lib"),  # of a Python that was copied
     }
     command = [machine / "env/bin/python", "-m", "jupyterhub", "-f", machine / "course/binder/hub/jupyterhub_config.py"]
-    with (machine / "hub.log").open("w") as log:
-        running = subprocess.Popen(command, env=environment, cwd=machine / "state", stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            with contextlib.suppress(requests.ConnectionError):
-                if requests.get(f"{address}/hub/health", timeout=5).ok:
-                    break
-            assert running.poll() is None, (machine / "hub.log").read_text()
-            assert time.monotonic() < deadline, (machine / "hub.log").read_text()
-            time.sleep(0.5)
+    with served(command, f"{address}/hub/health", 90, env=environment, cwd=machine / "state") as log:
         yield address
-    finally:
-        running.terminate()
-        running.wait(60)
-        print((machine / "hub.log").read_text()[-6000:])
+        print(log.read_text()[-6000:])
 
 
 class Learner:

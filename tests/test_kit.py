@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from qtutor.course.manifest import LESSONS
+
 import pytest
 from lab import COURSE
 from test_faults import needs_namespaces, unshared
@@ -46,8 +48,8 @@ def test_a_room_is_installed_and_used_with_no_network(tmp_path):
 
     assert in_room("bash", "-ec", ROOM).endswith("Ready.\n")
     assert "built" in in_room("bash", "-ec", f"{LATER.splitlines()[0]} digits_cnn")
-    lesson = room / "lessons" / "01_affine_mapping.ipynb"
-    in_room(str(room / ".venv/bin/python"), "-W", "ignore", "-m", "qtutor.notebooks", str(lesson))
+    lesson = room / LESSONS[1].notebook
+    in_room(str(room / ".venv/bin/python"), "-W", "ignore", "-m", "qtutor.course.notebooks", str(lesson))
 
 
 def test_the_commands_are_those_of_the_course():

@@ -1,44 +1,20 @@
 import errno
-import json
 import os
 import socket
 import webbrowser
 from collections import namedtuple
+from dataclasses import replace
 
-from qtutor import cli, preflight, storage
+from qtutor import cli
+from qtutor.course import manifest, preflight, storage
 
 import pytest
 
 
-def lesson(folder, opening):
-    folder.mkdir(exist_ok=True)
-    path = folder / "01_a_lesson.ipynb"
-    path.write_text(
-        json.dumps({"cells": [{"source": opening.splitlines(keepends=True)}, {"source": ['trained("x")']}]})
-    )
-    return path
-
-
-@pytest.mark.parametrize(
-    ("told", "expected"),
-    [
-        ("about 20 seconds, twice that the first time.", 20),
-        ("half a minute.", 30),
-        ("about a minute.", 60),
-        ("2 minutes.", 120),
-        ("one minute.", 60),
-        ("not long.", None),
-    ],
-)
-def test_reads_how_long_a_lesson_computes(told, expected):
-    assert preflight.seconds(f"**Reading:** 45 minutes. **Running:** {told}") == expected
-
-
-def test_a_computer_that_is_twice_as_slow_computes_twice_as_long(tmp_path):
-    path = lesson(tmp_path, "# T\n\n**Reading:** 45 minutes. **Running:** 3 minutes.")
-    assert preflight.expect(path, 1.0) == "01_a_lesson: 45 minutes, of which this computer computes about 3.0."
-    assert preflight.expect(path, 2.0).endswith("about 6.0.")
-    assert preflight.expect(lesson(tmp_path, "# T"), 1.0) == "01_a_lesson: a time that it does not tell."
+def test_a_computer_that_is_twice_as_slow_computes_twice_as_long():
+    lesson = replace(manifest.LESSONS[1], minutes=(45, 45), seconds=180)
+    assert preflight.expect(lesson, 1.0) == f"{lesson.name}: 90 minutes, of which this computer computes about 3.0."
+    assert preflight.expect(lesson, 2.0).endswith("about 6.0.")
 
 
 def test_a_wrong_version_is_named_and_extras_and_markers_do_not_count():
@@ -79,15 +55,13 @@ def test_a_nearly_full_disk_is_a_problem(tmp_path, monkeypatch):
     assert not preflight.check_place("Progress", tmp_path).ok
 
 
-def test_says_which_models_are_still_to_be_trained(tmp_path):
-    folder = tmp_path / "lessons"
-    folder.mkdir()
-    (folder / "02_b.ipynb").write_text(json.dumps({"source": 'trained("digits_cnn"), trained("digits_lstm")'}))
+def test_says_which_models_are_still_to_be_trained():
+    models = ("digits_cnn", "digits_lstm")
     storage.cache_dir().mkdir(parents=True)
     (storage.cache_dir() / "digits_lstm-01234567.pt").touch()
-    assert preflight.check_caches(folder).sentence.endswith(": digits_cnn.")
+    assert preflight.check_caches(models).sentence.endswith(": digits_cnn.")
     (storage.cache_dir() / "digits_cnn-01234567.pt").touch()
-    assert "is trained" in preflight.check_caches(folder).sentence
+    assert "is trained" in preflight.check_caches(models).sentence
 
 
 def test_no_browser_is_said_and_is_no_problem(monkeypatch):
@@ -121,9 +95,9 @@ def test_the_probe_leaves_the_learners_random_numbers_alone():
 
 
 def test_doctor_tells_each_lessons_minutes_and_that_all_is_ready(capsys, monkeypatch):
-    monkeypatch.setattr(preflight, "preflight", lambda lessons: iter([preflight.Check(f"seen {lessons.name}")]))
+    monkeypatch.setattr(preflight, "preflight", lambda lessons: iter([preflight.Check(f"seen {len(lessons)}")]))
     assert cli.main(["doctor"]) == 0
-    assert capsys.readouterr().out.endswith("  seen lessons\nReady.\n")
+    assert capsys.readouterr().out.endswith(f"  seen {len(manifest.LESSONS)}\nReady.\n")
 
 
 def test_doctor_counts_the_problems_and_fails(capsys, monkeypatch):

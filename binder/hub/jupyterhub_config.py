@@ -13,10 +13,11 @@ from pathlib import Path
 
 import qtutor
 from qtutor import threads
+from qtutor.course.manifest import LESSONS
 
 c = get_config()  # noqa: F821  JupyterHub defines it
 
-package = Path(qtutor.__file__).resolve().parent
+jupyter = Path(qtutor.__file__).resolve().parent / "course" / "jupyter"
 course = Path(__file__).resolve().parent.parent.parent
 state = Path(os.environ.get("QTUTOR_HUB", "/srv/qtutor"))
 state.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -61,14 +62,14 @@ c.LocalProcessSpawner.shell_cmd = [
 ]
 c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
 c.Spawner.notebook_dir = "~/qtutor"
-c.Spawner.default_url = "/lab/tree/lessons/00_start_here.ipynb"
+c.Spawner.default_url = f"/lab/tree/{LESSONS[0].notebook}"
 c.Spawner.start_timeout = c.Spawner.http_timeout = 180  # a room starts all at once
 c.Spawner.env_keep = ["LANG", "LC_ALL", "LD_LIBRARY_PATH", *threads.VARIABLES]
 c.Spawner.environment = {
     "PATH": os.pathsep.join((str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin")),
     "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-    "JUPYTER_PATH": os.pathsep.join((str(package), str(Path(sys.prefix, "share", "jupyter")))),
-    "JUPYTER_CONFIG_PATH": str(package),
+    "JUPYTER_PATH": os.pathsep.join((str(jupyter), str(Path(sys.prefix, "share", "jupyter")))),
+    "JUPYTER_CONFIG_PATH": str(jupyter),
     "QTUTOR_COURSE": str(course),
     "QTUTOR_PREPARED": str(state / "cache"),  # QTUTOR_HOME=/srv/qtutor qtutor prepare
     "OMP_NUM_THREADS": "1",  # many learners share the cores: threads of one would only wait for those of another

@@ -13,7 +13,7 @@ from qtutor.repair.equalization import equalize
 from qtutor.simulation import Configuration, Rounding, Simulation
 from qtutor.simulation.layers import channel_axis, parameter_at
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Stored:
     @classmethod
     def of(cls, simulation: Simulation) -> "tuple[Stored, ...]":
         """Return the weights of all layers."""
-        users: dict[nn.Parameter, list[str]] = defaultdict(list)
+        users: dict[Tensor, list[str]] = defaultdict(list)
         for name, layer in simulation.layers.items():
             for path in layer.weights:
                 users[parameter_at(simulation.module(name), path)].append(name)

@@ -3,6 +3,16 @@
     from qtutor.exercises import affine_mapping as exercises
     exercises.predict_code.check(answer)
 
-`exercise` holds the mechanism, `progress` what survives a restart, every other module the exercises
-of one lesson.
+`exercise` holds the mechanism, `comparison` compares what was given with what was expected, `progress` what survives a
+restart, every other module the exercises of one lesson.
 """
+
+from importlib import import_module
+from types import ModuleType
+
+from qtutor.course.manifest import Lesson
+
+
+def of(lesson: Lesson) -> ModuleType:
+    """Return the module that holds the exercises of a lesson."""
+    return import_module(f"{__name__}.{lesson.topic}")

@@ -241,7 +241,7 @@ choose_bits = lesson.value(
         8: "8 bits are enough, but not the fewest: how much does one bit cost?",
         5: "Three bits cost about 18 dB, which leaves 22 dB: too little.",
     },
-    because="7 bits give about 34.2 dB, 6 bits 28.2 dB.",
+    because="7.2 dB may go, and one bit costs about 6: 7 bits give about 34.2 dB, 6 bits 28.2 dB.",
 )
 
 # --- Missions in the explorer.
@@ -325,3 +325,10 @@ reach_40_db = lesson.mission(
 def normal_weights(count: int = 100_000) -> Tensor:
     """Return the normal values that the missions are played on; always the same."""
     return torch.randn(count, generator=torch.Generator().manual_seed(0))
+
+
+def explorer() -> "AffineExplorer":
+    """Open the explorer that the missions are played in."""
+    from qtutor.explorers import AffineExplorer
+
+    return AffineExplorer(normal_weights())

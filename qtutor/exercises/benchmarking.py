@@ -205,3 +205,10 @@ convince_wrongly = lesson.mission(
     ],
     because="Warm-up and many runs look careful, and a mean of one model after the other is still a lottery.",
 )
+
+
+def explorer() -> "BenchmarkExplorer":
+    """Open the explorer that the missions are played in."""
+    from qtutor.explorers import BenchmarkExplorer
+
+    return BenchmarkExplorer({"model": torch.abs}, torch.rand(4))

@@ -11,16 +11,17 @@ import dis
 import html
 import inspect
 import linecache
+import pprint
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from qtutor.exercises import progress
+from qtutor.exercises.comparison import copies, difference, other_kind, same, show
 
 import torch
-from torch import Tensor
 
 ROUNDS = 25
 """How many fresh inputs a function is checked on."""
@@ -116,9 +117,8 @@ class Exercise:
         if callable(self.answer):
             return Feedback("note", self.because, code=_source(self.answer))
         if isinstance(self.answer, dict):
-            settings = ", ".join(f"{name}={_show(value)}" for name, value in self.answer.items())
-            return Feedback("note", self.because, code=f"explorer.set({settings})")
-        return Feedback("note", f"{_show(self.answer)}. {self.because}")
+            return Feedback("note", self.because, code=_settings(self.answer))
+        return Feedback("note", f"{show(self.answer)}. {self.because}")
 
     def mistake(self, hint: str) -> Callable:
         """Decorate a plausible wrong function with the hint that fits it."""
@@ -167,15 +167,15 @@ class Lesson:
         """
 
         def judge(given: Any) -> str | None:
-            if _same(given, answer, tolerance):
+            if same(given, answer, tolerance):
                 return None
             for wrong, hint in mistakes.items():
-                if _same(given, wrong, tolerance):
+                if same(given, wrong, tolerance):
                     return hint
             if isinstance(given, str) != isinstance(answer, str):
                 kind = "a word: write it in quotes" if isinstance(answer, str) else "a number: write it without quotes"
-                return f"The answer is {kind}. {_show(given)} is not."
-            return f"{_show(given)} is not it. {hints[0]}"
+                return f"The answer is {kind}. {show(given)} is not."
+            return f"{show(given)} is not it. {hints[0]}"
 
         return self._add(Exercise(self, name, answer, tuple(hints), judge, _is_open, list(mistakes.items()), because))
 
@@ -204,23 +204,23 @@ class Lesson:
 
             def judge(answer: Any) -> str | None:
                 if not callable(answer):
-                    return f"The answer is a function, and {_show(answer)} is not: pass its name without parentheses."
+                    return f"The answer is a function, and {show(answer)} is not: pass its name without parentheses."
                 generator = torch.Generator()
                 generator.seed()
                 cases = [inputs(generator) for _ in range(ROUNDS)]
-                results = [answer(*_copies(case)) for case in cases]
-                expected = [solution(*_copies(case)) for case in cases]
-                wrong = [i for i in range(ROUNDS) if not _same(results[i], expected[i], tolerance)]
+                results = [answer(*copies(case)) for case in cases]
+                expected = [solution(*copies(case)) for case in cases]
+                wrong = [i for i in range(ROUNDS) if not same(results[i], expected[i], tolerance)]
                 if not wrong:
                     return None
                 if all(result is None for result in results):
                     return "Your function returns None: is its return statement missing?"
                 for mistake, hint in exercise.mistakes:
-                    if all(_same(r, mistake(*_copies(c)), tolerance) for r, c in zip(results, cases, strict=True)):
+                    if all(same(r, mistake(*copies(c)), tolerance) for r, c in zip(results, cases, strict=True)):
                         return hint
                 first = wrong[0]
                 names = inspect.signature(solution).parameters
-                return _other_kind(results[first], expected[first], tolerance) or _difference(
+                return other_kind(results[first], expected[first], tolerance) or difference(
                     names, cases[first], results[first], expected[first], tolerance
                 )
 
@@ -257,7 +257,7 @@ class Lesson:
 
         def judge(explorer: Any) -> str | None:
             if not hasattr(explorer, "first_state"):
-                return f"A mission is played in its explorer: pass that, not {_show(explorer)}."
+                return f"A mission is played in its explorer: pass that, not {show(explorer)}."
             return goal(explorer)
 
         invitation = "Move the explorer's controls, then run this cell again."
@@ -270,8 +270,8 @@ class Lesson:
 
 def reveal(guess: Any, truth: Any) -> None:
     """Print a guess beside the truth, without judging; a guess left blank passes."""
-    said = "you made no guess" if guess is ... else f"you guessed {_show(guess)}"
-    print(f"{said[0].upper()}{said[1:]}; the answer is {_show(truth)}.")
+    said = "you made no guess" if guess is ... else f"you guessed {show(guess)}"
+    print(f"{said[0].upper()}{said[1:]}; the answer is {show(truth)}.")
 
 
 def _is_open(answer: Any) -> bool:
@@ -296,83 +296,6 @@ def _does(function: Any) -> tuple | None:
     return code and (code.co_code, code.co_consts, code.co_names)
 
 
-def _same(given: Any, expected: Any, tolerance: float) -> bool:
-    if isinstance(expected, tuple):
-        return (
-            isinstance(given, (tuple, list))
-            and len(given) == len(expected)
-            and all(_same(g, e, tolerance) for g, e in zip(given, expected, strict=True))
-        )
-    if isinstance(expected, str):
-        return isinstance(given, str) and given.strip(" ().").lower() == expected.lower()
-    if isinstance(given, (str, bool)) or given is None or given is ...:
-        return False
-    if isinstance(expected, Tensor) and expected.dim() and not isinstance(given, Tensor):
-        return False
-    try:
-        given, expected = _as_float64(given), _as_float64(expected)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    if given.shape != expected.shape:
-        return given.numel() == expected.numel() == 1 and _same(given.item(), expected.item(), tolerance)
-    return bool(_agree(given, expected, tolerance).all())
-
-
-def _as_float64(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().to(torch.float64)
-    return torch.as_tensor(value, dtype=torch.float64)
-
-
-def _agree(given: Tensor, expected: Tensor, tolerance: float) -> Tensor:
-    return torch.isclose(given, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-def _other_kind(given: Any, expected: Any, tolerance: float) -> str | None:
-    """What to say where the values may be right but come in another kind than asked for."""
-    if isinstance(expected, tuple) and not isinstance(given, (tuple, list)):
-        return f"Return {len(expected)} values, separated by a comma; yours returns {type(given).__name__}."
-    if not isinstance(expected, Tensor):
-        return None
-    if not isinstance(given, Tensor):
-        right = hasattr(given, "__len__") and _same(_as_float64(given), expected, tolerance)
-        return (
-            f"{'The values are right, but y' if right else 'Y'}ou return {type(given).__name__}: return a torch tensor."
-        )
-    if given.shape != expected.shape:
-        return f"You return a tensor of shape {tuple(given.shape)}; expected {tuple(expected.shape)}."
-    return None
-
-
-def _difference(names: Iterable[str], arguments: tuple, given: Any, expected: Any, tolerance: float) -> str:
-    """Show one call, at the first element that is wrong."""
-    share = ""
-    if isinstance(expected, Tensor) and expected.dim():
-        wrong = (~_agree(_as_float64(given), _as_float64(expected), tolerance)).flatten()
-        first, count = int(wrong.nonzero()[0]), int(wrong.sum())
-        one = [v.flatten()[first] if isinstance(v, Tensor) and v.shape == expected.shape else v for v in arguments]
-        arguments, share = tuple(one), f" {count} of {wrong.numel()} values differ."
-        given, expected = given.flatten()[first], expected.flatten()[first]
-    call = ", ".join(f"{name} = {_show(value)}" for name, value in zip(names, arguments, strict=True))
-    return f"For {call} it returns {_show(given)}; expected {_show(expected)}.{share}"
-
-
-def _copies(values: tuple) -> tuple:
-    return tuple(v.clone() if isinstance(v, Tensor) else v for v in values)
-
-
-def _show(value: Any) -> str:
-    if hasattr(value, "tolist"):  # a tensor, or NumPy's
-        value = value.tolist()
-    if isinstance(value, bool) or not isinstance(value, (int, float, tuple, list)):
-        return repr(value)
-    if isinstance(value, (tuple, list)):
-        opening, closing = "()" if isinstance(value, tuple) else "[]"
-        return opening + ", ".join(map(_show, value)) + closing
-    shown = f"{value:.9g}" if isinstance(value, float) else str(value)
-    return shown if len(shown) < 40 else f"{shown[:36]}..."
-
-
 def _describe(error: BaseException, answer: Any) -> str:
     """Name an error and the learner's own line that raised it."""
     said = ": ".join(filter(None, (type(error).__name__, str(error).partition("\n")[0])))
@@ -387,6 +310,16 @@ def _own_line(error: BaseException, answer: Any) -> str:
         return ""
     text = linecache.getline(own, lines[-1]).strip()
     return f"(line {lines[-1]}: {text})" if text else f"(line {lines[-1]})"
+
+
+def _settings(answer: dict[str, Any]) -> str:
+    """The call that brings an explorer there, on several lines where one would be long."""
+    values = {name: pprint.pformat(value, width=80).replace("'", '"') for name, value in answer.items()}
+    call = f"explorer.set({', '.join(map('='.join, values.items()))})"
+    if len(call) <= 100:
+        return call
+    lines = (f"    {name}=" + value.replace("\n", "\n" + " " * (5 + len(name))) for name, value in values.items())
+    return "\n".join(["explorer.set(", *(f"{line}," for line in lines), ")"])
 
 
 def _source(function: Callable) -> str:

@@ -228,3 +228,11 @@ seven_times_fewer = lesson.mission(
     ],
     because="INT8 makes each ribbon a quarter as wide, fusion removes ribbons: the two factors multiply.",
 )
+
+
+def explorer() -> "FusionExplorer":
+    """Open the explorer that the missions are played in."""
+    from qtutor.explorers import FusionExplorer
+    from qtutor.samples import SmallCNN, digits
+
+    return FusionExplorer(SmallCNN().eval(), digits().train.images[:64])

@@ -238,3 +238,10 @@ beat_per_channel = lesson.mission(
     ],
     because="Where steps are coarse a narrower range is worth paying for; each halving of a group doubles the price.",
 )
+
+
+def explorer() -> "GranularityExplorer":
+    """Open the explorer that the missions are played in."""
+    from qtutor.explorers import GranularityExplorer
+
+    return GranularityExplorer(torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(0)))

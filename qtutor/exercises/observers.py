@@ -214,3 +214,10 @@ fool_percentile = lesson.mission(
     ],
     because="Of a few values, the share that a percentile clips is less than one value: then it is min-max.",
 )
+
+
+def explorer() -> "ObserverExplorer":
+    """Open the explorer that the missions are played in."""
+    from qtutor.explorers import ObserverExplorer
+
+    return ObserverExplorer()

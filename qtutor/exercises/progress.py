@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from qtutor import storage
+from qtutor.course import storage
+from qtutor.course.manifest import LESSONS
 
 _session: dict[str, list[str]] = {}
 
@@ -43,15 +44,9 @@ def reset() -> None:
 
 def exercises() -> dict[str, tuple[str, ...]]:
     """Return the names of every exercise, by lesson, in the order of the course."""
-    import importlib
-    import pkgutil
+    from qtutor.exercises import of
 
-    import qtutor.exercises
-
-    names = [module.name for module in pkgutil.iter_modules(qtutor.exercises.__path__)]
-    modules = [importlib.import_module(f"qtutor.exercises.{name}") for name in names]
-    lessons = {module.lesson.name: module.lesson for module in modules if hasattr(module, "lesson")}
-    return {name: tuple(lessons[name].exercises) for name in sorted(lessons)}
+    return {lesson.name: tuple(of(lesson).lesson.exercises) for lesson in LESSONS}
 
 
 def count(solved_by_lesson: dict[str, list[str]]) -> dict[str, tuple[int, int]]:

@@ -168,7 +168,8 @@ choose_training = lesson.value(
         "c": "Learned scales pay at 4 bits and below. At 8 bits there is nothing left to win.",
         "d": "Fewer bits cost accuracy, and kernels of 8 bits run them no faster.",
     },
-    because="Train only where calibration fails: few bits, or a compact network that loses points at 8.",
+    because="One image of 597 is less than chance moves: ship it. Train only where calibration fails: few bits, or a "
+    "compact network that loses points at 8.",
 )
 
 # --- Missions in the explorer.
@@ -226,3 +227,10 @@ starve_the_scale = lesson.mission(
     ],
     because="A scale needs steps to travel, as a weight does: too slow, and it ends between where it was and the goal.",
 )
+
+
+def explorer() -> "QATExplorer":
+    """Open the explorer that the missions are played in."""
+    from qtutor.explorers import QATExplorer
+
+    return QATExplorer()

@@ -1,5 +1,6 @@
 """Exercises of lesson 10, your own model."""
 
+import functools
 from typing import TYPE_CHECKING
 
 from qtutor.exercises.exercise import Lesson
@@ -7,6 +8,7 @@ from qtutor.exercises.exercise import Lesson
 import torch
 
 if TYPE_CHECKING:
+    from qtutor.diagnosis import Diagnosis
     from qtutor.explorers import LayerExplorer
 
 lesson = Lesson("10_your_own_model")
@@ -210,3 +212,25 @@ beat_the_frontier = lesson.mission(
     ],
     because="A scale for each channel costs 4 bytes a channel, and repairs what 3 bytes a weight did.",
 )
+
+
+def explorer() -> "LayerExplorer":
+    """Open the explorer that the missions are played in."""
+    from qtutor.explorers import LayerExplorer
+
+    return LayerExplorer(_untrained())
+
+
+@functools.cache
+def _untrained() -> "Diagnosis":
+    """A network that has not been trained and has the faults of the trained one."""
+    from qtutor.diagnosis import diagnose
+    from qtutor.samples import DepthwiseNet
+
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = DepthwiseNet()
+        for _ in range(200):
+            model(images)  # its batch norms learn their statistics
+    return diagnose(model.eval(), [images], progress=False)

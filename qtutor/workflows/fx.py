@@ -57,8 +57,8 @@ def _tracing(inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
 
     before = quantize_fx.QuantizationTracer
 
-    class Tracer(Call, before):
-        def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:
+    class Tracer(Call, before):  # type: ignore[valid-type]
+        def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
             self.inputs = inputs
             root.eval()
             graph = super().trace(root, concrete_args)

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import qtutor
-from qtutor import notebooks, storage
+from qtutor.course import notebooks, storage
 
 import nbformat
 

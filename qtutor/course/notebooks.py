@@ -1,4 +1,4 @@
-"""Run a notebook from beginning to end: `python -m qtutor.notebooks LESSON` does, and says what failed."""
+"""Run a notebook from beginning to end: `python -m qtutor.course.notebooks LESSON` does, and says what failed."""
 
 import sys
 import tempfile

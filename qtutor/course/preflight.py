@@ -1,11 +1,9 @@
 """Whether a computer is ready for the course: what `qtutor doctor` says beside what the computer is.
 
-Each check is a sentence and, where it fails, what to do about it. How long a lesson computes is read
-from the lesson and scaled by how fast this computer trains a small network.
+Each check is a sentence and, where it fails, what to do about it. How long a lesson computes is what the
+manifest says, scaled by how fast this computer trains a small network.
 """
 
-import json
-import re
 import shutil
 import socket
 import statistics
@@ -17,7 +15,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from qtutor import storage
+from qtutor.course import manifest, storage
+from qtutor.course.manifest import Lesson
 from qtutor.machine import describe
 
 NEEDED_MEMORY = 1_200_000_000
@@ -30,7 +29,6 @@ REFERENCE_STEP = 6.2e-3
 """Seconds of one probed training step on the two-core computer on which the lessons' own figures were measured."""
 
 _PORTS = range(8888, 8988)  # JupyterLab tries 8888, then others nearby
-_WORDS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "half a": 0.5}
 
 
 @dataclass(frozen=True)
@@ -46,21 +44,21 @@ class Check:
     ok: bool = True
 
 
-def preflight(lessons: Path | None = None) -> Iterator[Check]:
-    """Look at everything in turn; `lessons` is the folder of the notebooks, None where there is none."""
+def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[Check]:
+    """Look at everything in turn, and tell the time of each of `lessons`, which are those that are here."""
     machine = describe()
     for problem in machine.problems:
         yield Check(problem, ok=False)
     yield from check_versions(metadata.requires("qtutor") or ())
     yield check_memory(machine.memory_available)
     yield from (check_place("Progress", storage.data_dir()), check_place("Trained models", storage.cache_dir()))
-    yield check_caches(lessons)
+    yield check_caches(manifest.models())
     yield check_browser()
     yield check_ports(_PORTS)
-    if lessons is not None:
+    if lessons:
         slowness = probe() / REFERENCE_STEP
-        for path in sorted(lessons.glob("[0-9]*.ipynb")):
-            yield Check(expect(path, slowness))
+        for lesson in lessons:
+            yield Check(expect(lesson, slowness))
 
 
 def check_versions(requirements: Iterable[str]) -> Iterator[Check]:
@@ -111,15 +109,9 @@ def check_place(what: str, folder: Path) -> Check:
     return Check(f"{what} can be kept in {folder} ({free / 1e9:.1f} GB are free there).")
 
 
-def check_caches(lessons: Path | None) -> Check:
+def check_caches(models: Iterable[str]) -> Check:
     """Say which of the models that the lessons ask for are trained already."""
-    from qtutor import samples
-
-    asked = set(samples.RECIPES)
-    if lessons is not None:
-        texts = (path.read_text(encoding="utf-8") for path in lessons.glob("[0-9]*.ipynb"))
-        asked &= {name for text in texts for name in re.findall(r'trained\(\\"(\w+)', text)}
-    missing = sorted(name for name in asked if not any(storage.cache_dir().glob(f"{name}-*.pt")))
+    missing = sorted(name for name in models if not any(storage.cache_dir().glob(f"{name}-*.pt")))
     if missing:
         return Check(f"Still to be trained, at the first use or now with qtutor prepare: {', '.join(missing)}.")
     return Check("Every model that the lessons ask for is trained.")
@@ -164,30 +156,7 @@ def probe(steps: int = 40) -> float:
     return statistics.median(taken)
 
 
-def expect(lesson: Path, slowness: float) -> str:
-    """Say how many minutes a lesson takes: as its first cell tells, its computing scaled by `slowness`."""
-    opening = "".join(json.loads(lesson.read_text(encoding="utf-8"))["cells"][0]["source"])
-    reading = re.search(r"\*\*Reading:\*\*([^.\d]*)(\d+) minutes([^.]*)", opening)
-    running = seconds(opening)
-    took = "a time that it does not tell"
-    if reading:
-        parts = 2 if "two" in reading[1] + reading[3] else 1
-        took = f"{parts * int(reading[2])} minutes"
-    if running is None:
-        return f"{lesson.stem}: {took}."
-    scaled = running * slowness / 60
-    return f"{lesson.stem}: {took}, of which this computer computes about {max(scaled, 0.1):.1f}."
-
-
-def seconds(opening: str) -> float | None:
-    """Read the seconds after "Running:"; the first time named counts.
-
-    Example:
-        >>> seconds("**Running:** about 20 seconds, twice that the first time."), seconds("**Running:** half a minute.")
-        (20.0, 30.0)
-    """
-    told = re.search(r"\*\*Running:\*\*[^.]*?\b(\d+(?:\.\d+)?|half an?|an?|one|two|three)\s+(second|minute)", opening)
-    if told is None:
-        return None
-    number = float(_WORDS.get(told[1].replace("half an", "half a"), 0) or told[1])
-    return number * (60 if told[2] == "minute" else 1)
+def expect(lesson: Lesson, slowness: float) -> str:
+    """Say how many minutes a lesson takes, its computing scaled by `slowness`."""
+    minutes = max(lesson.seconds * slowness / 60, 0.1)
+    return f"{lesson.name}: {sum(lesson.minutes)} minutes, of which this computer computes about {minutes:.1f}."

@@ -1,0 +1,5 @@
+import sys
+
+from qtutor.cli import main
+
+sys.exit(main())

@@ -1,0 +1,34 @@
+"""`qtutor doctor`: what this computer is, and whether it is ready."""
+
+from argparse import Namespace
+
+from qtutor.cli.surroundings import GivenUp, course, needed
+from qtutor.course.manifest import LESSONS
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "doctor", help="say what this computer is and what is missing", description=run.__doc__
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Print what this computer is and whether it is ready for the course; 1 if something is missing."""
+    with needed():
+        from qtutor.course import preflight
+        from qtutor.machine import describe
+
+    print("This computer", *describe().sentences(), sep="\n  ")
+    try:
+        course("doctor")
+        lessons = LESSONS
+    except GivenUp:
+        lessons = ()
+    print("The course on it")
+    problems = 0
+    for check in preflight.preflight(lessons):
+        print(f"  {'' if check.ok else 'PROBLEM: '}{check.sentence}", flush=True)
+        problems += not check.ok
+    print(f"Not ready: {problems} to mend, marked PROBLEM above." if problems else "Ready.")
+    return int(problems > 0)

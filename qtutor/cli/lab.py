@@ -1,0 +1,45 @@
+"""`qtutor lab`: JupyterLab on the first lesson."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import qtutor
+from qtutor.cli.surroundings import course, needed, prepend, use_own_kernel
+from qtutor.course.manifest import LESSONS
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "lab",
+        help="open the course; JupyterLab gets every other argument",
+        usage="qtutor lab [JupyterLab arguments]",
+        description=run.__doc__,
+        epilog="Every argument goes to JupyterLab unchanged, for example --no-browser --port 8899.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Open JupyterLab on the first lesson, with the kernel of this environment."""
+    root = course("lab")
+    with needed():
+        from jupyterlab.labapp import LabApp
+
+    use_own_kernel()
+    jupyter = Path(qtutor.__file__).resolve().parent / "course" / "jupyter"
+    # labextensions/ there names figures for screen readers.
+    prepend("JUPYTER_PATH", jupyter)
+    # labconfig/ there switches off the questions about news and updates.
+    prepend("JUPYTER_CONFIG_PATH", jupyter)
+    # As in an activated environment, for `!python` in a cell and for terminals.
+    prepend("PATH", Path(sys.executable).parent)
+    # JupyterLab refuses an option that is given twice.
+    ours = {
+        f"--ServerApp.root_dir={root}": ("--ServerApp.root_dir", "--notebook-dir"),
+        f"--LabApp.default_url=/lab/tree/{LESSONS[0].notebook}": ("--LabApp.default_url",),
+    }
+    given = arguments.rest
+    missing = [option for option, names in ours.items() if not any(word.startswith(names) for word in given)]
+    LabApp.launch_instance([*missing, *given])
+    return 0

@@ -1,0 +1,56 @@
+"""What the subcommands stand on: where the course is, the environment that Jupyter gets, and how a command gives up."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import qtutor
+from qtutor.course.manifest import LESSONS
+
+
+class GivenUp(Exception):
+    """A command cannot go on; its text says why, and what helps."""
+
+
+@contextmanager
+def needed() -> Iterator[None]:
+    """Import what a command needs.
+
+    Raises:
+        GivenUp: a package cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise GivenUp(
+            f"{error.name or 'A package'} cannot be imported by {sys.executable} ({error}): "
+            "run the first line of the README, which installs all that the course needs."
+        ) from error
+
+
+def course(command: str) -> Path:
+    """Return the folder that holds the lessons: beside the package, or the current one.
+
+    Raises:
+        GivenUp: neither does.
+    """
+    beside, here = Path(qtutor.__file__).resolve().parent.parent, Path.cwd()
+    for folder in (beside, here):
+        if (folder / LESSONS[0].notebook).is_file():
+            return folder
+    raise GivenUp(
+        f"There is no {LESSONS[0].notebook} beside the package ({beside}) or in the current directory ({here}): "
+        f"run qtutor {command} from the folder that you cloned."
+    )
+
+
+def use_own_kernel() -> None:
+    """Have Jupyter run cells with this Python, and not with a kernel of the user's that has the same name."""
+    prepend("JUPYTER_PATH", Path(sys.prefix, "share", "jupyter"))
+
+
+def prepend(variable: str, folder: Path) -> None:
+    """Put a folder first in a variable of the environment that lists folders."""
+    os.environ[variable] = os.pathsep.join(filter(None, (str(folder), os.environ.get(variable))))

@@ -1,0 +1,50 @@
+"""`qtutor teach`: the pages for instructors."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from qtutor.cli.surroundings import GivenUp
+from qtutor.course.manifest import TEACHING
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("teach", help="notes, plans and a test for instructors", description=run.__doc__)
+    parser.add_argument("page", nargs="?", help="a lesson's number, or a name from the list")
+    parser.add_argument("--out", metavar="DIR", help="copy to this folder instead of printing")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Print a page for instructors, list the pages, or copy them to a folder. The pages hold the answers."""
+    pages, name = (
+        {path.stem: path.read_text(encoding="utf-8") for path in sorted(TEACHING.glob("*.md"))},
+        arguments.page,
+    )
+    if name is not None:
+        pages = {p: text for p, text in pages.items() if name == p or (name.isdecimal() and name.zfill(2) == p[:2])}
+        if not pages:
+            raise GivenUp(f"There is no page {name!r}: qtutor teach alone lists those there are.")
+    if arguments.out is not None:
+        _copy(pages, Path(arguments.out).expanduser())
+    elif name is not None:
+        print(*pages.values(), sep="\n", end="")
+    else:
+        print("For instructors; these pages hold the answers. qtutor teach 03 prints one, --out DIR copies all.")
+        for page, text in pages.items():
+            print(f"  {page:32} {text.splitlines()[0].removeprefix('# ')}")
+    return 0
+
+
+def _copy(pages: dict[str, str], folder: Path) -> None:
+    """Write pages into a folder; none of them if one would replace a page that somebody has changed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {folder / f"{page}.md": text for page, text in pages.items()}
+        changed = [file for file, text in files.items() if file.exists() and file.read_text(encoding="utf-8") != text]
+        if changed:
+            raise GivenUp(f"{changed[0]} is not as it was copied: nothing is written, name another folder.")
+        for file, text in files.items():
+            file.write_text(text, encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GivenUp(f"The pages cannot be copied to {folder}: {error}") from error
+    print(f"{len(files)} {'page' if len(files) == 1 else 'pages'} in {folder}")

@@ -1,0 +1,86 @@
+"""Write what the manifest and the exercises decide into the files that show it: `python -m qtutor.course.generate`.
+
+README gets its table of lessons; the first cell of each lesson its title and its times; the pages for instructors
+their titles, the answers to the exercises, and the timetables. All else in these files is written by hand.
+"""
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from qtutor import exercises
+from qtutor.course.manifest import LESSONS, TEACHING, Lesson
+from qtutor.course.plans import timetables
+from qtutor.exercises.exercise import Exercise
+
+import nbformat
+
+COURSE = TEACHING.parents[2]
+"""The root of the repository."""
+
+
+def contents() -> dict[Path, str]:
+    """Return the text that each of these files should have.
+
+    Raises:
+        FileNotFoundError: a lesson of the manifest has no notebook or no notes.
+        ValueError: a file lacks the heading under which something is written.
+    """
+    texts = {}
+    for lesson in LESSONS:
+        texts[COURSE / lesson.notebook] = _notebook(lesson)
+        notes = TEACHING / f"{lesson.name}.md"
+        _, _, body = notes.read_text(encoding="utf-8").partition("\n")
+        texts[notes] = f"# Teaching {lesson.number}, {lesson.title}\n{body}"
+    for path, heading, section in _sections():
+        text = texts.get(path) or path.read_text(encoding="utf-8")
+        before, found, rest = text.partition(f"\n{heading}\n")
+        if not found:
+            raise ValueError(f"{path} has no heading {heading!r}, under which something is to be written")
+        _, following, after = rest.partition("\n#")
+        texts[path] = f"{before}{found}\n{section}\n{following}{after}"
+    return texts
+
+
+def _notebook(lesson: Lesson) -> str:
+    notebook = nbformat.read(COURSE / lesson.notebook, 4)
+    lines = notebook.cells[0].source.split("\n")
+    lines = [lesson.times if line.startswith("**Reading:**") else line for line in lines]
+    notebook.cells[0].source = "\n".join([f"# {lesson.title}", *lines[1:]])
+    return nbformat.writes(notebook) + "\n"
+
+
+def _sections() -> Iterator[tuple[Path, str, str]]:
+    """Yield files, a heading in each, and what stands under it."""
+    rows = [
+        f"| [{lesson.number} {lesson.title}]({lesson.notebook}) | {lesson.summary} | {sum(lesson.minutes)} |"
+        for lesson in LESSONS
+    ]
+    yield COURSE / "README.md", "## Lessons", "\n".join(["| lesson | about | minutes |", "| --- | --- | --- |", *rows])
+    for heading, table in timetables().items():
+        yield TEACHING / "plans.md", heading, table
+    for lesson in LESSONS:
+        source = (COURSE / lesson.notebook).read_text(encoding="utf-8")
+        given = exercises.of(lesson).lesson.exercises.values()
+        answers = map(_answer, sorted(given, key=lambda exercise: source.find(f"exercises.{exercise.name}.")))
+        yield TEACHING / f"{lesson.name}.md", "### Exercises", "\n".join(answers)
+
+
+def _answer(exercise: Exercise) -> str:
+    """The solution of an exercise as an item of a list, in the order of the lesson."""
+    solution = exercise.solution()
+    text = textwrap.fill(f"- **{exercise.name}**: {solution.text}", 100, subsequent_indent="  ")
+    code = textwrap.indent(f"```python\n{solution.code}\n```", "  ")
+    return f"{text}\n\n{code}\n" if solution.code else text
+
+
+def main() -> None:
+    """Write the files that differ, and name them."""
+    for path, text in contents().items():
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"written: {path.relative_to(COURSE)}")
+
+
+if __name__ == "__main__":
+    main()

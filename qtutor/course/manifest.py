@@ -1,0 +1,200 @@
+"""What the course knows of each lesson: the one place that says it.
+
+README's table, the head of each lesson, the pages for instructors, `qtutor prepare`, `qtutor doctor`, Binder and the
+browser tests take it from here; `python -m qtutor.course.generate` writes what stands in files.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TEACHING = Path(__file__).with_name("teaching")
+"""The folder of the pages for instructors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One lesson.
+
+    Attributes:
+        name: its number and the name of its exercises, and the name of its notebook and its notes.
+        title: as its first line says it.
+        summary: what it is about, for a table.
+        minutes: of its core, exercises included; of each half where it has two.
+        exercises: how many of these minutes are for exercises.
+        discussion: minutes of the discussion in a room.
+        seconds: that its cells compute.
+        first_seconds: how many more the first time, for training.
+        models: of `samples.RECIPES`, that it asks for.
+        explorer: the class that one of its cells opens; "" where it has none.
+        sliders: of its explorer, by the names that a screen reader says.
+    """
+
+    name: str
+    title: str
+    summary: str
+    minutes: tuple[int, ...] = (45,)
+    exercises: int
+    discussion: int = 10
+    seconds: int
+    first_seconds: int = 0
+    models: tuple[str, ...] = ()
+    explorer: str = ""
+    sliders: tuple[str, ...] = ()
+
+    @property
+    def number(self) -> str:
+        return self.name[:2]
+
+    @property
+    def topic(self) -> str:
+        """The name of the module of its exercises."""
+        return self.name[3:]
+
+    @property
+    def notebook(self) -> str:
+        """The path of its notebook in the course."""
+        return f"lessons/{self.name}.ipynb"
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The minutes of each part that an instructor plans, in order."""
+        halves = ("core",) if len(self.minutes) == 1 else ("first half", "second half")
+        return {**dict(zip(halves, self.minutes, strict=True)), "discussion": self.discussion}
+
+    @property
+    def times(self) -> str:
+        """How long it takes to read and to run, as it tells the learner."""
+        reading = f"{self.minutes[0]} minutes"
+        if len(self.minutes) > 1:
+            reading = f"two halves of {reading} with a stop between"
+        if self.exercises:
+            reading += f", {self.exercises} minutes of it for exercises"
+        running = f"about {self.seconds} seconds"
+        if self.first_seconds:
+            running += f", {self.first_seconds} more the first time"
+        return f"**Reading:** {reading}. **Running:** {running}."
+
+
+def models() -> Iterator[str]:
+    """Yield what any lesson asks for, each once."""
+    yield from dict.fromkeys(model for lesson in LESSONS for model in lesson.models)
+
+
+LESSONS = (
+    Lesson(
+        name="00_start_here",
+        title="Start here: the whole game in five minutes",
+        summary="train a small network, quantize it in six lines, see what changed",
+        minutes=(5,),
+        exercises=0,
+        discussion=5,
+        seconds=30,
+    ),
+    Lesson(
+        name="01_affine_mapping",
+        title="The affine mapping",
+        summary="scale and zero point by hand and in code; rounding against clipping",
+        exercises=9,
+        seconds=30,
+        models=("digits_cnn",),
+        explorer="AffineExplorer",
+        sliders=("Bits", "Clip range, minimum", "Clip range, maximum", "Follow x"),
+    ),
+    Lesson(
+        name="02_granularity",
+        title="Granularity",
+        summary="one scale for a tensor, a channel or a group; equalization",
+        exercises=7,
+        seconds=20,
+        first_seconds=20,
+        models=("digits_cnn", "digits_depthwise"),
+        explorer="GranularityExplorer",
+        sliders=("Bits", "Turn up ×"),
+    ),
+    Lesson(
+        name="03_observers",
+        title="Observers and calibration",
+        summary="which range to represent, and how many images it takes to know",
+        exercises=8,
+        seconds=40,
+        models=("digits_cnn",),
+        explorer="ObserverExplorer",
+        sliders=("Hot value", "Hot batch", "Batches", "Bits"),
+    ),
+    Lesson(
+        name="04_dynamic_quantization",
+        title="Dynamic quantization",
+        summary="recurrent and linear layers in one call, when it pays, torchao",
+        exercises=7,
+        seconds=30,
+        first_seconds=5,
+        models=("digits_lstm", "digits_gru", "digits_mlp"),
+        explorer="DynamicRangeExplorer",
+        sliders=("Neighbour", "Shift", "Bits", "Your row"),
+    ),
+    Lesson(
+        name="05_static_quantization",
+        title="Static quantization",
+        summary="a layer in integers by hand, then networks: eager, FX and PT2E",
+        minutes=(45, 45),
+        exercises=10,
+        seconds=45,
+        first_seconds=60,
+        models=("flowers_resnet", "flowers_cnn"),
+        explorer="IntegerExplorer",
+        sliders=("Sample", "Channel", "Row", "Column"),
+    ),
+    Lesson(
+        name="06_quantization_aware_training",
+        title="Quantization-aware training",
+        summary="train through rounding, learn the scales, convert",
+        exercises=7,
+        seconds=40,
+        models=("digits_depthwise",),
+        explorer="QATExplorer",
+        sliders=("Step", "Target", "Rate", "Bits"),
+    ),
+    Lesson(
+        name="07_fusion",
+        title="Fusion",
+        summary="fold and fuse, prove it equal, count roundings and bytes",
+        exercises=7,
+        seconds=40,
+        models=("digits_cnn", "digits_depthwise"),
+        explorer="FusionExplorer",
+        sliders=("Operator",),
+    ),
+    Lesson(
+        name="08_benchmarking",
+        title="Benchmarking that can be trusted",
+        summary="what makes a timing lie, ratios with intervals, every CPU runtime",
+        minutes=(45, 45),
+        exercises=16,
+        seconds=80,
+        first_seconds=30,
+        models=("digits_cnn", "flowers_resnet"),
+        explorer="BenchmarkExplorer",
+        sliders=("Runs each", "Batch size"),
+    ),
+    Lesson(
+        name="09_published_claims",
+        title="Published claims",
+        summary="five articles measured, a verdict for each claim",
+        exercises=7,
+        seconds=60,
+        models=("digits_cnn", "digits_depthwise", "digits_lstm", "digits_mlp", "flowers_resnet"),
+    ),
+    Lesson(
+        name="10_your_own_model",
+        title="Your own model",
+        summary="find the layer that hurts, repair it, ship the result",
+        exercises=5,
+        seconds=30,
+        first_seconds=5,
+        models=("digits_depthwise",),
+        explorer="LayerExplorer",
+        sliders=("Look at",),
+    ),
+)
+"""In reading order."""

@@ -1,0 +1,206 @@
+"""What is generated is up to date, and a lesson that is added as CONTRIBUTING says is seen wherever lessons are."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from qtutor.course import generate
+from qtutor.course.manifest import LESSONS
+
+import nbformat
+import pytest
+from lab import COURSE
+
+NAME = f"{len(LESSONS)}_made_up"
+NUMBER = NAME[:2]
+
+ENTRY = f'''
+    Lesson(
+        name="{NAME}",
+        title="A made-up lesson",
+        summary="what a test adds",
+        exercises=5,
+        seconds=600,
+        first_seconds=70,
+        models=("flowers_depthwise",),
+        explorer="QATExplorer",
+        sliders=("Target",),
+    ),
+)
+"""In reading order."""
+'''
+
+EXERCISES = f'''
+from qtutor.exercises.exercise import Lesson
+
+lesson = Lesson("{NAME}")
+
+count_bits = lesson.value(
+    "count_bits",
+    8,
+    hints=["A byte."],
+    mistakes={{4: "Half a byte.", 16: "Two bytes."}},
+    because="A byte has eight bits.",
+)
+
+
+@lesson.function(inputs=lambda generator: (3,), hints=["Twice."], because="Twice is two times.")
+def double(x):
+    return 2 * x
+
+
+@double.mistake("That is x.")
+def _once(x):
+    return x
+
+
+@double.mistake("That is x squared.")
+def _squared(x):
+    return x * x
+
+
+def explorer():
+    """Open the explorer that the missions are played in."""
+    from qtutor.explorers import QATExplorer
+
+    return QATExplorer()
+'''
+
+CELLS = [
+    "# Anything\n\n**You will be able to** see it.\n**You need** nothing.\n**Reading:** .",
+    'from qtutor.samples import trained\n\nmodel = trained("flowers_depthwise")',
+    "from qtutor.explorers import QATExplorer\n\nexplorer = QATExplorer()\nexplorer",
+    f"from qtutor.exercises import {NAME[3:]} as exercises\n\nanswer = ...\nexercises.count_bits.check(answer)",
+    "def double(x): ...\n\n\nexercises.double.check(double)",
+    *["1 + 1"] * 5,
+]
+
+NOTES = """# Anything
+
+For instructors: this page holds the answers.
+
+## Aims
+
+- One.
+- Two.
+- Three.
+
+## Minutes
+
+| part | minutes | for |
+| --- | --- | --- |
+| core | 40 | all of it |
+| core | 5 | exercises |
+| discussion | 10 | the two questions below |
+
+## Where people stumble
+
+- One.
+- Two.
+- Three.
+
+## What to ask
+
+- One?
+- Two?
+- Three?
+
+## Answers
+
+### Predictions
+
+### Exercises
+
+## For peer discussion
+
+1. One? *A good answer holds:* this.
+2. Two? *A good answer holds:* that.
+"""
+
+
+ASKED = """
+import json, sys
+
+sys.path.insert(0, "tests")
+from qtutor.course import manifest, preflight
+from qtutor.exercises import progress
+from test_browser import EXPLORERS
+
+told = preflight.expect(manifest.LESSONS[-1], 1.0)
+sliders = {lesson.name: lesson.sliders for lesson in EXPLORERS}
+print(json.dumps([told, list(manifest.models()), progress.exercises(), sliders]))
+"""
+
+
+def test_what_is_generated_is_up_to_date():
+    stale = [path for path, text in generate.contents().items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], "run: python -m qtutor.course.generate"
+
+
+def test_the_manifest_names_every_notebook_in_order():
+    assert [COURSE / lesson.notebook for lesson in LESSONS] == sorted((COURSE / "lessons").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A copy of the course to which a lesson was added in two places: notebook with notes, entry with exercises."""
+    root = tmp_path_factory.mktemp("copy") / "course"
+    shutil.copytree(COURSE, root, ignore=shutil.ignore_patterns("__pycache__", ".*", "node_modules"))
+    cells = [nbformat.v4.new_markdown_cell(CELLS[0], id="0")]
+    cells += [nbformat.v4.new_code_cell(source, id=str(i)) for i, source in enumerate(CELLS[1:], 1)]
+    for cell in cells[5:]:
+        cell.metadata["tags"], cell.execution_count = ["nbval-check-output"], 1
+        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=1)]
+    metadata = nbformat.read(root / LESSONS[0].notebook, 4).metadata
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), root / "lessons" / f"{NAME}.ipynb")
+    (root / "qtutor/course/teaching" / f"{NAME}.md").write_text(NOTES)
+
+    manifest = root / "qtutor/course/manifest.py"
+    entries, closing, _ = manifest.read_text(encoding="utf-8").rpartition("\n)\n")
+    assert closing
+    manifest.write_text(entries + ENTRY, encoding="utf-8")
+    (root / "qtutor/exercises" / f"{NAME[3:]}.py").write_text(EXERCISES)
+    run(root, "-m", "qtutor.course.generate")
+    return root
+
+
+def run(root, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, *arguments]
+    finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+@pytest.mark.slow
+class TestAMadeUpLesson:
+    def test_stands_in_what_is_generated(self, grown):
+        def read(path):
+            return (grown / path).read_text(encoding="utf-8")
+
+        row = f"| [{NUMBER} A made-up lesson](lessons/{NAME}.ipynb) | what a test adds | 45 |"
+        assert row in read("README.md").splitlines()
+        opening = nbformat.read(grown / "lessons" / f"{NAME}.ipynb", 4).cells[0].source
+        assert opening.startswith("# A made-up lesson\n")
+        assert "**Reading:** 45 minutes, 5 minutes of it for exercises." in opening
+        assert "**Running:** about 600 seconds, 70 more the first time." in opening
+        notes = read(f"qtutor/course/teaching/{NAME}.md")
+        assert "- **count_bits**: 8. A byte has eight bits.\n- **double**: Twice is two times.\n" in notes
+        assert "  def double(x):\n      return 2 * x\n" in notes
+        plan = read("qtutor/course/teaching/plans.md").partition("### Day two")[2]
+        places = [plan.index(row) for row in (f"| 45 | {NUMBER}, core |", f"| 10 | {NUMBER}, discussion |", "| test")]
+        assert places == sorted(places)
+
+    def test_is_trained_for_told_by_doctor_counted_and_opened_in_the_browser(self, grown):
+        told, models, counted, sliders = json.loads(run(grown, "-c", ASKED))
+        assert told == f"{NAME}: 45 minutes, of which this computer computes about 10.0."
+        assert models[-1] == "flowers_depthwise"
+        assert counted[NAME] == ["count_bits", "double"]
+        assert sliders[NAME] == ["Target"]
+
+    def test_passes_the_tests_that_contributing_names(self, grown):
+        named = ["tests/test_generate.py", "tests/test_lessons.py", "tests/test_teaching.py", "tests/test_exercises.py"]
+        chosen = f"{NAME} or generated or every_notebook or two_days"
+        run(grown, "-m", "pytest", "-n0", "-q", "-m", "not slow", *named, "-k", chosen)
