@@ -47,7 +47,9 @@ def read(data: Iterable, name: str = "data") -> Iterator[Batch]:
         TypeError: these are not batches.
         ValueError: a tensor in one is empty.
     """
-    if isinstance(data, (Tensor, Mapping, str)) or (isinstance(data, tuple) and data and isinstance(data[0], Tensor)):
+    if isinstance(data, (Tensor, Mapping, str)) or (
+        isinstance(data, tuple) and len(data) in (1, 2) and isinstance(data[0], Tensor)
+    ):
         raise TypeError(f"{name} is an iterable of batches, got one batch ({type(data).__name__}): put it in a list")
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise TypeError(f"{name} is an iterable of batches, got {type(data).__name__}")

@@ -41,8 +41,13 @@ class Call(fx.Tracer):
 
         signature = inspect.signature(self.root.forward)
         if self.inputs is not None:
-            given = (stand_in(f"input_{i}") if tensors_in(value) else value for i, value in enumerate(self.inputs))
-            bound = signature.bind(*given)
+            bound = signature.bind(*self.inputs)
+            for name, value in bound.arguments.items():
+                if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+                    many = (stand_in(f"{name}_{i}") if tensors_in(each) else each for i, each in enumerate(value))
+                    bound.arguments[name] = tuple(many)
+                elif tensors_in(value):
+                    bound.arguments[name] = stand_in(name)
         else:
             values: dict[str, Any] = {}
             for name, parameter in signature.parameters.items():
