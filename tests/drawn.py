@@ -1,4 +1,4 @@
-"""Small models drawn at random, of all that other people's models are made of; and the promise that flows keep for them."""
+"""Small models drawn at random, of all that other people's models are made of; and what flows promise of them."""
 
 import copy
 import math
@@ -449,9 +449,8 @@ def broken(way, case, advised=True):
         return _unclear(way, case, str(error), advised)
     except Exception as error:
         return f"raised {type(error).__name__}: {error}"[:300]
-    finally:
-        if torch.backends.quantized.engine != engine:
-            return "left another engine behind"
+    if torch.backends.quantized.engine != engine:
+        return "left another engine behind"
     if any(not torch.equal(value, before[name]) for name, value in case.model.state_dict().items()):
         return "changed the model"
     if modes != {name: module.training for name, module in case.model.named_modules()}:

@@ -162,6 +162,16 @@ def line_of(node: fx.Node) -> str:
     return " at {}:{}: `{}`".format(*theirs[-1]) if theirs else ""
 
 
+def works_in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node of a traced model changes what it gets."""
+    if not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(node.target), "inplace", False))
+    name = node.target if node.op == "call_method" else getattr(node.target, "_opname", function_name(node))
+    return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody watches or changes what goes into or comes out of a module."""
     return any(getattr(module, hooks) for hooks in _HOOKS)

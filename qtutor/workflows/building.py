@@ -8,7 +8,7 @@ from qtutor.models.batches import inputs_of
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, outputs
-from qtutor.models.tracing import label, line_of, where
+from qtutor.models.tracing import label, line_of, where, works_in_place
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.checks import LEAST, SAME, USUAL, QuantizationWarning, Reference, repeats, tell, what_hurts
@@ -67,7 +67,7 @@ def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
             except Exception as error:
                 raise _failed(model, inputs, error) from error
             if number == 0:
-                _check_same(model, agreement(reference.outputs, found))
+                _check_same(model, prepared, agreement(reference.outputs, found))
         try:
             quantized, recipe = build(prepared, recipe, reference)
         except _Unfit as unfit_operator:
@@ -228,12 +228,15 @@ def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> E
     return Refused(f"cannot take {kind_of(model)}{where(error)}: {reason_of(error)}")
 
 
-def _check_same(model: nn.Module, found: float) -> None:
+def _check_same(model: nn.Module, prepared: nn.Module, found: float) -> None:
     if found < SAME:
+        nodes = prepared.graph.nodes if isinstance(prepared, GraphModule) else ()
+        lines = {line_of(node): None for node in nodes if works_in_place(node, prepared)}
+        written = f", here{' and'.join(filter(None, lines))}" if any(lines) else ""
         raise Refused(
-            f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB "
-            "only. What gets lost is mostly a write in place: assign the result, x = self.relu(x), or write "
-            "torch.where and torch.cat for x[i] = y"
+            f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB only. "
+            f"What gets lost is mostly a write in place{written}. Give the result a name of its own, y = relu(x), "
+            "and write torch.where or torch.cat for x[i] = y"
         )
 
 
@@ -248,7 +251,7 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, reference: Reference
             module.disable_observer()
     if not rounds:
         raise Refused(_NOTHING)
-    _check_same(model, reference.agreement(exact))
+    _check_same(model, prepared, reference.agreement(exact))
 
 
 def without_data(prepared: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from qtutor.models.operators import Trait, target_of, traits
-from qtutor.models.tracing import Call
+from qtutor.models.tracing import Call, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.low_bits import narrow_qconfig, reduced_qconfig, trained_qconfig
@@ -80,7 +80,7 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
             node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
         elif node.op == "call_function" and node.kwargs:
             _pass_by_place(node)
-        if _works_in_place(node, root):  # who reads what it changed reads its result
+        if works_in_place(node, root):  # who reads what it changed reads its result
             later = set(nodes[place + 1 :])
             for user in [user for user in node.all_input_nodes[0].users if user in later]:
                 user.replace_input_with(node.all_input_nodes[0], node)
@@ -98,15 +98,6 @@ def _pass_by_place(node: Node) -> None:
             break
         node.args = (*node.args, node.kwargs[name])
         node.kwargs = {other: value for other, value in node.kwargs.items() if other != name}
-
-
-def _works_in_place(node: Node, root: nn.Module) -> bool:
-    if not node.all_input_nodes:
-        return False
-    if node.op == "call_module":
-        return bool(getattr(root.get_submodule(node.target), "inplace", False))
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 
 
 def in_floats(name: str, *operands: Any, **options: Any) -> Any:
