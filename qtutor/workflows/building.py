@@ -234,9 +234,9 @@ def _check_same(model: nn.Module, prepared: nn.Module, found: float) -> None:
         lines = {line_of(node): None for node in nodes if works_in_place(node, prepared)}
         written = f", here{' and'.join(filter(None, lines))}" if any(lines) else ""
         raise Refused(
-            f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB only. "
-            f"What gets lost is mostly a write in place{written}. Give the result a name of its own, y = relu(x), "
-            "and write torch.where or torch.cat for x[i] = y"
+            f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB "
+            f"only. Mostly it is a write in place that gets lost{written}: give the result a name of its own, "
+            "y = relu(x), and write torch.where or torch.cat for x[i] = y"
         )
 
 
