@@ -48,7 +48,7 @@ def read(data: Iterable, name: str = "data") -> Iterator[Batch]:
         ValueError: a tensor in one is empty.
     """
     if isinstance(data, (Tensor, Mapping, str)) or (
-        isinstance(data, tuple) and len(data) in (1, 2) and isinstance(data[0], Tensor)
+        isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
     ):
         raise TypeError(f"{name} is an iterable of batches, got one batch ({type(data).__name__}): put it in a list")
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
