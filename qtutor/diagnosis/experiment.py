@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qtutor.diagnosis.trials import Metric, Score, sweep
-from qtutor.models.batches import Batch
+from qtutor.models.batches import Batch, by_place
+from qtutor.models.running import outputs
+from qtutor.models.tensors import floats_in
 from qtutor.repair.bias import correct_bias
 from qtutor.repair.equalization import equalize
 from qtutor.simulation import Configuration, Rounding, Simulation
@@ -128,6 +130,14 @@ class Experiment:
         simulation, rounding = self.prepare(configuration)
         simulation = simulation.copy()
         return _Rounded(simulation, rounding, _rounded_in(configuration, simulation))
+
+    def agreement(self, other: nn.Module) -> float:
+        """Return the SQNR in dB of what another model gives for the data."""
+        score = Score()
+        for batch in self.batches:
+            inputs = by_place(batch, self.model, "a batch")
+            score.add(floats_in(outputs(self.model, inputs)), outputs(other, inputs), None, None, batch.size)
+        return score.sqnr
 
     def quick(self, configuration: Configuration, seconds: float) -> "Experiment":
         """Return one that measures on as many batches, at least one, as take about so long."""

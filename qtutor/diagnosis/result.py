@@ -11,6 +11,7 @@ from qtutor.diagnosis.experiment import Experiment, Measured
 from qtutor.diagnosis.recommendation import Goal
 from qtutor.diagnosis.statistics import LayerStatistics
 from qtutor.simulation import Configuration
+from qtutor.workflows.checks import tell
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import pandas as pd
 
+_SLACK = 6.0  # dB: twice the error
 _SHOWN = (
     *("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_accuracy", "all_but_accuracy"),
     *("alone_metric", "all_but_metric", "weight_sqnr", "weight_worst", "activation_sqnr", "finding", "suggestion"),
@@ -102,9 +104,16 @@ class Diagnosis:
             raise ValueError(f"INT8 has 8 bits, not {configuration.bits}: use flow='simulate'")
         model, data = self.experiment.repaired(configuration), self.experiment.batches
         try:
-            return workflows.quantize_static(model, data, flow, keep_float=configuration.keep_float)
+            quantized = workflows.quantize_static(model, data, flow, keep_float=configuration.keep_float)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. Diagnosis.apply(flow='simulate') rounds any model in floating point") from error
+        promised, got = self.measure(configuration).sqnr, self.experiment.agreement(quantized)
+        if got < promised - _SLACK:
+            tell(
+                f"the INT8 model reaches {got:.1f} dB where the simulation of its layers promised {promised:.1f}: "
+                f"flow={flow!r} also rounds what stands between them, such as sums and products"
+            )
+        return quantized
 
     def histograms(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the values of a layer's weights and of what it reads or gives, as left edges and counts of bins."""

@@ -81,7 +81,7 @@ def noting_weights() -> Iterator[Weights]:
 def mend(model: nn.Module, weights: Weights, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
     """Replace the kernels that compute something else for a batch, in place; return the names of their layers.
 
-    One at a time, in the order of the calls: a wrong kernel may write where others keep their codes.
+    One at a time, in the order of the calls: what a wrong kernel hands on may be more than others can add up.
     """
     names: list[str] = []
     while name := _first_wrong(model, weights, inputs):
