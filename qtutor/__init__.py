@@ -3,7 +3,6 @@
 Rooms, from the ground up (imports only ever point to an earlier line):
 
     threads      how PyTorch's threads wait for one another, and how many there are
-    quick        plotly imported without what no kernel needs
     affine       the map between real numbers and integer codes; its error
     histogram    many numbers as a few bins; the quantization error of a histogram
     machine      what this computer is, in words
@@ -27,7 +26,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     benchmark    size, accuracy and latency, compared fairly
     runtimes     one model in every CPU runtime that is here
     roofline     what this machine could do at most, and where each layer sits
-    plots        a result in, a plotly figure out
+    plots        a result in, a plotly figure out; plotly imported without what no kernel needs
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
     preflight    whether a computer is ready for the course
