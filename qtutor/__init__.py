@@ -13,7 +13,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     capture      what a model calls and computes; where and why capturing it fails
     dataflow     which tensors go where in a model, and the bytes that moves
     fusion       what may be merged, proven, and the memory traffic it saves
-    samples      the data and the models that the lessons use
+    samples      the data and the models that the lessons use, and how those are trained and kept
     batches      calibration data as people hand them in, checked
     narrow       fewer than 8 bits in kernels that know 8 alone
     saved        a quantized model as a file without code

@@ -169,8 +169,10 @@ class AffineExplorer(Explorer):
                 f"AffineExplorer: {bad} of {x.numel():,} values are NaN or infinite: replace them first, "
                 "for example with torch.nan_to_num"
             )
-        empty, shape = x.numel() == 0, tuple(x.shape)
-        self.data = AffineData(torch.zeros(1) if empty else x)
+        if x.numel() == 0:
+            self.show_only(f"The tensor of shape {tuple(x.shape)} is empty: there is no value to quantize.")
+            return
+        self.data = AffineData(x)
         low, high = min(self.data.histogram.low, 0.0), max(self.data.histogram.high, 0.0)
         if low == high:
             low, high = -1.0, 1.0
@@ -191,8 +193,6 @@ class AffineExplorer(Explorer):
         fit.on_click(lambda _: self.set(clip=(low, high)))
         controls["clip"].add_class("slider-wide")
         super().__init__(controls, _figure(self.data.histogram, self._axis), buttons=(fit,))
-        if empty:
-            self.show_only(f"The tensor of shape {shape} is empty: there is no value to quantize.")
 
     make_state = AffineState
 

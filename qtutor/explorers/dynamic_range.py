@@ -179,6 +179,9 @@ class DynamicRangeExplorer(Explorer):
         bits: int = 8,
     ):
         x = random_rows() if x is None else x
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() == 0:
+            self.show_only(f"The batch of shape {tuple(x.shape)} is empty: there is no row to look at.")
+            return
         self.batch = _ready(x, calibration)
         factors = [(f"x {f:g}", f) for f in FACTORS]
         controls = {
@@ -189,8 +192,6 @@ class DynamicRangeExplorer(Explorer):
         }
         start(controls, row=row, factor=factor, shift=shift, bits=bits)
         super().__init__(controls, _figure(len(self.batch.x)))
-        if not x.numel():
-            self.show_only(f"The batch of shape {tuple(x.shape)} is empty: there is no row to look at.")
 
     make_state = DynamicRangeState
 
@@ -267,14 +268,12 @@ def _figure(rows: int) -> go.Figure:
 
 def _ready(x: Tensor, calibration: Tensor | None) -> Batch:
     for name, tensor in (("x", x), ("calibration", calibration)):
-        if tensor is None or (name == "x" and isinstance(x, Tensor) and x.is_floating_point() and not x.numel()):
+        if tensor is None:
             continue
         try:
             MinMaxObserver().observe(tensor)
         except (TypeError, ValueError) as error:
             raise type(error)(f"DynamicRangeExplorer, {name}: {error}") from None
-    if not x.numel():
-        x = torch.zeros(2, 1)
     rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1] if x.dim() else 1)
     if not (4 * FACTORS[-1] * rows).isfinite().all():
         raise ValueError("DynamicRangeExplorer, x: values are too large to turn up or to shift")

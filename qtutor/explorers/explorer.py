@@ -143,8 +143,9 @@ class Explorer(ipywidgets.VBox):
         self.first_state: Any = self.state
 
     def show_only(self, sentence: str) -> None:
-        """Stand for a case in which there is nothing to show, and say why."""
-        self.controls, self.children = {}, [self.sentence]
+        """Take the place of `__init__` where there is nothing to explore, and say why."""
+        Explorer.__init__(self, {}, go.Figure())
+        self.children = [self.sentence]
         self.sentence.text = sentence
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict:
@@ -202,6 +203,8 @@ class Explorer(ipywidgets.VBox):
         dragged slider is never followed by a queue of old pictures.
         """
         with self._lock:
+            if not self.controls:
+                return
             if self._page_is_drawing():
                 if not self._waiting:
                     asyncio.get_running_loop().call_later(self.patience, self._resume)

@@ -12,7 +12,6 @@ from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
-import torch
 from torch import fx, nn
 
 _SHOWN = 5  # operators in view
@@ -100,8 +99,10 @@ class FusionExplorer(Explorer):
         if numbers not in ("float", "INT8"):
             raise ValueError(f"FusionExplorer: numbers is 'float' or 'INT8', got {numbers!r}")
         data = FusionData(model, example_input if isinstance(example_input, tuple) else (example_input,))
-        empty = not data.operators or not any(ribbon.size for ribbon in data.flow((), "float").ribbons)
-        self.data = data = FusionData(nn.ReLU(), (torch.zeros(1),)) if empty else data
+        if not data.operators or not any(ribbon.size for ribbon in data.flow((), "float").ribbons):
+            self.show_only("No operator moves floating-point values of this example: there is nothing to fuse.")
+            return
+        self.data = data
         options = [(f"{fusion.names[0]}  ({fusion.kind})", name) for name, (fusion, _) in data.found.items()]
         controls = {
             "operator": ipywidgets.IntSlider(1, 1, len(data.operators), description="Operator"),
@@ -121,8 +122,6 @@ class FusionExplorer(Explorer):
             buttons[-1].on_click(press)
         self._widest = max(ribbon.size for ribbon in data.flow((), "float").ribbons)
         super().__init__(controls, _figure(), buttons=buttons)
-        if empty:
-            self.show_only("No operator moves floating-point values of this example: there is nothing to fuse.")
 
     make_state = FusionState
 

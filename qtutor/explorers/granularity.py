@@ -207,8 +207,10 @@ class GranularityExplorer(Explorer):
         widest_range = 2 * FACTORS[-1] * weight.detach().to(torch.float32)
         if bad := int((~widest_range.isfinite()).sum()):
             raise ValueError(f"{name}: {bad} of {weight.numel()} weights are NaN, infinite or too large to turn up")
-        empty = weight.numel() == 0
-        self.data = GranularityData.of(torch.zeros([1] * weight.dim()) if empty else weight, output_axis)
+        if weight.numel() == 0:
+            self.show_only(f"The weight of shape {shape} is empty: there is no value to quantize.")
+            return
+        self.data = GranularityData.of(weight, output_axis)
         sizes = self.data.group_sizes
         axes = [(f"{axis} (size {size})", axis) for axis, size in enumerate(shape)]
         controls = {
@@ -225,8 +227,6 @@ class GranularityExplorer(Explorer):
         channels = len(self.data.weight)
         self._shown, place = every(channels, math.ceil(channels / _DRAWN), self.data.widest)
         super().__init__(controls, _figure(self.data.kept[self._shown], place))
-        if empty:
-            self.show_only(f"The weight of shape {shape} is empty: there is no value to quantize.")
 
     make_state = GranularityState
 

@@ -67,10 +67,13 @@ class LayerExplorer(Explorer):
             raise TypeError(
                 f"LayerExplorer needs a Diagnosis, got {type(diagnosis).__name__}: pass diagnose(model, data)"
             )
+        names = list(diagnosis.table["layer"])
+        if not names:
+            self.show_only("The diagnosis has no layer: there is nothing to choose from.")
+            return
         self.diagnosis = diagnosis.quick(0.3)
         self.tries: dict[LayerState, Measured] = {}
         self._frontiers: dict[str, tuple[Measured, ...]] = {}
-        names = list(diagnosis.table["layer"])
         self._layers = {name: _Layer.of(diagnosis, name) for name in names}
         controls = {
             "keep_float": ipywidgets.SelectMultiple(
@@ -82,12 +85,10 @@ class LayerExplorer(Explorer):
                 style={"description_width": "max-content"},
             ),
             "weights": toggles("A scale per", ["tensor", "channel"], "5.5em"),
-            "layer": ipywidgets.SelectionSlider(options=names or [""], description="Look at", layout={"width": "28em"}),
+            "layer": ipywidgets.SelectionSlider(options=names, description="Look at", layout={"width": "28em"}),
         }
         start(controls, weights=diagnosis.configuration.weights)
         super().__init__(controls, _figure(self.diagnosis))
-        if not names:
-            self.show_only("The diagnosis has no layer: there is nothing to choose from.")
 
     def make_state(self, keep_float: tuple[str, ...], weights: str, layer: str) -> LayerState:
         return LayerState(tuple(sorted(keep_float)), weights, layer)
@@ -106,16 +107,12 @@ class LayerExplorer(Explorer):
         return self._frontiers[weights]
 
     def compute(self, state: LayerState) -> LayerResult:
-        if not state.layer:
-            return LayerResult(Measured(math.nan, math.nan, 0), (), "")
         measured = self.measure(state.weights, state.keep_float)
         result = LayerResult(measured, self.frontier(state.weights), "")
         return replace(result, sentence=self._sentence(state, result))
 
     def draw(self, result: LayerResult) -> None:
         state, figure = self.state, self.figure
-        if not state.layer:
-            return
         self.tries[replace(state, layer="")] = result.measured
         tool, tried, best, now, *layer_traces = figure.data
         histograms, ranges = layer_traces[:2], layer_traces[2:]

@@ -197,7 +197,10 @@ class ObserverExplorer(Explorer):
             raise TypeError(f"ObserverExplorer needs a sequence of batches, got {kind}")
         if len(batches) > MOST_BATCHES:
             raise ValueError(f"ObserverExplorer takes up to {MOST_BATCHES} batches, got {len(batches)}: pass some")
-        self.stream = Stream(batches or [torch.zeros(1)])
+        if not batches:
+            self.show_only("The stream holds no batch: there is nothing to observe.")
+            return
+        self.stream = Stream(batches)
         hottest = STRENGTHS[-1] * abs(self.stream.largest)
         if 2 * hottest > torch.finfo(torch.float32).max:
             raise ValueError(
@@ -215,8 +218,6 @@ class ObserverExplorer(Explorer):
         }
         start(controls, seen=seen, strength=strength, hot_batch=hot_batch, bits=bits)
         super().__init__(controls, _figure(last))
-        if not batches:
-            self.show_only("The stream holds no batch: there is nothing to observe.")
 
     make_state = ObserverState
 

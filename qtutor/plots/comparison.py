@@ -4,19 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qtutor.plots.look import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    LOOKS,
-    ONE_TWO_FIVE,
-    PALE,
-    VERMILLION,
-    figure,
-    interval,
-    ticks,
-)
+from qtutor.plots.look import BLUE, GREEN, GREY, INK, LOOKS, ONE_TWO_FIVE, PALE, VERMILLION, figure, ticks
 
 import plotly.graph_objects as go
 
@@ -131,11 +119,12 @@ def pareto(comparison: "Comparison", title: str = "") -> go.Figure:
         if not math.isnan(row["size_mb"]):
             size += 26 * math.sqrt(row["size_mb"] / largest)
             label += f" ({row['size_mb']:.2g} MB)"
-        bars = interval([row["latency_ms"]], [row["latency_low"]], [row["latency_high"]])
+        low, middle, high = row[["latency_low", "latency_ms", "latency_high"]]
+        error = {"array": [high - middle], "arrayminus": [middle - low]}
         drawn.add_scatter(
-            x=[row["latency_ms"]],
+            x=[middle],
             y=[row[quantity]],
-            error_x={**bars, "width": 4, "thickness": 1, "color": colour},
+            error_x={**error, "symmetric": False, "width": 4, "thickness": 1, "color": colour},
             mode="markers+text",
             text=[str(number)],
             textfont={"color": ink, "size": 12},

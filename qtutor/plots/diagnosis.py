@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtutor.plots.look import BLUE, GREEN, GREY, INK, PALEST, SILVER, VERMILLION, figure
+from qtutor.plots import look
 
 import plotly.graph_objects as go
 
@@ -23,13 +23,13 @@ def sensitivity(table: "pd.DataFrame", title: str, *, most: int = 40) -> go.Figu
         most: how many layers to draw.
     """
     shown = table.head(most)
-    drawn = figure(title, "SQNR of the output, dB", "", height=150 + 26 * len(shown))
+    drawn = look.figure(title, "SQNR of the output, dB", "", height=150 + 26 * len(shown))
     names = [name if len(name) <= 34 else f"…{name[-33:]}" for name in shown["layer"]]
     finite = [sqnr for sqnr in (*shown["alone_sqnr"], *shown["all_but_sqnr"]) if math.isfinite(sqnr)]
     edge = max(finite, default=0.0) + 6  # where a layer without error stands
     for column, name, colour, symbol in (
-        ("alone_sqnr", "only this layer rounded", BLUE, "circle"),
-        ("all_but_sqnr", "all rounded but this layer", VERMILLION, "diamond-open"),
+        ("alone_sqnr", "only this layer rounded", look.BLUE, "circle"),
+        ("all_but_sqnr", "all rounded but this layer", look.VERMILLION, "diamond-open"),
     ):
         values = [None if math.isnan(sqnr) else min(sqnr, edge) for sqnr in shown[column]]
         marker = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2, "color": colour}}
@@ -47,7 +47,7 @@ def repairs(steps: "pd.DataFrame", metric_name: str, title: str) -> go.Figure:
     """
     column = metric_name or "sqnr"
     shown = steps[steps[column].notna()]
-    drawn = figure(title, metric_name or "SQNR of the output, dB", "", height=170 + 40 * len(shown))
+    drawn = look.figure(title, metric_name or "SQNR of the output, dB", "", height=170 + 40 * len(shown))
     written = "  {:.1%}" if metric_name == "accuracy" else "  {:.3g}"
     drawn.add_scatter(
         x=list(shown[column]),
@@ -56,7 +56,7 @@ def repairs(steps: "pd.DataFrame", metric_name: str, title: str) -> go.Figure:
         text=[written.format(value) for value in shown[column]],
         textposition="middle right",
         marker={
-            "color": [BLUE if kept else VERMILLION for kept in shown["kept"]],
+            "color": [look.BLUE if kept else look.VERMILLION for kept in shown["kept"]],
             "symbol": ["circle" if kept else "x" for kept in shown["kept"]],
             "size": 13,
         },
@@ -76,11 +76,8 @@ def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
     """
     import jinja2
 
-    table, steps = diagnosis.table, diagnosis.steps
-    said = "Nothing was measured."
-    if len(table):
-        said = f"{table['layer'].iloc[0]} hurts most: {table['finding'].iloc[0]}."
-    rounded = diagnosis.all_rounded
+    table, steps, rounded = diagnosis.table, diagnosis.steps, diagnosis.all_rounded
+    said = f"{table['layer'][0]} hurts most: {table['finding'][0]}." if len(table) else "Nothing was measured."
     facts = f"All layers rounded ({diagnosis.configuration}): SQNR of the output {rounded.sqnr:.1f} dB"
     if diagnosis.metric_name:
         facts += f", {diagnosis.metric_name} {rounded.metric:.4g} against {diagnosis.float_metric:.4g} in float"
@@ -89,9 +86,12 @@ def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
     templates.filters["cell"] = _cell
     page = templates.get_template("report.html").render(
         diagnosis=diagnosis,
-        colours={"ink": INK, "grey": GREY, "vermillion": VERMILLION, "green": GREEN, "line": SILVER, "pale": PALEST},
+        table=table,
+        steps=steps,
+        look=look,
         said=said,
         facts=facts,
+        given="; ".join(f"{row.step}: SQNR {row.sqnr:.1f} dB" for row in steps.itertuples()),
         sensitivity=_embedded(sensitivity(table, "The further left a dot, the more its layer hurts"), script=True),
         repairs=_embedded(repairs(steps, diagnosis.metric_name, "What each repair gives"), script=False),
     )

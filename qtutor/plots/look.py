@@ -1,4 +1,4 @@
-"""The look of every figure: colours, series, panels, ticks and intervals.
+"""The look of every figure: colours, series, panels and ticks.
 
 Colours are Okabe and Ito's, which colour-blind readers tell apart; every series also differs in
 dash, marker or position. Backgrounds are opaque, so a figure reads alike in light and dark themes.
@@ -93,12 +93,3 @@ def ticks(values: Iterable[float], text: str = "{:g}") -> dict[str, list]:
     """Return ticks at these values, as plotly's axes take them; `text` is how each is written."""
     values = list(values)
     return {"tickvals": values, "ticktext": [text.format(value) for value in values]}
-
-
-def interval(middle: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
-    """Return bars from `low` to `high` around `middle`, as plotly's `error_x` and `error_y` take them."""
-    return {
-        "symmetric": False,
-        "array": [end - value for value, end in zip(middle, high, strict=True)],
-        "arrayminus": [value - end for value, end in zip(middle, low, strict=True)],
-    }

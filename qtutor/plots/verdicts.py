@@ -8,20 +8,14 @@ from qtutor.plots.look import BLUE, GREEN, GREY, INK, PURPLE, SILVER, VERMILLION
 
 import plotly.graph_objects as go
 
-_LOOKS = dict(
-    zip(
-        VERDICTS,
-        (
-            (GREEN, "circle", 0),
-            (BLUE, "triangle-right", 0),
-            (PURPLE, "triangle-left", 0),
-            (VERMILLION, "x", 0),
-            (INK, "square", 0),
-            (GREY, "circle-open", 2),
-        ),
-        strict=True,
-    )
-)
+_LOOKS = {  # colour, symbol, width of its outline
+    "holds": (GREEN, "circle", 0),
+    "larger here": (BLUE, "triangle-right", 0),
+    "smaller here": (PURPLE, "triangle-left", 0),
+    "false": (VERMILLION, "x", 0),
+    "cannot run": (INK, "square", 0),
+    "not measurable here": (GREY, "circle-open", 2),
+}
 
 
 def claims(judgements: Iterable[Judgement], title: str = "Claimed against measured on this computer") -> go.Figure:
