@@ -159,8 +159,8 @@ class FusionExplorer(Explorer):
             ("quality", layout.xaxis4, [_length(f.sqnr) for f in flows], [decibels(f.sqnr) for f in flows]),
         ):
             most = max(values) or 1
-            parts[name].x, parts[name].text = [value or most / 250 for value in values], texts
-            axis.range = [0, most]  # and a bar of length 0 would carry no text
+            parts[name].x = [value or most / 250 for value in values]  # a bar of length 0 would carry no text
+            parts[name].text, axis.range = texts, [0, most]
 
     def _draw_ribbons(
         self, ribbons: tuple[Ribbon, ...], first: int, count: int, outlines: dict[str, "_Outlines"]

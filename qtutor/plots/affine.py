@@ -23,18 +23,11 @@ def number_line(values: Tensor, qparams: QParams) -> go.Figure:
     drawn = figure("Each value moves to the nearest step; beyond the ends it is clipped", "real value", "", height=300)
     for value, end in zip(values.tolist(), landed.tolist(), strict=True):
         drawn.add_scatter(x=[value, end], y=[1, 0], mode="lines", line={"color": GREY, "dash": "dot"}, hoverinfo="skip")
-    drawn.add_scatter(
-        x=values.tolist(), y=[1] * len(values), mode="markers", marker={"color": BLUE, "size": 11}, name="x"
-    )
-    drawn.add_scatter(
-        x=grid.tolist(),
-        y=[0] * len(codes),
-        mode="markers+text",
-        marker={"color": VERMILLION, "size": 13, "symbol": "line-ns-open", "line": {"width": 3}},
-        text=[str(code) for code in codes.tolist()],
-        textposition="bottom center",
-        name="code",
-    )
+    marker = {"color": BLUE, "size": 11}
+    drawn.add_scatter(x=values.tolist(), y=[1] * len(values), mode="markers", marker=marker, name="x")
+    marker = {"color": VERMILLION, "size": 13, "symbol": "line-ns-open", "line": {"width": 3}}
+    text = {"mode": "markers+text", "text": [str(code) for code in codes.tolist()], "textposition": "bottom center"}
+    drawn.add_scatter(x=grid.tolist(), y=[0] * len(codes), marker=marker, name="code", **text)
     rows = {"tickvals": [1, 0], "ticktext": ["values x", "codes q"], "range": [-0.45, 1.3], "showgrid": False}
     return drawn.update_layout(showlegend=False, yaxis=rows)
 
