@@ -110,8 +110,7 @@ def limits(peaks: Peaks, table: "pd.DataFrame") -> "pd.DataFrame":
     """Return the least time of each layer in ms, `float_ms` and `int8_ms`: what the machine allows, not what runs."""
     import pandas as pd
 
-    times = {}
-    for numbers, (rate, bandwidth) in peaks.roofs.items():
-        arithmetic, memory = table["operations"] / rate, table["bytes"] / bandwidth
-        times[f"{numbers}_ms"] = 1e3 * arithmetic.combine(memory, max)
-    return pd.DataFrame(times)
+    def least(rate: float, bandwidth: float) -> "pd.Series":
+        return 1e3 * (table["operations"] / rate).combine(table["bytes"] / bandwidth, max)
+
+    return pd.DataFrame({f"{numbers}_ms": least(*roof) for numbers, roof in peaks.roofs.items()})

@@ -173,7 +173,7 @@ class BenchmarkExplorer(Explorer):
         self.comparison: Comparison | None = None
         self._measured = "Nothing measured here yet: press Run."
         self._cancelled, self._running = Event(), False
-        given = len(self._inputs[0])
+        names, given = [*self._entries], len(self._inputs[0])
         sizes = sorted({*(n for n in BATCHES if n <= max(given, 64)), given})
         threads = max(torch.get_num_threads(), 1)
         possible = [n for n in RUNS if 2 * n + WARM_UP <= self._timings.shape[1]]
@@ -185,10 +185,7 @@ class BenchmarkExplorer(Explorer):
                 False, description=f"Leave out the first {WARM_UP}", indent=False, layout={"width": "max-content"}
             ),
             "models": ipywidgets.SelectMultiple(
-                options=[*self._entries],
-                value=[*self._entries],
-                rows=min(len(self._entries), 5),
-                description="Models",
+                options=names, value=names, rows=min(len(names), 5), description="Models"
             ),
             "batch_size": ipywidgets.SelectionSlider(options=sizes, value=given, description="Batch size"),
             "threads": ipywidgets.IntSlider(threads, 1, threads, description="Threads"),
@@ -199,11 +196,8 @@ class BenchmarkExplorer(Explorer):
         self.progress = ipywidgets.FloatProgress(value=0, min=0, max=1, description="Progress")
         self.run_button.on_click(lambda _: self._start())
         self.cancel_button.on_click(lambda _: self._cancelled.set())
-        super().__init__(
-            controls,
-            _figure(len(self._timings), [*self._entries]),
-            buttons=(self.run_button, self.cancel_button, self.progress),
-        )
+        buttons = (self.run_button, self.cancel_button, self.progress)
+        super().__init__(controls, _figure(len(self._timings), names), buttons=buttons)
 
     make_state = BenchmarkState
 

@@ -226,15 +226,10 @@ def _length(sqnr: float) -> float:
 
 def _figure() -> go.Figure:
     """Draw what no control changes, and leave empty traces for what does."""
-    titles = (
-        "Ribbons as wide as the bytes that move",
-        "Bytes moved",
-        "Quantize/dequantize pairs",
-        "SQNR of the output",
-    )
+    bars = ("Bytes moved", "Quantize/dequantize pairs", "SQNR of the output")
     specs = [[{"rowspan": 3}, {}], [None, {}], [None, {}]]
     widths = {"column_widths": [0.72, 0.28], "horizontal_spacing": 0.1, "vertical_spacing": 0.16}
-    figure = look.panels(3, 2, titles, specs=specs, **widths)
+    figure = look.panels(3, 2, ("Ribbons as wide as the bytes that move", *bars), specs=specs, **widths)
     for name, fill, colour, width in (
         ("float", "rgba(213,94,0,.45)", look.VERMILLION, 1),
         ("INT8", "rgba(0,114,178,.55)", look.BLUE, 1),
@@ -248,8 +243,8 @@ def _figure() -> go.Figure:
         text = {"mode": "text", "textposition": side, "textfont": {"size": 11}, "cliponaxis": False}
         figure.add_scatter(name=name, x=[], y=[], hoverinfo="skip", row=1, col=1, **text)
     for row, name in enumerate(("bytes", "pairs", "quality"), start=1):
-        bars = {"marker_color": [look.BLUE, look.PALE], "textposition": "auto", "cliponaxis": False}
-        figure.add_bar(name=name, x=[0, 0], y=[0, 1], orientation="h", hoverinfo="skip", row=row, col=2, **bars)
+        drawn = {"marker_color": [look.BLUE, look.PALE], "textposition": "auto", "cliponaxis": False}
+        figure.add_bar(name=name, x=[0, 0], y=[0, 1], orientation="h", hoverinfo="skip", row=row, col=2, **drawn)
     figure.update_layout(showlegend=False, height=430, bargap=0.25, margin={"t": 44, "b": 24, "l": 12, "r": 24})
     figure.update_xaxes(visible=False, range=[-0.8, _SHOWN - 0.2], row=1, col=1)
     figure.update_yaxes(visible=False, range=[-1.0, 1.9], row=1, col=1)

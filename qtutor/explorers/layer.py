@@ -78,7 +78,6 @@ class LayerExplorer(Explorer):
         controls = {
             "keep_float": ipywidgets.SelectMultiple(
                 options=names,
-                value=(),
                 description="Keep in float",
                 rows=min(8, max(2, len(names))),
                 layout={"width": "26em"},
@@ -129,8 +128,7 @@ class LayerExplorer(Explorer):
             trace.x, trace.y = x, y
         for trace, (x, low, high) in zip(ranges, (layer.weight_ranges, layer.activation_ranges), strict=True):
             trace.x, trace.base, trace.y = x, low, high - low
-        title = next(a for a in figure.layout.annotations if a.name == "activations")
-        title.text = layer.side
+        figure.layout.annotations[3].text = layer.side
 
     def best(self) -> Measured | None:
         """Your smallest choice that is as good as the goal, if there is one."""
@@ -207,17 +205,11 @@ def _ranges(low: Tensor, high: Tensor) -> tuple:
 
 def _figure(diagnosis: Diagnosis) -> go.Figure:
     """Draw what no control changes, and leave empty traces for what does."""
-    titles = (
-        "What is left, and in how many bytes",
-        "Weights",
-        "Weight range of each channel",
-        " ",
-        "Range of each channel",
-    )
+    layer = ("Weights", "Weight range of each channel", " ", "Range of each channel")
+    specs = [[{"rowspan": 2}, {}, {}], [None, {}, {}]]
     widths = {"column_widths": [0.42, 0.29, 0.29], "horizontal_spacing": 0.075, "vertical_spacing": 0.24}
-    figure = look.panels(2, 3, titles, specs=[[{"rowspan": 2}, {}, {}], [None, {}, {}]], **widths)
+    figure = look.panels(2, 3, ("What is left, and in how many bytes", *layer), specs=specs, **widths)
     figure.update_annotations(font_size=14)
-    figure.layout.annotations[3].name = "activations"
     for name, drawn in (
         ("the tool", {"mode": "lines+markers", "line": {"color": look.GREY, "dash": "dash"}, "marker": {"size": 7}}),
         ("tried", {"mode": "markers", "marker": {"color": look.SKY, "size": 8}}),
