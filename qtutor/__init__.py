@@ -3,7 +3,6 @@
 Rooms, from the ground up (imports only ever point to an earlier line):
 
     threads      how PyTorch's threads wait for one another, and how many there are
-    quick        plotly imported without what no kernel needs
     lsq          a fake-quantizer whose scale is trained
     affine       the map between real numbers and integer codes; its error
     histogram    many numbers as a few bins; the quantization error of a histogram
@@ -14,7 +13,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     observers    what range to represent
     models       any model seen from outside: copied, fed, traced, its operators known
     fusion       what may be folded and merged, proven, and the memory traffic it saves
-    samples      the data and the models that the lessons use
+    samples      the data and the models that the lessons use, and how those are trained and kept
     simulation   any model as if some of its layers were integers
     workflows    PyTorch's own quantization flows behind thin, stable names; every conversion checks itself
     repair       equalize, correct biases, choose layers to keep in floating point
@@ -25,7 +24,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     roofline     what this machine could do at most, and where each layer sits
     claims       what articles claim, and verdicts
     published    the claims of lesson 09
-    plots        a result in, a plotly figure out
+    plots        a result in, a plotly figure out; plotly imported without what no kernel needs
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
     course       timetables, a notebook run whole, whether a computer is ready, the course as a site, what is generated

@@ -12,7 +12,6 @@ and how it is meant. The verdict follows from the measurement alone:
 """
 
 import math
-import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -277,4 +276,4 @@ def _ratio(judgement: Judgement) -> float:
     claimed, measured = judgement.claim.claimed, judgement.measured
     if measured is None or isinstance(claimed, tuple) or min(claimed, measured) <= 0:
         return math.nan
-    return operator.truediv(measured, claimed)
+    return measured / claimed

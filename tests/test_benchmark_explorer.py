@@ -113,6 +113,22 @@ def test_takes_several_inputs_and_batches_larger_than_given():
     assert set(sizes) == {(64, 64)}
 
 
+def test_few_timings_allow_few_runs():
+    explorer = BenchmarkExplorer({"a": torch.abs}, torch.rand(2), timings=1 + torch.rand(3, 24))
+    assert explorer.state.runs == 5
+
+
+def test_while_one_run_goes_on_no_other_begins():
+    def again(x):
+        assert explorer.run() is None
+        explorer._start()
+        return x
+
+    explorer = BenchmarkExplorer({"again": again}, torch.rand(4), seconds=0.02)
+    assert explorer.run() is not None
+    assert explorer.cancel_button.disabled
+
+
 def test_opens_without_arguments():
     assert list(BenchmarkExplorer().controls["models"].options) == ["FP32", "FP32 again", "INT8"]
 
@@ -128,6 +144,8 @@ def test_opens_without_arguments():
         (({"a": torch.abs}, torch.rand(2)), {"timings": torch.rand(5)}, ValueError, r"\(rows, n\) with n at least 12"),
         (({"a": torch.abs}, torch.rand(2)), {"timings": -torch.ones(2, 20)}, ValueError, "positive and finite"),
         (({"a": torch.abs}, torch.rand(2)), {"timings": [1, 2]}, TypeError, "timings must be a tensor"),
+        (({"a": torch.abs}, torch.rand(2)), {"order": "at random"}, ValueError, "order cannot be 'at random'"),
+        (({"a": torch.abs}, torch.rand(2)), {"runs": 4}, ValueError, "runs cannot be 4"),
     ],
 )
 def test_bad_input_is_refused_in_words(arguments, options, error, message):

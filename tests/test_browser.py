@@ -135,6 +135,7 @@ def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, ex
     if lesson.explorer == "GranularityExplorer":
         explorer.get_by_role("button", name="channel").press("Enter")
         axes = explorer.get_by_role("combobox", name="Scale axis")
+        expect(axes).to_be_enabled()
         axes.focus()
         for key, value in (("Home", "0 (size 64)"), ("ArrowDown", "1 (size 32)")):
             page.keyboard.press(key)

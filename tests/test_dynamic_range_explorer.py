@@ -159,6 +159,12 @@ def test_bad_batches_are_refused(bad, error, message):
         DynamicRangeExplorer(bad)
 
 
+@pytest.mark.parametrize("start", [{"row": 5}, {"factor": 4}, {"shift": 3}, {"bits": 1}])
+def test_a_control_that_cannot_start_there_is_refused(x, start):
+    with pytest.raises(ValueError, match=f"{next(iter(start))} cannot be"):
+        DynamicRangeExplorer(x, **start)
+
+
 def test_a_bad_calibration_is_refused(x):
     with pytest.raises(ValueError, match=r"calibration: .*empty"):
         DynamicRangeExplorer(x, calibration=torch.empty(0))

@@ -117,6 +117,27 @@ def test_a_wide_layer_is_drawn_in_few_points():
     assert total.y[-1] == explorer.result.accumulator
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(2, 3, 3), (1, 2, 30)),
+        (nn.Conv2d(1, 2, 1), (1, 1, 130, 7)),
+        (nn.Conv3d(1, 2, 1), (1, 1, 2, 3, 4)),
+        (nn.Linear(5, 20), (3, 5)),
+        (nn.Linear(5, 1), (3, 5)),
+    ],
+    ids=["conv1d", "conv2d", "conv3d", "linear", "one feature"],
+)
+def test_the_mark_is_on_the_code_of_its_output(layer, shape):
+    explorer = IntegerExplorer(*converted(layer, shape))
+    for last in (False, True):
+        explorer.set(**{name: control.max for name, control in explorer.controls.items() if last})
+        places, mark = explorer.figure.data[:2]
+        row = places.y.tolist().index(mark.y[0])
+        assert places.z[row, mark.x[0]] == explorer.result.code
+        assert len(places.z) <= 50
+
+
 @pytest.mark.parametrize("name", ["conv1d", "conv3d", "linear", "rows", "transposed"])
 def test_layers_of_any_kind_open(name):
     explorer = IntegerExplorer(*converted(*LAYERS[name]))

@@ -71,7 +71,7 @@ def test_other_errors_pass():
         asyncio.run(train(LiveTraining("Training", 9, "a"), 1, 2, error=ZeroDivisionError()))
 
 
-@pytest.mark.parametrize("arguments", [(0, ["a"]), (3, []), (3, list("abcde"))])
-def test_needs_batches_and_one_to_four_series(arguments):
-    with pytest.raises(ValueError, match="batches and 1 to 4 series"):
+@pytest.mark.parametrize("arguments", [(0, ["a"]), (3, []), (3, list("abcdef"))])
+def test_needs_batches_and_one_to_five_series(arguments):
+    with pytest.raises(ValueError, match="batches and 1 to 5 series"):
         LiveTraining("Training", *arguments)

@@ -83,7 +83,9 @@ def test_any_single_number_opens(weight):
         ({"weight": 100.0}, ValueError, "within 8 scales"),
         ({"scale": 0.0}, ValueError, "scale must be above"),
         ({"scale": None}, TypeError, "scale must be a number, got NoneType"),
-        ({"bits": 9}, ValueError, "bits from 2 to 4"),
+        ({"step": -1}, ValueError, "step cannot be -1: it goes from 0 to 60"),
+        ({"rate": 0.15}, ValueError, "rate cannot be 0.15"),
+        ({"bits": 9}, ValueError, "bits cannot be 9: it goes from 2 to 4"),
     ],
 )
 def test_bad_input_is_refused(arguments, error, message):

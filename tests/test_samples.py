@@ -80,7 +80,7 @@ def no_training(monkeypatch):
     def train(*_, **__):
         raise AssertionError("trained again")
 
-    return lambda: monkeypatch.setattr(samples, "train", train)
+    return lambda: monkeypatch.setattr(samples.keeping, "train", train)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_flowers_have_the_petals_that_their_labels_say(monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda shape, generator: torch.zeros(shape))
     labels = torch.arange(len(samples.FLOWER_NAMES))
     size, angle = 256, torch.linspace(0, 2 * torch.pi, 361)[:-1]
-    red, green, _ = samples._draw_flowers(labels, None, size).int().unbind(1)  # every flower in the middle, on leaves
+    red, green, _ = samples.data._draw_flowers(labels, None, size).int().unbind(1)
     is_petal = red > green
 
     def ring(radius):
@@ -335,9 +335,9 @@ def test_an_unknown_name_is_refused_before_any_training_and_the_known_are_listed
 
 
 def test_prepare_builds_what_is_missing_and_finds_the_rest(tiny, monkeypatch):
-    monkeypatch.setattr(samples, "RECIPES", {"tiny": tiny})
+    monkeypatch.setattr(samples.keeping, "RECIPES", {"tiny": tiny})
     assert samples.prepare() == {"tiny": "built"}
-    monkeypatch.setitem(samples.RECIPES, "other", dataclasses.replace(tiny, epochs=1))
+    monkeypatch.setitem(samples.keeping.RECIPES, "other", dataclasses.replace(tiny, epochs=1))
     assert samples.prepare() == {"tiny": "found", "other": "built"}
     assert samples.prepare("tiny") == {"tiny": "found"}
     assert samples.prepare([]) == {}

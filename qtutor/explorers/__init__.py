@@ -10,16 +10,3 @@ from qtutor.explorers.layer import LayerExplorer
 from qtutor.explorers.observer import ObserverExplorer
 from qtutor.explorers.qat import QATExplorer
 from qtutor.explorers.training import LiveTraining
-
-__all__ = [
-    "AffineExplorer",
-    "BenchmarkExplorer",
-    "DynamicRangeExplorer",
-    "FusionExplorer",
-    "GranularityExplorer",
-    "IntegerExplorer",
-    "LayerExplorer",
-    "LiveTraining",
-    "ObserverExplorer",
-    "QATExplorer",
-]

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from qtutor import plots
 from qtutor.affine import (
     EPS,
     QParams,
@@ -13,13 +12,14 @@ from qtutor.affine import (
     measure_error,
     quantize,
 )
-from qtutor.explorers.explorer import Explorer, slider_range
+from qtutor.explorers.explorer import Explorer, slider_range, start
+from qtutor.explorers.words import counted
 from qtutor.histogram import Histogram
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 EXACT_UP_TO = 1_000_000
@@ -127,12 +127,10 @@ def _sentence(state: AffineState, result: AffineResult) -> str:
         quality = "Every value lands on the grid, so nothing is lost."
     else:
         share = error.clipping / error.total
-        clipped = (
-            f"{_percent(error.clipped / error.count)} of the values clipped" if error.clipped else "nothing clipped"
-        )
+        clipped = f"{_percent(error.clipped / error.count)} of the values" if error.clipped else "nothing"
         quality = (
             f"SQNR {error.sqnr:.1f} dB; rounding makes {_percent(1 - share)} of the error and clipping "
-            f"{_percent(share)} ({clipped})."
+            f"{_percent(share)} ({clipped} clipped)."
         )
     scale = float(qparams.scale)
     floor = ", the smallest there is" if scale == EPS else ""
@@ -140,7 +138,7 @@ def _sentence(state: AffineState, result: AffineResult) -> str:
     return (
         f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {scale:.4g}{floor}, "
         f"zero point {int(qparams.zero_point)}. {quality} The value {state.value:.4g} gets code {result.code}, "
-        f"which stands for {result.restored:.4g}. Error {measured} {error.count:,} value{'s' * (error.count > 1)}."
+        f"which stands for {result.restored:.4g}. Error {measured} {counted(error.count, 'value')}."
     )
 
 
@@ -153,11 +151,11 @@ class AffineExplorer(Explorer):
 
     Args:
         x: any finite floating-point tensor, of any shape and size.
-        bits: where the bit width starts, and likewise the other controls.
+        bits: where the control of the bit width starts, and likewise `symmetric` and `signed`.
 
     Raises:
         TypeError: `x` is not a floating-point tensor.
-        ValueError: `x` holds NaN or infinity, or `bits` is not from 2 to 16.
+        ValueError: `x` holds NaN or infinity, or a control cannot start there.
     """
 
     def __init__(self, x: Tensor, *, bits: int = 4, symmetric: bool = False, signed: bool = True):
@@ -171,32 +169,30 @@ class AffineExplorer(Explorer):
                 f"AffineExplorer: {bad} of {x.numel():,} values are NaN or infinite: replace them first, "
                 "for example with torch.nan_to_num"
             )
-        empty, shape = x.numel() == 0, tuple(x.shape)
-        self.data = AffineData(torch.zeros(1) if empty else x)
+        if x.numel() == 0:
+            self.show_only(f"The tensor of shape {tuple(x.shape)} is empty: there is no value to quantize.")
+            return
+        self.data = AffineData(x)
         low, high = min(self.data.histogram.low, 0.0), max(self.data.histogram.high, 0.0)
         if low == high:
             low, high = -1.0, 1.0
         low, high, step = slider_range(low, high)
         span = high - low
         self._axis = slider_range(low - span / 8, high + span / 8, round(span * 1.25 / step))[:2]
+        followed = low + round(0.7 * span / step) * step
         slider = {"min": self._axis[0], "max": self._axis[1], "step": step, "readout_format": ".3g"}
         controls = {
-            "bits": ipywidgets.IntSlider(bits, 2, 16, description="Bits"),
+            "bits": ipywidgets.IntSlider(4, 2, 16, description="Bits"),
             "clip": ipywidgets.FloatRangeSlider(value=(low, high), description="Clip range", **slider),
-            "value": ipywidgets.FloatSlider(
-                value=low + round(0.7 * span / step) * step, description="Follow x", **slider
-            ),
-            "symmetric": ipywidgets.Checkbox(symmetric, description="Symmetric", indent=False),
-            "signed": ipywidgets.Checkbox(signed, description="Signed", indent=False),
+            "value": ipywidgets.FloatSlider(followed, description="Follow x", **slider),
+            "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
+            "signed": ipywidgets.Checkbox(True, description="Signed", indent=False),
         }
+        start(controls, bits=bits, symmetric=symmetric, signed=signed)
         fit = ipywidgets.Button(description="Fit to data")
         fit.on_click(lambda _: self.set(clip=(low, high)))
         controls["clip"].add_class("slider-wide")
-        if controls["bits"].value != bits:
-            raise ValueError(f"bits must be a whole number from 2 to 16, got {bits!r}")
         super().__init__(controls, _figure(self.data.histogram, self._axis), buttons=(fit,))
-        if empty:
-            self.show_only(f"The tensor of shape {shape} is empty: there is no value to quantize.")
 
     make_state = AffineState
 
@@ -221,38 +217,30 @@ class AffineExplorer(Explorer):
         parts.y, parts.text = percent, [f"{p:.2g}%" for p in percent]
 
 
-def _figure(histogram: Histogram, axis: tuple[float, float]) -> go.FigureWidget:
+def _figure(histogram: Histogram, axis: tuple[float, float]) -> go.Figure:
     """Draw what no control changes, and leave empty traces for what does."""
     titles = ("x̂ against x", "Values before and after", "Error by cause")
-    figure = make_subplots(1, 3, column_widths=[0.36, 0.42, 0.22], horizontal_spacing=0.085, subplot_titles=titles)
+    figure = look.panels(1, 3, titles, column_widths=[0.36, 0.42, 0.22], horizontal_spacing=0.085)
     counts = histogram.counts.reshape(_BARS, -1).sum(1)
     edges = torch.linspace(histogram.low, histogram.high, _BARS + 1, dtype=torch.float64)
     heights = (counts / (counts.sum() + histogram.zeros) / edges.diff()).nan_to_num(posinf=0.0)
+    before = torch.cat([heights, heights[-1:]])
 
     def lines(column: int, name: str, colour: str, x=(), y=(), **more) -> None:
         figure.add_scatter(x=x, y=y, name=name, line_color=colour, row=1, col=column, **{"mode": "lines", **more})
 
-    lines(1, "no error", plots.GREY, axis, axis, line_dash="dot", line_width=1)
-    lines(1, "quantized", plots.VERMILLION, line_shape="hv")
-    followed = {
-        "mode": "lines+markers+text",
-        "textposition": "top left",
-        "marker_size": [0, 10, 0],
-        "line_dash": "dash",
-        "line_width": 1,
-    }
-    lines(1, "followed value", plots.INK, **followed)
-    before = torch.cat([heights, heights[-1:]]).numpy()
-    lines(2, "before", plots.BLUE, edges.numpy(), before, line_shape="hv", line_width=1, fill="tozeroy")
-    lines(2, "after", plots.VERMILLION, line_shape="hv", line_width=2)
-    bars = {"marker_color": [plots.GREEN, plots.PURPLE], "marker_pattern_shape": ["", "/"], "textposition": "outside"}
+    lines(1, "no error", look.GREY, axis, axis, line_dash="dot", line_width=1)
+    lines(1, "quantized", look.VERMILLION, line_shape="hv")
+    points = {"mode": "lines+markers+text", "textposition": "top left", "marker_size": [0, 10, 0]}
+    lines(1, "followed value", look.INK, line_dash="dash", line_width=1, **points)
+    lines(2, "before", look.BLUE, edges.numpy(), before.numpy(), line_shape="hv", line_width=1, fill="tozeroy")
+    lines(2, "after", look.VERMILLION, line_shape="hv", line_width=2)
+    bars = {"marker_color": [look.GREEN, look.PURPLE], "marker_pattern_shape": ["", "/"], "textposition": "outside"}
     figure.add_bar(x=[0, 1], name="error", cliponaxis=False, row=1, col=3, **bars)
-    figure.update_layout(template=plots.TEMPLATE, showlegend=False, autosize=True, bargap=0.35, margin_t=48)
-    figure.update_annotations(font_size=15)
+    figure.update_layout(showlegend=False, bargap=0.35, margin_t=48)
     figure.update_xaxes(range=axis, title="x", row=1, col=1)
     figure.update_yaxes(range=axis, title="x̂", row=1, col=1)
     figure.update_xaxes(range=axis, title="value (filled: before, line: after)", row=1, col=2)
     figure.update_yaxes(rangemode="tozero", title="density", row=1, col=2)
     figure.update_xaxes(tickvals=[0, 1], ticktext=["rounding", "clipping"], row=1, col=3)
-    figure.update_yaxes(rangemode="tozero", title="% of the signal's power", row=1, col=3)
-    return go.FigureWidget(figure)
+    return figure.update_yaxes(rangemode="tozero", title="% of the signal's power", row=1, col=3)

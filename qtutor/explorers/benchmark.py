@@ -3,19 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from threading import Event
 
-from qtutor import plots
 from qtutor.benchmark import Comparison, Model, check_entries, compare
-from qtutor.explorers.explorer import Explorer
+from qtutor.explorers.explorer import Explorer, start, toggles
+from qtutor.explorers.words import counted
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 ORDERS = ("one after the other", "taking turns")
@@ -107,9 +107,8 @@ def duel(timings: Tensor, order: str, runs: int, summary: str, warm_up: bool) ->
         if runs % 2:  # the last two of an odd number of pairs
             mine[-2:] = torch.tensor([True, False])
         first, second = used[:, mine], used[:, ~mine]
-    reduce = {"mean": Tensor.mean, "median": Tensor.quantile, "fastest": Tensor.amin}[summary]
-    arguments = (0.5,) if summary == "median" else ()
-    return reduce(first, *arguments, dim=1) / reduce(second, *arguments, dim=1)
+    summarize = {"mean": Tensor.mean, "median": partial(Tensor.quantile, q=0.5), "fastest": Tensor.amin}[summary]
+    return summarize(first, dim=1) / summarize(second, dim=1)
 
 
 def explore_benchmark(timings: Tensor, state: BenchmarkState, measured: str, comparison: Comparison | None):
@@ -118,13 +117,12 @@ def explore_benchmark(timings: Tensor, state: BenchmarkState, measured: str, com
     result = BenchmarkResult(ratios, comparison, "")
     off = int(result.far_off.sum())
     warm_up = f"after {WARM_UP} warm-up runs" if state.warm_up else "from the very first run"
-    runs = "1 run" if state.runs == 1 else f"{state.runs} runs"
     duels = (
-        f"Recorded: {state.order}, {runs} each, {state.summary}, {warm_up}: "
+        f"Recorded: {state.order}, {counted(state.runs, 'run')} each, {state.summary}, {warm_up}: "
         f"in {off} of {len(ratios)} duels ({off / len(ratios):.0%}) the model is more than {TOLERANCE:.0%} faster or "
         f"slower than itself; the ratios span {float(ratios.min()):.2f} to {float(ratios.max()):.2f}."
     )
-    return BenchmarkResult(ratios, comparison, f"{duels} {measured}")
+    return replace(result, sentence=f"{duels} {measured}")
 
 
 class Cancelled(Exception):
@@ -141,7 +139,8 @@ class BenchmarkExplorer(Explorer):
             made of it by repeating or cutting.
         timings: `(rows, n)` recorded times to duel on instead of the shipped ones, in any unit; n at least 12.
         seconds: how long each model is timed, on average.
-        order: where the control starts, and likewise `runs`, `summary` and `warm_up`.
+        order: where the control starts, and likewise `runs`, at most what there are timings for, `summary` and
+            `warm_up`.
 
     Attributes:
         comparison: the newest one, None before the first.
@@ -149,7 +148,7 @@ class BenchmarkExplorer(Explorer):
     Raises:
         TypeError: `models` are not models by name, or `inputs` or `timings` are not tensors.
         ValueError: one of `models` and `inputs` is missing, a batch is empty, or the timings are too few,
-            or not positive.
+            or not positive; or a control cannot start there.
     """
 
     def __init__(
@@ -174,47 +173,37 @@ class BenchmarkExplorer(Explorer):
         self.comparison: Comparison | None = None
         self._measured = "Nothing measured here yet: press Run."
         self._cancelled, self._running = Event(), False
-        given = len(self._inputs[0])
+        names, given = [*self._entries], len(self._inputs[0])
         sizes = sorted({*(n for n in BATCHES if n <= max(given, 64)), given})
         threads = max(torch.get_num_threads(), 1)
-        most = (self._timings.shape[1] - WARM_UP) // 2
-        buttons = {"style": {"button_width": "auto"}, "layout": {"width": "max-content"}}
+        possible = [n for n in RUNS if 2 * n + WARM_UP <= self._timings.shape[1]]
         controls = {
-            "order": ipywidgets.ToggleButtons(options=ORDERS, value=order, description="Runs go", **buttons),
-            "runs": ipywidgets.SelectionSlider(
-                options=[n for n in RUNS if n <= most], value=min(runs, most), description="Runs each"
-            ),
-            "summary": ipywidgets.ToggleButtons(options=SUMMARIES, value=summary, description="Summary", **buttons),
+            "order": toggles("Runs go", ORDERS, "auto"),
+            "runs": ipywidgets.SelectionSlider(options=possible, description="Runs each"),
+            "summary": toggles("Summary", SUMMARIES, "auto"),
             "warm_up": ipywidgets.Checkbox(
-                warm_up, description=f"Leave out the first {WARM_UP}", indent=False, layout={"width": "max-content"}
+                False, description=f"Leave out the first {WARM_UP}", indent=False, layout={"width": "max-content"}
             ),
             "models": ipywidgets.SelectMultiple(
-                options=[*self._entries],
-                value=[*self._entries],
-                rows=min(len(self._entries), 5),
-                description="Models",
+                options=names, value=names, rows=min(len(names), 5), description="Models"
             ),
             "batch_size": ipywidgets.SelectionSlider(options=sizes, value=given, description="Batch size"),
             "threads": ipywidgets.IntSlider(threads, 1, threads, description="Threads"),
         }
+        start(controls, order=order, runs=min(runs, possible[-1]), summary=summary, warm_up=warm_up)
         self.run_button = ipywidgets.Button(description="Run", icon="play", button_style="primary")
         self.cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
         self.progress = ipywidgets.FloatProgress(value=0, min=0, max=1, description="Progress")
         self.run_button.on_click(lambda _: self._start())
         self.cancel_button.on_click(lambda _: self._cancelled.set())
-        super().__init__(
-            controls,
-            _figure(len(self._timings), [*self._entries]),
-            buttons=(self.run_button, self.cancel_button, self.progress),
-        )
+        buttons = (self.run_button, self.cancel_button, self.progress)
+        super().__init__(controls, _figure(len(self._timings), names), buttons=buttons)
 
-    def make_state(self, **values) -> BenchmarkState:
-        return BenchmarkState(**values)
+    make_state = BenchmarkState
 
     def compute(self, state: BenchmarkState) -> BenchmarkResult:
         chosen = ", ".join(state.models) or "no model"
-        threads = "1 thread" if state.threads == 1 else f"{state.threads} threads"
-        following = f"Run compares {chosen} at batch {state.batch_size} on {threads}."
+        following = f"Run compares {chosen} at batch {state.batch_size} on {counted(state.threads, 'thread')}."
         return explore_benchmark(self._timings, state, f"{self._measured} {following}", self.comparison)
 
     def draw(self, result: BenchmarkResult) -> None:
@@ -240,8 +229,7 @@ class BenchmarkExplorer(Explorer):
 
     def run(self) -> Comparison | None:
         """Time the chosen models as the controls stand, wait for it, and return the comparison; None if it failed."""
-        if not self._running:
-            self._begin()
+        if self._begin():
             self._end(*self._measure(self.state, self._show_progress))
         return self.comparison
 
@@ -252,17 +240,21 @@ class BenchmarkExplorer(Explorer):
         except RuntimeError:
             self.run()
             return
-        if not self._running:
-            self._begin()
+        if self._begin():
             show = partial(loop.call_soon_threadsafe, self._show_progress)
             measuring = loop.run_in_executor(None, self._measure, self.state, show)
             measuring.add_done_callback(lambda done: self._end(*done.result()))
 
-    def _begin(self) -> None:
-        self._running = self.run_button.disabled = True
-        self.cancel_button.disabled = False
-        self._cancelled.clear()
-        self.progress.value = 0
+    def _begin(self) -> bool:
+        """Whether nothing was running, and a run may go on."""
+        with self._lock:
+            if self._running:
+                return False
+            self._running = self.run_button.disabled = True
+            self.cancel_button.disabled = False
+            self._cancelled.clear()
+            self.progress.value = 0
+            return True
 
     def _measure(self, state: BenchmarkState, show: Callable[[float], object]) -> tuple[Comparison | None, str]:
         """What came of it, and in words; runs in a thread of its own, and touches no widget."""
@@ -289,12 +281,13 @@ class BenchmarkExplorer(Explorer):
         return comparison, _describe(comparison, state)
 
     def _end(self, comparison: Comparison | None, measured: str) -> None:
-        self.comparison, self._measured = comparison, measured
-        self._running = False
-        self.cancel_button.disabled = True
-        self._show_progress(1.0)
-        self.state = None  # what it showed is out of date, though no control has moved
-        self._redraw()
+        with self._lock:
+            self.comparison, self._measured = comparison, measured
+            self._running = False
+            self.cancel_button.disabled = True
+            self._show_progress(1.0)
+            self.state = None  # what it showed is out of date, though no control has moved
+            self._redraw()
 
     def _show_progress(self, fraction: float) -> None:
         self.progress.value = fraction
@@ -310,8 +303,7 @@ def _describe(comparison: Comparison, state: BenchmarkState) -> str:
         else:
             interval = f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
             parts.append(f"{name} {row['speedup']:.2f} times as fast ({interval}), {row['latency_ms']:.3g} ms")
-    threads = "1 thread" if state.threads == 1 else f"{state.threads} threads"
-    where = f"batch {state.batch_size} on {threads}"
+    where = f"batch {state.batch_size} on {counted(state.threads, 'thread')}"
     confidence = f"{comparison.confidence:.0%} intervals"
     return f"Measured here at {where}, against {comparison.table.index[0]}, {confidence}: {'; '.join(parts)}."
 
@@ -349,38 +341,30 @@ def _checked_timings(timings: Tensor) -> Tensor:
     return timings
 
 
-def _figure(duels: int, names: list[str]) -> go.FigureWidget:
+def _figure(duels: int, names: list[str]) -> go.Figure:
     """Draw what no control changes, and leave empty traces for what does."""
-    figure = make_subplots(1, 2, horizontal_spacing=0.16, column_widths=[0.6, 0.4], subplot_titles=(" ", " "))
-    for name, colour, symbol in (("within 5%", plots.BLUE, "circle"), ("further off", plots.VERMILLION, "x")):
-        figure.add_scatter(
-            mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": 7}, row=1, col=1
-        )
+    figure = look.panels(1, 2, (" ", " "), horizontal_spacing=0.16, column_widths=[0.6, 0.4])
+    for name, colour, symbol in (("within 5%", look.BLUE, "circle"), ("further off", look.VERMILLION, "x")):
+        marker = {"color": colour, "symbol": symbol, "size": 7}
+        figure.add_scatter(mode="markers", name=name, marker=marker, row=1, col=1)
     for name in names:
         figure.add_scatter(
             mode="markers+text",
             name=name,
             showlegend=False,
-            marker={"color": plots.BLUE, "size": 11},
+            marker={"color": look.BLUE, "size": 11},
             error_x={"type": "data", "symmetric": False, "width": 8, "thickness": 2},
             textposition="top center",
             cliponaxis=False,
             row=1,
             col=2,
         )
-    figure.add_vrect(x0=1 - TOLERANCE, x1=1 + TOLERANCE, fillcolor=plots.GREY, opacity=0.15, line_width=0, row=1, col=1)
-    for column in (1, 2):
-        figure.add_vline(x=1, line={"color": plots.INK, "width": 1}, row=1, col=column)
-    figure.update_layout(template=plots.TEMPLATE, autosize=True, height=440, margin={"t": 92, "r": 40})
-    figure.update_layout(legend={"y": 1.12})
-    figure.update_annotations(font_size=15)
-    ticks = [0.4, 0.5, 0.7, 1, 1.5, 2, 2.5]
-    labels = {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    ends = {"range": [-0.42, 0.42], "type": "log"}
-    figure.update_xaxes(title="time of A / time of B (log scale, cut at its ends)", row=1, col=1, **ends, **labels)
+    figure.add_vrect(x0=1 - TOLERANCE, x1=1 + TOLERANCE, fillcolor=look.GREY, opacity=0.15, line_width=0, row=1, col=1)
+    figure.add_vline(x=1, line={"color": look.INK, "width": 1})
+    figure.update_layout(height=440, margin={"t": 92, "r": 40}, legend={"y": 1.12})
+    axis = {"range": [-0.42, 0.42], "type": "log", **look.ticks([0.4, 0.5, 0.7, 1, 1.5, 2, 2.5])}
+    figure.update_xaxes(title="time of A / time of B (log scale, cut at its ends)", row=1, col=1, **axis)
     figure.update_yaxes(title="duel", range=[0, duels + 1], row=1, col=1)
     figure.update_xaxes(title="times as fast as the first chosen", row=1, col=2)
-    figure.update_yaxes(
-        categoryorder="array", categoryarray=names[::-1], type="category", range=[-0.6, len(names) - 0.4], row=1, col=2
-    )
-    return go.FigureWidget(figure)
+    rows = {"type": "category", "categoryorder": "array", "categoryarray": names[::-1]}
+    return figure.update_yaxes(range=[-0.6, len(names) - 0.4], row=1, col=2, **rows)

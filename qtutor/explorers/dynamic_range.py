@@ -3,15 +3,15 @@
 import math
 from dataclasses import dataclass, replace
 
-from qtutor import plots
 from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
-from qtutor.explorers.explorer import Explorer
+from qtutor.explorers.explorer import Explorer, start
+from qtutor.explorers.words import decibels
 from qtutor.observers import MinMaxObserver
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 SCHEMES = ("static", "per tensor", "per row")
@@ -21,7 +21,11 @@ FACTORS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 MOST_ROWS = 64
 
 _DRAWN = 128  # the most values of the row that are drawn: of more, every second, third, ... by size
-_LOOKS = ((plots.GREEN, "dot", "square-open"), (plots.VERMILLION, "solid", "x"), (plots.BLUE, "dash", "circle-open"))
+_LOOKS = (
+    look.Look(look.GREEN, "dot", "square-open"),
+    look.Look(look.VERMILLION, "solid", "x"),
+    look.Look(look.BLUE, "dash", "circle-open"),
+)
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,8 @@ def _sentence(batch: Batch, state: DynamicRangeState, result: DynamicRangeResult
     parts = []
     for scheme in SCHEMES:
         low, high = result.ranges[scheme]
-        quality = result.sqnr[scheme]
-        said = "without error" if math.isinf(quality) else f"SQNR {quality:.1f} dB"
-        parts.append(f"{scheme} {low:.3g} to {high:.3g}, {said}, {result.clipped[scheme]} of {count} values clipped")
+        quality = f"SQNR {decibels(result.sqnr[scheme])}, {result.clipped[scheme]} of {count} values clipped"
+        parts.append(f"{scheme} {low:.3g} to {high:.3g}, {quality}")
     moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
     return (
         f"Row {state.row} of {len(batch.x)}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "
@@ -161,7 +164,8 @@ class DynamicRangeExplorer(Explorer):
 
     Raises:
         TypeError: `x` or `calibration` is not a floating-point tensor.
-        ValueError: it holds NaN or infinity, or `x` has too few or too many rows, or `calibration` is empty.
+        ValueError: it holds NaN or infinity, or `x` has too few or too many rows, or `calibration` is empty; or a
+            control cannot start there.
     """
 
     def __init__(
@@ -175,19 +179,19 @@ class DynamicRangeExplorer(Explorer):
         bits: int = 8,
     ):
         x = random_rows() if x is None else x
-        self.batch = _ready(x, calibration)
-        last = len(self.batch.x) - 1
-        controls = {
-            "factor": ipywidgets.SelectionSlider(
-                options=[(f"x {f:g}", f) for f in FACTORS], value=factor, description="Neighbour"
-            ),
-            "shift": ipywidgets.FloatSlider(shift, min=-2, max=2, step=0.05, description="Shift"),
-            "bits": ipywidgets.IntSlider(bits, 2, 8, description="Bits"),
-            "row": ipywidgets.IntSlider(row, 0, last, description="Your row"),
-        }
-        super().__init__(controls, _figure(len(self.batch.x)))
-        if not x.numel():
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() == 0:
             self.show_only(f"The batch of shape {tuple(x.shape)} is empty: there is no row to look at.")
+            return
+        self.batch = _ready(x, calibration)
+        factors = [(f"x {f:g}", f) for f in FACTORS]
+        controls = {
+            "factor": ipywidgets.SelectionSlider(options=factors, description="Neighbour"),
+            "shift": ipywidgets.FloatSlider(0, min=-2, max=2, step=0.05, description="Shift"),
+            "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
+            "row": ipywidgets.IntSlider(0, 0, len(self.batch.x) - 1, description="Your row"),
+        }
+        start(controls, row=row, factor=factor, shift=shift, bits=bits)
+        super().__init__(controls, _figure(len(self.batch.x)))
 
     make_state = DynamicRangeState
 
@@ -228,56 +232,48 @@ def _bars(ends: Tensor, places: Tensor) -> tuple[list, list]:
     return x, [v for place in places.tolist() for v in (place, place, None)]
 
 
-def _figure(rows: int) -> go.FigureWidget:
+def _figure(rows: int) -> go.Figure:
     """Draw what no control changes, and leave empty traces for what does."""
     titles = ("Who is in the batch", "Your row: value and what is stored", "SQNR of your row")
-    figure = make_subplots(1, 3, horizontal_spacing=0.085, column_widths=[0.36, 0.32, 0.32], subplot_titles=titles)
+    figure = look.panels(1, 3, titles, horizontal_spacing=0.085, column_widths=[0.36, 0.32, 0.32])
     width = max(3, min(9, 90 // rows))
-    for name, colour in (("other rows", "#9AA5B1"), ("neighbour", plots.PURPLE), ("your row", plots.INK)):
-        look = {"mode": "lines", "line": {"color": colour, "width": width}, "hoverinfo": "skip"}
-        figure.add_scatter(name=name, row=1, col=1, **look)
-    for scheme, (colour, _, _) in zip(SCHEMES, _LOOKS, strict=True):
-        look = {"mode": "lines+markers", "line": {"color": colour, "width": 3}}
-        marker = {"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 3}}
-        figure.add_scatter(name=f"range, {scheme}", showlegend=False, marker=marker, row=1, col=1, **look)
-    for scheme, (colour, _, symbol) in zip(SCHEMES, _LOOKS, strict=True):
-        marker = {"symbol": symbol, "size": 7, "color": colour}
-        figure.add_scatter(name=scheme, legendgroup=scheme, mode="markers", marker=marker, row=1, col=2)
-    for scheme, (colour, dash, _) in zip(SCHEMES, _LOOKS, strict=True):
-        line = {"color": colour, "dash": dash, "width": 2.5}
+    for name, colour in (("other rows", look.SILVER), ("neighbour", look.PURPLE), ("your row", look.INK)):
+        line = {"color": colour, "width": width}
+        figure.add_scatter(name=name, mode="lines", line=line, hoverinfo="skip", row=1, col=1)
+    looks = dict(zip(SCHEMES, _LOOKS, strict=True))
+    for scheme, own in looks.items():
+        marker = {"symbol": "line-ns-open", "size": 14, "color": own.colour, "line": {"width": 3}}
+        drawn = {"mode": "lines+markers", "line": {"color": own.colour, "width": 3}, "marker": marker}
+        figure.add_scatter(name=f"range, {scheme}", showlegend=False, **drawn, row=1, col=1)
+    for scheme, own in looks.items():
+        figure.add_scatter(name=scheme, legendgroup=scheme, mode="markers", marker=own.marker(7), row=1, col=2)
+    for scheme, own in looks.items():
         place = {"legendgroup": scheme, "showlegend": False, "row": 1, "col": 3}
-        figure.add_scatter(name=scheme, mode="lines", line=line, **place)
-    for scheme, (colour, _, symbol) in zip(SCHEMES, _LOOKS, strict=True):
-        marker = {"symbol": symbol, "size": 12, "color": colour, "line": {"width": 2}}
+        figure.add_scatter(name=scheme, mode="lines", line=own.line(), **place)
+    for scheme, own in looks.items():
         place = {"legendgroup": scheme, "showlegend": False, "row": 1, "col": 3}
+        marker = {**own.marker(12), "line": {"width": 2}}
         figure.add_scatter(name=f"{scheme}, now", mode="markers", marker=marker, **place)
-    figure.update_layout(template=plots.TEMPLATE, autosize=True, height=430, margin={"t": 92, "l": 84})
-    figure.update_layout(legend={"y": 1.14})
-    figure.update_annotations(font_size=15)
-    every = math.ceil(rows / 16)
-    ticks = {"tickvals": [*range(0, rows, every), *(rows + 2.5 - i for i in range(3))]}
-    ticks["ticktext"] = [f"row {i}" for i in range(0, rows, every)] + list(SCHEMES)
+    figure.update_layout(height=430, margin={"t": 92, "l": 84}, legend={"y": 1.14})
+    numbers, above = range(0, rows, math.ceil(rows / 16)), [rows + 2.5, rows + 1.5, rows + 0.5]
+    ticks = {"tickvals": [*numbers, *above], "ticktext": [*(f"row {i}" for i in numbers), *SCHEMES]}
     figure.update_yaxes(range=[-0.7, rows + 3.2], showgrid=False, zeroline=False, **ticks, row=1, col=1)
     figure.update_xaxes(title="values: rows below, ranges above", row=1, col=1)
     figure.update_xaxes(title="true value", row=1, col=2)
     figure.update_yaxes(title="stored value", row=1, col=2)
-    shown = [1, 3, 10, 30, 100]
-    axis = {"type": "log", "tickvals": shown, "ticktext": [f"x {n}" for n in shown], "range": [-0.1, 2.1]}
+    axis = {"type": "log", "range": [-0.1, 2.1], **look.ticks([1, 3, 10, 30, 100], "x {}")}
     figure.update_xaxes(title="neighbour (log scale)", **axis, row=1, col=3)
-    figure.update_yaxes(title="dB", row=1, col=3)
-    return go.FigureWidget(figure)
+    return figure.update_yaxes(title="dB", row=1, col=3)
 
 
 def _ready(x: Tensor, calibration: Tensor | None) -> Batch:
     for name, tensor in (("x", x), ("calibration", calibration)):
-        if tensor is None or (name == "x" and isinstance(x, Tensor) and x.is_floating_point() and not x.numel()):
+        if tensor is None:
             continue
         try:
             MinMaxObserver().observe(tensor)
         except (TypeError, ValueError) as error:
             raise type(error)(f"DynamicRangeExplorer, {name}: {error}") from None
-    if not x.numel():
-        x = torch.zeros(2, 1)
     rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1] if x.dim() else 1)
     if not (4 * FACTORS[-1] * rows).isfinite().all():
         raise ValueError("DynamicRangeExplorer, x: values are too large to turn up or to shift")

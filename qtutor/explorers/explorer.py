@@ -7,16 +7,20 @@ draws a result into figure objects that already exist. Everything else stands he
 import asyncio
 import json
 import math
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qtutor import quick  # noqa: F401  before plotly
+from qtutor.plots import quick  # noqa: F401  before plotly
 
 import anywidget
 import ipywidgets
 import plotly.graph_objects as go
+import torch
 import traitlets
+from torch import Tensor
 
 
 class Sentence(anywidget.AnyWidget):
@@ -60,6 +64,29 @@ def slider_range(low: float, high: float, steps: int = 400) -> tuple[float, floa
     )
 
 
+def toggles(description: str, options: Sequence, width: str) -> ipywidgets.ToggleButtons:
+    """Return buttons of which one is pressed, each as wide as `width` says, the first pressed."""
+    return ipywidgets.ToggleButtons(
+        options=options, description=description, style={"button_width": width}, layout={"width": "max-content"}
+    )
+
+
+def every(count: int, step: int, through: int) -> tuple[Tensor, int]:
+    """Return every `step`-th number below `count` such that `through` is one of them, and its place among them."""
+    return torch.arange(through % step, count, step), through // step
+
+
+def start(controls: dict[str, ipywidgets.Widget], **values: Any) -> None:
+    """Set where controls start; None leaves one as it is.
+
+    Raises:
+        ValueError: a control cannot take its value.
+    """
+    for name, value in values.items():
+        if value is not None:
+            set_control(name, controls[name], value)
+
+
 def set_control(name: str, control: ipywidgets.Widget, value: Any) -> None:
     """Set one control.
 
@@ -78,6 +105,9 @@ def set_control(name: str, control: ipywidgets.Widget, value: Any) -> None:
 class Explorer(ipywidgets.VBox):
     """Controls above, a sentence that says the result in words, the figure below.
 
+    A page's messages may come in a thread of their own while a cell sets controls too. One lock sees to it that the
+    state, the figure and the sentence are those of one redraw.
+
     Attributes:
         state: the immutable state that the controls stand for.
         first_state: the state it opened in.
@@ -90,15 +120,16 @@ class Explorer(ipywidgets.VBox):
     patience = 1.0
     """Seconds after which a redraw no longer waits for a page that does not answer."""
 
-    def __init__(self, controls: dict[str, ipywidgets.Widget], figure: go.FigureWidget, *, buttons: tuple = ()):
+    def __init__(self, controls: dict[str, ipywidgets.Widget], figure: go.Figure, *, buttons: Sequence = ()):
         super().__init__()
         self.add_class("qtutor-explorer")
         self.controls = controls
-        self.figure = figure
-        figure._config = {**figure._config, "responsive": True, "displaylogo": False}
+        self.figure = go.FigureWidget(figure.update_layout(autosize=True))
+        self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False}
         self.sentence = Sentence()
         self.state: Any = None
         self.result: Any = None
+        self._lock = threading.RLock()
         self._held = False
         self._sent = 0.0
         self._waiting = False
@@ -106,16 +137,15 @@ class Explorer(ipywidgets.VBox):
             control.observe(self._on_change, names="value")
         self.sentence.observe(self._resume, names="drawn")
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        drawing = ipywidgets.Box([figure]).add_class(
-            "qtutor-figure"
-        )  # scrolls where the page is narrower than a figure
+        drawing = ipywidgets.Box([self.figure]).add_class("qtutor-figure")  # scrolls where the page is narrower
         self.children = [ipywidgets.Box([*controls.values(), *buttons], layout=row), self.sentence, drawing]
         self._redraw()
         self.first_state: Any = self.state
 
     def show_only(self, sentence: str) -> None:
-        """Stand for a case in which there is nothing to show, and say why."""
-        self.controls, self.children = {}, [self.sentence]
+        """Take the place of `__init__` where there is nothing to explore, and say why."""
+        Explorer.__init__(self, {}, go.Figure())
+        self.children = [self.sentence]
         self.sentence.text = sentence
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict:
@@ -147,22 +177,24 @@ class Explorer(ipywidgets.VBox):
         if unknown:
             there = f"there are {', '.join(self.controls)}" if self.controls else "there is nothing to control here"
             raise ValueError(f"no control named {', '.join(sorted(unknown))}: {there}")
-        before = {name: self.controls[name].value for name in values}
-        self._held = True
-        try:
-            for name, value in values.items():
-                set_control(name, self.controls[name], value)
-        except ValueError:
-            for name, value in before.items():
-                self.controls[name].value = value
-            raise
-        finally:
-            self._held = False
-        self._redraw()
+        with self._lock:
+            before = {name: self.controls[name].value for name in values}
+            self._held = True
+            try:
+                for name, value in values.items():
+                    set_control(name, self.controls[name], value)
+            except ValueError:
+                for name, value in before.items():
+                    self.controls[name].value = value
+                raise
+            finally:
+                self._held = False
+            self._redraw()
 
     def _on_change(self, _change: dict) -> None:
-        if not self._held:
-            self._redraw()
+        with self._lock:
+            if not self._held:
+                self._redraw()
 
     def _redraw(self) -> None:
         """Compute and draw the present state, or wait while the page still draws an earlier one.
@@ -170,28 +202,32 @@ class Explorer(ipywidgets.VBox):
         What changes meanwhile leaves only its last state behind: the states between are dropped, so a
         dragged slider is never followed by a queue of old pictures.
         """
-        if self._page_is_drawing():
-            if not self._waiting:
-                self._waiting = True
-                asyncio.get_running_loop().call_later(self.patience, self._resume)
-            return
-        state = self.make_state(**{name: control.value for name, control in self.controls.items()})
-        if state == self.state:
-            return
-        self.state = state
-        self.result = self.compute(state)
-        with self.figure.batch_update():
-            self.draw(self.result)
-        with self.sentence.hold_sync():
-            self.sentence.text = self.result.sentence
-            self.sentence.number += 1
-        self._sent = time.monotonic()
+        with self._lock:
+            if not self.controls:
+                return
+            if self._page_is_drawing():
+                if not self._waiting:
+                    asyncio.get_running_loop().call_later(self.patience, self._resume)
+                    self._waiting = True
+                return
+            state = self.make_state(**{name: control.value for name, control in self.controls.items()})
+            if state == self.state:
+                return
+            result = self.compute(state)
+            self.state, self.result = state, result
+            with self.figure.batch_update():
+                self.draw(result)
+            with self.sentence.hold_sync():
+                self.sentence.text = result.sentence
+                self.sentence.number += 1
+            self._sent = time.monotonic()
 
     def _page_is_drawing(self) -> bool:
         asked, drawn = self.sentence.number, self.sentence.drawn
         return 0 <= drawn < asked and time.monotonic() - self._sent < self.patience
 
     def _resume(self, _change: dict | None = None) -> None:
-        if self._waiting and not self._page_is_drawing():
-            self._waiting = False
-            self._redraw()
+        with self._lock:
+            if self._waiting and not self._page_is_drawing():
+                self._waiting = False
+                self._redraw()

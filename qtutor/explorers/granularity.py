@@ -3,15 +3,15 @@
 import math
 from dataclasses import dataclass, replace
 
-from qtutor import plots
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
-from qtutor.explorers.explorer import Explorer, set_control
+from qtutor.explorers.explorer import Explorer, every, start, toggles
+from qtutor.explorers.words import decibels
 from qtutor.observers import MinMaxObserver
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
@@ -107,7 +107,7 @@ class GranularityData:
         rows = weight.detach().movedim(output_axis, 0)
         widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
         step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))
-        kept, place = _every(len(rows), step, widest)
+        kept, place = every(len(rows), step, widest)
         return cls(rows[kept].to(torch.float32).contiguous(), output_axis, kept, len(rows), place)
 
     @property
@@ -115,11 +115,6 @@ class GranularityData:
         """The sizes of group that an output channel can be cut into."""
         size = self.weight[0].numel()
         return [n for n in range(2, size + 1) if size % n == 0] or [1]
-
-
-def _every(count: int, step: int, through: int) -> tuple[Tensor, int]:
-    """Every `step`-th number below `count` such that `through` is one of them, and its place among them."""
-    return torch.arange(through % step, count, step), through // step
 
 
 def explore_granularity(data: GranularityData, state: GranularityState) -> GranularityResult:
@@ -168,18 +163,14 @@ def _sentence(data: GranularityData, state: GranularityState, result: Granularit
     turned = (
         f"channel {int(data.kept[data.widest])} times {state.factor}" if state.factor > 1 else "no channel turned up"
     )
-    qualities = [
-        f"{name} without error" if quality == math.inf else f"{name} {quality:.1f} dB"
-        for name, quality in (
-            ("overall", result.overall),
-            ("median channel", result.median),
-            ("worst channel", result.worst),
-        )
-    ]
+    quality = (
+        f"overall {decibels(result.overall)}, median channel {decibels(result.median)}, "
+        f"worst channel {decibels(result.worst)}"
+    )
     channels = len(data.kept)
     sampled = f" All figures are those of {channels:,} of the {data.given:,} channels." if channels < data.given else ""
     return (
-        f"{shared}, {state.bits} bits, {turned}: SQNR {', '.join(qualities)}. The median channel uses "
+        f"{shared}, {state.bits} bits, {turned}: SQNR {quality}. The median channel uses "
         f"{int(result.codes.median())} of {2**state.bits} codes. Scales take {result.scale_bytes:,} bytes, "
         f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes.{sampled}"
     )
@@ -216,17 +207,14 @@ class GranularityExplorer(Explorer):
         widest_range = 2 * FACTORS[-1] * weight.detach().to(torch.float32)
         if bad := int((~widest_range.isfinite()).sum()):
             raise ValueError(f"{name}: {bad} of {weight.numel()} weights are NaN, infinite or too large to turn up")
-        empty = weight.numel() == 0
-        self.data = GranularityData.of(torch.zeros([1] * weight.dim()) if empty else weight, output_axis)
+        if weight.numel() == 0:
+            self.show_only(f"The weight of shape {shape} is empty: there is no value to quantize.")
+            return
+        self.data = GranularityData.of(weight, output_axis)
         sizes = self.data.group_sizes
         axes = [(f"{axis} (size {size})", axis) for axis, size in enumerate(shape)]
         controls = {
-            "granularity": ipywidgets.ToggleButtons(
-                options=["tensor", "channel", "group"],
-                description="A scale per",
-                style={"button_width": "5.5em"},
-                layout={"width": "max-content"},
-            ),
+            "granularity": toggles("A scale per", ["tensor", "channel", "group"], "5.5em"),
             "axis": ipywidgets.Dropdown(options=axes, value=output_axis, description="Scale axis"),
             "group_size": ipywidgets.SelectionSlider(
                 options=sizes, value=min(sizes, key=lambda n: abs(n - 32)), description="Group size"
@@ -235,13 +223,10 @@ class GranularityExplorer(Explorer):
             "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
-        set_control("granularity", controls["granularity"], granularity)
-        set_control("bits", controls["bits"], bits)
+        start(controls, granularity=granularity, bits=bits)
         channels = len(self.data.weight)
-        self._shown, place = _every(channels, math.ceil(channels / _DRAWN), self.data.widest)
+        self._shown, place = every(channels, math.ceil(channels / _DRAWN), self.data.widest)
         super().__init__(controls, _figure(self.data.kept[self._shown], place))
-        if empty:
-            self.show_only(f"The weight of shape {shape} is empty: there is no value to quantize.")
 
     make_state = GranularityState
 
@@ -260,27 +245,25 @@ class GranularityExplorer(Explorer):
         overall.text, median.text = ["", f"overall {result.overall:.1f}"], ["", f"median {result.median:.1f}"]
 
 
-def _figure(channels: Tensor, widest: int) -> go.FigureWidget:
+def _figure(channels: Tensor, widest: int) -> go.Figure:
     """Draw what no control changes, and leave the heights of the bars and lines open."""
-    titles = ("Range of the weights (▾ turned up)", "Codes in use", "SQNR of each channel")
-    figure = make_subplots(1, 3, horizontal_spacing=0.075, subplot_titles=titles)
-    for column, (name, colour) in enumerate((("range", plots.BLUE), ("codes", plots.GREEN), ("SQNR", plots.GREY)), 1):
-        colours = [plots.VERMILLION if place == widest else colour for place in range(len(channels))]
+    figure = look.panels(
+        1, 3, ("Range of the weights (▾ turned up)", "Codes in use", "SQNR of each channel"), horizontal_spacing=0.075
+    )
+    for column, (name, colour) in enumerate((("range", look.BLUE), ("codes", look.GREEN), ("SQNR", look.GREY)), 1):
+        colours = [look.VERMILLION if place == widest else colour for place in range(len(channels))]
         figure.add_bar(x=channels.numpy(), name=name, marker_color=colours, marker_line_width=0, row=1, col=column)
     ends = [int(channels[0]) - 0.5, int(channels[-1]) + 0.5]
     for name, dash, place in (("overall", "solid", "top right"), ("median", "dash", "bottom right")):
-        label = {"mode": "lines+text", "textposition": place, "textfont": {"color": plots.INK}, "cliponaxis": False}
-        line = {"color": plots.INK, "dash": dash, "width": 2}
+        label = {"mode": "lines+text", "textposition": place, "textfont": {"color": look.INK}, "cliponaxis": False}
+        line = {"color": look.INK, "dash": dash, "width": 2}
         figure.add_scatter(x=ends, name=name, line=line, row=1, col=3, **label)
-    figure.update_layout(
-        template=plots.TEMPLATE, showlegend=False, autosize=True, bargap=0.15, margin={"t": 60, "r": 104}
-    )
-    figure.update_annotations(font_size=15, yshift=12)
+    figure.update_layout(showlegend=False, bargap=0.15, margin={"t": 60, "r": 104})
+    figure.update_annotations(yshift=12)
     for axis in ("x", "x2", "x3"):
         place = {"x": int(channels[widest]), "xref": axis, "y": 1, "yref": "paper", "yanchor": "bottom"}
-        figure.add_annotation(text="▾", showarrow=False, font={"color": plots.VERMILLION, "size": 18}, **place)
+        figure.add_annotation(text="▾", showarrow=False, font={"color": look.VERMILLION, "size": 18}, **place)
     figure.update_xaxes(title="output channel", range=ends)
     figure.update_yaxes(title="weight", row=1, col=1)
     figure.update_yaxes(title="different codes", rangemode="tozero", row=1, col=2)
-    figure.update_yaxes(title="dB", rangemode="tozero", row=1, col=3)
-    return go.FigureWidget(figure)
+    return figure.update_yaxes(title="dB", rangemode="tozero", row=1, col=3)

@@ -2,16 +2,15 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qtutor import plots
-from qtutor.explorers.explorer import Explorer
+from qtutor.explorers.explorer import Explorer, every
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -77,7 +76,7 @@ class IntegerResult:
     high: int
     walked: int
     code: int
-    sentence: str = field(default="")
+    sentence: str = ""
 
 
 class IntegerLayer:
@@ -266,33 +265,35 @@ class IntegerExplorer(Explorer):
             name: ipywidgets.IntSlider(value, 0, size - 1, description=name.capitalize())
             for name, size, value in zip(names, shape, middle, strict=True)
         }
-        self._map = self.layer.outputs if len(shape) > 2 else self.layer.outputs[:, None]  # as places of one channel
         super().__init__(controls, _figure(self.layer, len(shape) - 2))
 
     make_state = IntegerState
 
     def compute(self, state: IntegerState) -> IntegerResult:
         result = self.layer.walk(state)
-        return IntegerResult(**{**vars(result), "sentence": _sentence(self.layer, result)})
+        return replace(result, sentence=_sentence(self.layer, result))
 
     def draw(self, result: IntegerResult) -> None:
         state, layer = self.state, self.layer
         places, mark, patch, weights, products, total, real, code = self.figure.data
-        linear = layer.outputs.dim() == 2
-        shown = self._map[state.sample, 0 if linear else state.channel]
+        if layer.outputs.dim() == 2:
+            shown, place = layer.outputs[state.sample], state.channel
+        else:
+            shown, place = layer.outputs[state.sample, state.channel], state.column
         if shown.dim() == 3:
             shown = shown[state.depth]
-        image = _rows(shown, wide=linear)
-        places.z, width = image.numpy(), image.shape[-1]
-        mark.x, mark.y = (
-            ([state.channel % width], [state.channel // width]) if linear else ([state.column], [state.row])
-        )
+        image = _image(shown)
+        row, column = divmod(place, image.shape[1]) if shown.dim() == 1 else (state.row, state.column)
+        rows, _ = every(len(image), math.ceil(len(image) / _MOST), row)
+        places.z, places.y = image[rows].numpy(), rows.numpy()
+        mark.x, mark.y = [column], [row]
         centred = result.patch - layer.zero_point, result.weights - layer.weight_zero_points[state.channel]
         for trace, values in zip((patch, weights, products), (*centred, result.products), strict=True):
-            trace.z = _rows(values).numpy()
+            image = _image(values)
+            trace.z = image[:: math.ceil(len(image) / _MOST)].numpy()
         sums = torch.cat([torch.zeros(1).long(), result.products.flatten().cumsum(0)])
-        every = torch.arange(len(sums) - 1, -1, -math.ceil(len(sums) / _POINTS)).flip(0)  # the last is one of them
-        total.x, total.y = every.numpy(), sums[every].numpy()
+        added, _ = every(len(sums), math.ceil(len(sums) / _POINTS), len(sums) - 1)
+        total.x, total.y = added.numpy(), sums[added].numpy()
         end = result.scaled + layer.output_zero_point
         real.x, code.x = [end], [result.code]
         real.y, code.y = [1], [0]  # a property that one trace gets, the page takes from those that do not
@@ -300,18 +301,15 @@ class IntegerExplorer(Explorer):
         self.figure.layout.xaxis6.range = [min(-25, end - 40), max(280, end + 40)]
 
 
-def _rows(values: Tensor, *, wide: bool = False) -> Tensor:
-    """Values as an image: a kernel of one channel as it is, else a row a channel; NaN where there is no value."""
-    if values.dim() == 1 and (wide or len(values) > 1):  # features
-        columns = 8 if len(values) <= 64 else 16 if len(values) <= 512 else 32
-        image = functional.pad(values.float(), (0, -len(values) % columns), value=math.nan).view(-1, columns)
-    elif values.dim() > 2 and len(values) == 1:
-        image = values[0].flatten(0, -2).float()
-    elif wide or values.dim() < 2:
-        image = values.reshape(1, -1).float()
-    else:
-        image = values.flatten(1).float() if values.dim() > 2 else values.float()
-    return image[:: math.ceil(len(image) / _MOST)]
+def _image(values: Tensor) -> Tensor:
+    """Values in rows and columns: a row a channel, of one channel as its kernel is; NaN where there is no value."""
+    if values.dim() < 2:  # features
+        values = values.flatten().float()
+        columns = 1 if len(values) == 1 else 8 if len(values) <= 64 else 16 if len(values) <= 512 else 32
+        return functional.pad(values, (0, -len(values) % columns), value=math.nan).view(-1, columns)
+    if values.dim() == 2:
+        return values.float()
+    return (values[0].flatten(0, -2) if len(values) == 1 else values.flatten(1)).float()
 
 
 def _sentence(layer: IntegerLayer, result: IntegerResult) -> str:
@@ -331,7 +329,7 @@ def _sentence(layer: IntegerLayer, result: IntegerResult) -> str:
     )
 
 
-def _figure(layer: IntegerLayer, places: int) -> go.FigureWidget:
+def _figure(layer: IntegerLayer, places: int) -> go.Figure:
     """Draw what no control changes, and leave open what the walk fills in."""
     titles = (
         "Codes that come out" if places else "Codes of all outputs",
@@ -342,51 +340,46 @@ def _figure(layer: IntegerLayer, places: int) -> go.FigureWidget:
         "(sum + bias) × M + z, rounded and clamped",
     )
     specs = [[{}, {}, {}, {}], [{"colspan": 2}, None, {"colspan": 2}, None]]
-    figure = make_subplots(
-        2, 4, specs=specs, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.2, row_heights=[3, 2]
-    )
-    signed = {"colorscale": "PuOr", "zmid": 0}
-    span = (layer.codes - layer.zero_point).aminmax()
-    bar = {"showscale": False, "hovertemplate": "%{z}<extra></extra>", "xgap": 1, "ygap": 1}
-    cells = layer.weights[0].numel()
-    if cells <= _WRITTEN:
-        bar |= {"texttemplate": "%{z:d}"}
+    spacing = {"horizontal_spacing": 0.06, "vertical_spacing": 0.2, "row_heights": [3, 2]}
+    figure = look.panels(2, 4, titles, specs=specs, **spacing)
+    bare = {"showscale": False, "hovertemplate": "%{z}<extra></extra>", "xgap": 1, "ygap": 1}
     most = max(layer.low + 1, int(layer.outputs.max()))
-    figure.add_heatmap(colorscale="Blues", zmin=layer.low, zmax=most, **{**bar, "texttemplate": None}, row=1, col=1)
-    marker = {"symbol": "square-open", "size": 16, "color": plots.VERMILLION, "line": {"width": 3}}
+    figure.add_heatmap(colorscale="Blues", zmin=layer.low, zmax=most, **bare, row=1, col=1)
+    marker = {"symbol": "square-open", "size": 16, "color": look.VERMILLION, "line": {"width": 3}}
     figure.add_scatter(mode="markers", marker=marker, hoverinfo="skip", row=1, col=1)
-    reach = max(1, -int(span.min), int(span.max))
-    figure.add_heatmap(**signed, **bar, zmin=-reach, zmax=reach, row=1, col=2)
-    figure.add_heatmap(**signed, **bar, zmin=-128, zmax=128, row=1, col=3)
-    figure.add_heatmap(**signed, **bar, row=1, col=4)
-    figure.add_scatter(mode="lines", line={"color": plots.BLUE, "shape": "hv", "width": 2}, row=2, col=1)
-    for colour, symbol, place in (
-        (plots.VERMILLION, "diamond", "top center"),
-        (plots.BLUE, "circle", "bottom center"),
-    ):
-        look = {"marker": {"color": colour, "symbol": symbol, "size": 13}, "textposition": place, "cliponaxis": False}
-        figure.add_scatter(mode="markers+text", **look, row=2, col=3)
+    signed = {"colorscale": "PuOr", "zmid": 0, **bare}
+    if layer.weights[0].numel() <= _WRITTEN:
+        signed["texttemplate"] = "%{z:d}"
+    reach = max(1, int((layer.codes - layer.zero_point).abs().max()))
+    figure.add_heatmap(zmin=-reach, zmax=reach, **signed, row=1, col=2)
+    figure.add_heatmap(zmin=-128, zmax=128, **signed, row=1, col=3)
+    figure.add_heatmap(**signed, row=1, col=4)
+    figure.add_scatter(mode="lines", line={"color": look.BLUE, "shape": "hv", "width": 2}, row=2, col=1)
+    for colour, symbol, side in ((look.VERMILLION, "diamond", "top center"), (look.BLUE, "circle", "bottom center")):
+        marker = {"color": colour, "symbol": symbol, "size": 13}
+        figure.add_scatter(mode="markers+text", marker=marker, textposition=side, cliponaxis=False, row=2, col=3)
     figure.add_vrect(
-        x0=layer.low, x1=layer.high, fillcolor=plots.GREEN, opacity=0.1, line_width=0, row=2, col=3, layer="below"
+        x0=layer.low, x1=layer.high, fillcolor=look.GREEN, opacity=0.1, line_width=0, row=2, col=3, layer="below"
     )
-    figure.update_layout(template=plots.TEMPLATE, showlegend=False, autosize=True, height=560, margin={"t": 56})
-    figure.update_annotations(font_size=15, yshift=8)
-    figure.update_yaxes(autorange="reversed", row=1)
+    figure.update_layout(showlegend=False, height=560, margin={"t": 56})
+    figure.update_annotations(yshift=8)
+    _name_axes(figure, layer, places)
+    return figure
+
+
+def _name_axes(figure: go.Figure, layer: IntegerLayer, places: int) -> None:
     hidden = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
     figure.update_xaxes(row=1, **hidden)
-    figure.update_yaxes(row=1, **hidden)
+    figure.update_yaxes(row=1, autorange="reversed", **hidden)
     outputs = ("column", "row") if places > 1 else ("position", "") if places else ("output feature", "")
-    figure.update_xaxes(title=outputs[0], row=1, col=1)
-    figure.update_yaxes(title=outputs[1], row=1, col=1)
     inputs = ("place in the kernel", "input channel") if places else ("input feature", "")
     if places and layer.weights.shape[1] == 1:
         inputs = ("column of the kernel", "row")
-    for column in (2, 3, 4):
-        figure.update_xaxes(title=inputs[0], row=1, col=column)
-    figure.update_yaxes(title=inputs[1], row=1, col=2)
+    for column, (across, down) in enumerate((outputs, inputs, (inputs[0], ""), (inputs[0], "")), start=1):
+        figure.update_xaxes(title=across, row=1, col=column)
+        figure.update_yaxes(title=down, row=1, col=column)
     figure.update_xaxes(title="products added", row=2, col=1)
     figure.update_yaxes(title="sum", row=2, col=1)
     figure.update_xaxes(title="output code (shaded: what the clamp lets through)", row=2, col=3)
     steps = {"tickvals": [1, 0], "ticktext": ["before", "after"], "range": [-0.9, 1.9], "showgrid": False}
     figure.update_yaxes(row=2, col=3, **steps)
-    return go.FigureWidget(figure)

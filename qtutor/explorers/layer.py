@@ -3,15 +3,15 @@
 import math
 from dataclasses import dataclass, replace
 
-from qtutor import plots
 from qtutor.diagnosis import Diagnosis, Measured
 from qtutor.diagnosis.statistics import ChannelSums
-from qtutor.explorers.explorer import Explorer
+from qtutor.explorers.explorer import Explorer, every, start, toggles
+from qtutor.explorers.words import decibels
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 _BINS = 60
@@ -67,32 +67,27 @@ class LayerExplorer(Explorer):
             raise TypeError(
                 f"LayerExplorer needs a Diagnosis, got {type(diagnosis).__name__}: pass diagnose(model, data)"
             )
+        names = list(diagnosis.table["layer"])
+        if not names:
+            self.show_only("The diagnosis has no layer: there is nothing to choose from.")
+            return
         self.diagnosis = diagnosis.quick(0.3)
         self.tries: dict[LayerState, Measured] = {}
         self._frontiers: dict[str, tuple[Measured, ...]] = {}
-        names = list(diagnosis.table["layer"])
-        self._looks = {name: _Look.of(diagnosis, name) for name in names}
+        self._layers = {name: _Layer.of(diagnosis, name) for name in names}
         controls = {
             "keep_float": ipywidgets.SelectMultiple(
                 options=names,
-                value=(),
                 description="Keep in float",
                 rows=min(8, max(2, len(names))),
                 layout={"width": "26em"},
                 style={"description_width": "max-content"},
             ),
-            "weights": ipywidgets.ToggleButtons(
-                options=["tensor", "channel"],
-                value=diagnosis.configuration.weights,
-                description="A scale per",
-                style={"button_width": "5.5em"},
-                layout={"width": "max-content"},
-            ),
-            "layer": ipywidgets.SelectionSlider(options=names or [""], description="Look at", layout={"width": "28em"}),
+            "weights": toggles("A scale per", ["tensor", "channel"], "5.5em"),
+            "layer": ipywidgets.SelectionSlider(options=names, description="Look at", layout={"width": "28em"}),
         }
+        start(controls, weights=diagnosis.configuration.weights)
         super().__init__(controls, _figure(self.diagnosis))
-        if not names:
-            self.show_only("The diagnosis has no layer: there is nothing to choose from.")
 
     def make_state(self, keep_float: tuple[str, ...], weights: str, layer: str) -> LayerState:
         return LayerState(tuple(sorted(keep_float)), weights, layer)
@@ -111,32 +106,29 @@ class LayerExplorer(Explorer):
         return self._frontiers[weights]
 
     def compute(self, state: LayerState) -> LayerResult:
-        if not state.layer:
-            return LayerResult(Measured(math.nan, math.nan, 0), (), "")
         measured = self.measure(state.weights, state.keep_float)
         result = LayerResult(measured, self.frontier(state.weights), "")
         return replace(result, sentence=self._sentence(state, result))
 
     def draw(self, result: LayerResult) -> None:
         state, figure = self.state, self.figure
-        if not state.layer:
-            return
         self.tries[replace(state, layer="")] = result.measured
-        tool, tried, best, now, *looks = figure.data
+        tool, tried, best, now, *layer_traces = figure.data
+        histograms, ranges = layer_traces[:2], layer_traces[2:]
+        smallest = self.best()
         for trace, points in (
             (tool, result.frontier),
-            (tried, tuple(self.tries.values())[-200:]),
-            (best, tuple(filter(None, [self.best()]))),
-            (now, (result.measured,)),
+            (tried, [*self.tries.values()][-200:]),
+            (best, [smallest] if smallest else []),
+            (now, [result.measured]),
         ):
             trace.x, trace.y = [p.bytes / 1000 for p in points], [self._height(p) for p in points]
-        look = self._looks[state.layer]
-        for trace, (x, y) in zip(looks[:2], (look.weights, look.activations), strict=True):
+        layer = self._layers[state.layer]
+        for trace, (x, y) in zip(histograms, (layer.weights, layer.activations), strict=True):
             trace.x, trace.y = x, y
-        for trace, (x, low, high) in zip(looks[2:], (look.weight_ranges, look.activation_ranges), strict=True):
+        for trace, (x, low, high) in zip(ranges, (layer.weight_ranges, layer.activation_ranges), strict=True):
             trace.x, trace.base, trace.y = x, low, high - low
-        title = next(a for a in figure.layout.annotations if a.name == "activations")
-        title.text = look.side
+        figure.layout.annotations[3].text = layer.side
 
     def best(self) -> Measured | None:
         """Your smallest choice that is as good as the goal, if there is one."""
@@ -162,13 +154,13 @@ class LayerExplorer(Explorer):
         rival = f"; the tool reaches it with {tool:,}" if tool else "; the tool does not reach it this way"
         advice = f"; {row['suggestion']}" if row["suggestion"] else ""
         return (
-            f"{kept}, a scale per {state.weights}: {quality}SQNR {measured.sqnr:.1f} dB in {measured.bytes:,} bytes, "
-            f"which {goal}{rival}. {state.layer}: {row['finding']}{advice}."
+            f"{kept}, a scale per {state.weights}: {quality}SQNR {decibels(measured.sqnr)} in {measured.bytes:,} "
+            f"bytes, which {goal}{rival}. {state.layer}: {row['finding']}{advice}."
         )
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
+class _Layer:
     """What is drawn of one layer: two histograms and the ranges of two kinds of channels."""
 
     weights: tuple
@@ -178,7 +170,7 @@ class _Look:
     side: str
 
     @classmethod
-    def of(cls, diagnosis: Diagnosis, name: str) -> "_Look":
+    def of(cls, diagnosis: Diagnosis, name: str) -> "_Layer":
         statistics, histograms = diagnosis.statistics[name], diagnosis.histograms(name)
         side = statistics.worst_side
         sums = statistics.sides.get(side) or ChannelSums(low=torch.zeros(1), high=torch.zeros(1))
@@ -206,54 +198,31 @@ def _coarser(edges: Tensor, counts: Tensor) -> tuple:
 
 
 def _ranges(low: Tensor, high: Tensor) -> tuple:
-    step = math.ceil(len(low) / _CHANNELS)
     widest = int(torch.maximum(-low, high).argmax())
-    shown = torch.arange(widest % step, len(low), step)
+    shown, _ = every(len(low), math.ceil(len(low) / _CHANNELS), widest)
     return shown.numpy(), low[shown].float().numpy(), high[shown].float().numpy()
 
 
-def _figure(diagnosis: Diagnosis) -> go.FigureWidget:
-    titles = (
-        "What is left, and in how many bytes",
-        "Weights",
-        "Weight range of each channel",
-        " ",
-        "Range of each channel",
-    )
-    figure = make_subplots(
-        2,
-        3,
-        specs=[[{"rowspan": 2}, {}, {}], [None, {}, {}]],
-        column_widths=[0.42, 0.29, 0.29],
-        horizontal_spacing=0.075,
-        vertical_spacing=0.24,
-        subplot_titles=titles,
-    )
-    figure.layout.annotations[3].name = "activations"
-    looks = (
-        ("the tool", {"mode": "lines+markers", "line": {"color": plots.GREY, "dash": "dash"}, "marker": {"size": 7}}),
-        ("tried", {"mode": "markers", "marker": {"color": "#9CC9E3", "size": 8}}),
-        ("your best", {"mode": "markers", "marker": {"color": plots.GREEN, "size": 18, "symbol": "star"}}),
-        ("now", {"mode": "markers", "marker": {"color": plots.VERMILLION, "size": 12, "symbol": "diamond"}}),
-    )
-    for name, look in looks:
-        figure.add_scatter(x=[], y=[], name=name, cliponaxis=False, row=1, col=1, **look)
-    for row, colour in ((1, plots.BLUE), (2, plots.PURPLE)):
-        figure.add_bar(x=[], y=[], marker_color=colour, marker_line_width=0, showlegend=False, row=row, col=2)
-    for row, colour in ((1, plots.BLUE), (2, plots.PURPLE)):
-        figure.add_bar(x=[], y=[], marker_color=colour, marker_line_width=0, showlegend=False, row=row, col=3)
-    figure.update_layout(
-        template=plots.TEMPLATE,
-        height=470,
-        autosize=True,
-        bargap=0.05,
-        margin={"t": 48},
-        legend={"x": 0, "y": -0.14, "yanchor": "top"},
-    )
+def _figure(diagnosis: Diagnosis) -> go.Figure:
+    """Draw what no control changes, and leave empty traces for what does."""
+    layer = ("Weights", "Weight range of each channel", " ", "Range of each channel")
+    specs = [[{"rowspan": 2}, {}, {}], [None, {}, {}]]
+    widths = {"column_widths": [0.42, 0.29, 0.29], "horizontal_spacing": 0.075, "vertical_spacing": 0.24}
+    figure = look.panels(2, 3, ("What is left, and in how many bytes", *layer), specs=specs, **widths)
     figure.update_annotations(font_size=14)
-    everything = diagnosis.experiment.bytes(
-        replace(diagnosis.configuration, keep_float=tuple(diagnosis.table["layer"]))
-    )
+    for name, drawn in (
+        ("the tool", {"mode": "lines+markers", "line": {"color": look.GREY, "dash": "dash"}, "marker": {"size": 7}}),
+        ("tried", {"mode": "markers", "marker": {"color": look.SKY, "size": 8}}),
+        ("your best", {"mode": "markers", "marker": {"color": look.GREEN, "size": 18, "symbol": "star"}}),
+        ("now", {"mode": "markers", "marker": {"color": look.VERMILLION, "size": 12, "symbol": "diamond"}}),
+    ):
+        figure.add_scatter(x=[], y=[], name=name, cliponaxis=False, row=1, col=1, **drawn)
+    for column in (2, 3):
+        for row, colour in ((1, look.BLUE), (2, look.PURPLE)):
+            bars = {"marker_color": colour, "marker_line_width": 0, "showlegend": False}
+            figure.add_bar(x=[], y=[], row=row, col=column, **bars)
+    figure.update_layout(height=470, bargap=0.05, margin={"t": 48}, legend={"x": 0, "y": -0.14, "yanchor": "top"})
+    everything = diagnosis.experiment.bytes(replace(diagnosis.configuration, keep_float=tuple(diagnosis.table["layer"])))
     figure.update_xaxes(title="kilobytes", range=[0, 1.05 * everything / 1000], row=1, col=1)
     if diagnosis.metric_name == "accuracy":
         figure.update_yaxes(title="accuracy", tickformat=".0%", range=[-0.03, 1.05], row=1, col=1)
@@ -261,5 +230,4 @@ def _figure(diagnosis: Diagnosis) -> go.FigureWidget:
         figure.update_yaxes(title=diagnosis.metric_name or "SQNR of the output, dB", row=1, col=1)
     figure.update_yaxes(title="count (log)", type="log", dtick=1, col=2)
     figure.update_xaxes(title="value", col=2)
-    figure.update_xaxes(title="channel", col=3)
-    return go.FigureWidget(figure)
+    return figure.update_xaxes(title="channel", col=3)

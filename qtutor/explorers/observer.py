@@ -5,16 +5,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qtutor import plots
 from qtutor.affine import QParams, choose_qparams, grid
-from qtutor.explorers.explorer import Explorer, set_control
+from qtutor.explorers.dynamic_range import random_rows
+from qtutor.explorers.explorer import Explorer, start
+from qtutor.explorers.words import decibels
 from qtutor.histogram import StreamingHistogram
 from qtutor.observers import BINS, HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 OBSERVERS = ("min-max", "moving average", "percentile", "squared error", "entropy")
@@ -22,14 +23,6 @@ OBSERVERS = ("min-max", "moving average", "percentile", "squared error", "entrop
 
 STRENGTHS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 MOST_BATCHES = 32
-
-_LOOKS = (  # colour, dash, symbol
-    (plots.VERMILLION, "solid", "circle"),
-    (plots.BLUE, "dash", "square"),
-    (plots.GREEN, "dot", "diamond"),
-    (plots.PURPLE, "dashdot", "triangle-up"),
-    (plots.INK, "longdash", "x"),
-)
 
 
 @dataclass(frozen=True)
@@ -167,7 +160,7 @@ def _describe(stream: Stream, state: ObserverState, ranges: dict, sqnr: dict) ->
     else:
         tense = "is still to come" if state.hot_batch > state.seen else "was among them"
         hot = f"a value {state.strength:g} times the largest, in batch {state.hot_batch}, {tense}"
-    parts = [f"{name} {low:.3g} to {high:.3g} ({sqnr[name]:.1f} dB)" for name, (low, high) in ranges.items()]
+    parts = [f"{name} {low:.3g} to {high:.3g} ({decibels(sqnr[name])})" for name, (low, high) in ranges.items()]
     best = max(sqnr, key=sqnr.get)
     return (
         f"{state.seen} of {len(stream)} batches seen; {hot}. Ranges at {state.bits} bits, and the SQNR of the whole "
@@ -198,13 +191,16 @@ class ObserverExplorer(Explorer):
         hot_batch: int | None = None,
         bits: int = 8,
     ):
-        batches = random_stream() if batches is None else batches
+        batches = [*random_rows(16, 4096).relu()] if batches is None else batches
         if not isinstance(batches, Sequence):
             kind = "one tensor: cut it with x.split(64)" if isinstance(batches, Tensor) else type(batches).__name__
             raise TypeError(f"ObserverExplorer needs a sequence of batches, got {kind}")
         if len(batches) > MOST_BATCHES:
             raise ValueError(f"ObserverExplorer takes up to {MOST_BATCHES} batches, got {len(batches)}: pass some")
-        self.stream = Stream(batches or [torch.zeros(1)])
+        if not batches:
+            self.show_only("The stream holds no batch: there is nothing to observe.")
+            return
+        self.stream = Stream(batches)
         hottest = STRENGTHS[-1] * abs(self.stream.largest)
         if 2 * hottest > torch.finfo(torch.float32).max:
             raise ValueError(
@@ -220,16 +216,8 @@ class ObserverExplorer(Explorer):
             "hot_batch": ipywidgets.IntSlider((last + 2) // 3, 1, last, description="Hot batch"),
             "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
         }
-        for name, value in (("seen", seen), ("strength", strength), ("hot_batch", hot_batch), ("bits", bits)):
-            if value is not None:
-                set_control(name, controls[name], value)
-        figure = _figure(last)
-        self._lines = figure.data
-        self._marks = figure.layout.shapes
-        self._width_axis = figure.layout.yaxis
-        super().__init__(controls, figure)
-        if not batches:
-            self.show_only("The stream holds no batch: there is nothing to observe.")
+        start(controls, seen=seen, strength=strength, hot_batch=hot_batch, bits=bits)
+        super().__init__(controls, _figure(last))
 
     make_state = ObserverState
 
@@ -237,51 +225,31 @@ class ObserverExplorer(Explorer):
         return explore_observers(self.stream, state)
 
     def draw(self, result: ObserverResult) -> None:
-        seen, count = torch.arange(1, self.state.seen + 1).numpy(), len(OBSERVERS)
-        width = (result.qparams.high - result.qparams.low).numpy()
-        for i in range(count):
-            for line, values in ((self._lines[i], width[i]), (self._lines[count + i], result.history[i].numpy())):
-                line.x, line.y = seen, values[: self.state.seen]
+        seen, last = torch.arange(1, self.state.seen + 1).numpy(), self.state.seen
+        width, history = (result.qparams.high - result.qparams.low).numpy(), result.history.numpy()
+        for line, values in zip(self.figure.data, (*width, *history), strict=True):
+            line.x, line.y = seen, values[:last]
         # Plotly's own ticks are good within a factor of two; across more it labels 30 as "3".
-        shown = width[:, : self.state.seen]
-        self._width_axis.tickmode = "array" if shown.max() > 2 * shown.min() else "auto"
-        for mark in self._marks:
+        shown = width[:, :last]
+        self.figure.layout.yaxis.tickmode = "array" if shown.max() > 2 * shown.min() else "auto"
+        for mark in self.figure.layout.shapes:
             mark.x0 = mark.x1 = self.state.hot_batch
             mark.visible = self.state.strength > 1
 
 
-def _figure(batches: int) -> go.FigureWidget:
+def _figure(batches: int) -> go.Figure:
     """Draw what no control changes, and leave empty traces for what does."""
     titles = ("Width of the range (log scale)", "SQNR of the whole clean stream")
-    figure = make_subplots(1, 2, horizontal_spacing=0.1, subplot_titles=titles)
+    figure = look.panels(1, 2, titles, horizontal_spacing=0.1)
     size = 7 if batches <= 16 else 5
     for column, axis in ((1, ""), (2, "2")):
-        for name, (colour, dash, symbol) in zip(OBSERVERS, _LOOKS, strict=True):
-            figure.add_scatter(
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                mode="lines+markers",
-                line={"color": colour, "dash": dash, "width": 2},
-                marker={"symbol": symbol, "size": size},
-                row=1,
-                col=column,
-            )
+        for name, series in zip(OBSERVERS, look.LOOKS, strict=True):
+            place = {"legendgroup": name, "showlegend": column == 1, "row": 1, "col": column}
+            drawn = {"mode": "lines+markers", "line": series.line(2), "marker": series.marker(size)}
+            figure.add_scatter(name=name, **drawn, **place)
         place = {"xref": f"x{axis}", "yref": f"y{axis} domain", "x0": 1, "x1": 1, "y0": 0, "y1": 1}
-        figure.add_shape(type="line", line={"color": plots.GREY, "dash": "dot", "width": 1.5}, **place)
-    figure.update_layout(template=plots.TEMPLATE, autosize=True, height=420, margin_t=84)
-    figure.update_layout(legend={"y": 1.12})
-    figure.update_annotations(font_size=15)
+        figure.add_shape(type="line", line={"color": look.GREY, "dash": "dot", "width": 1.5}, **place)
+    figure.update_layout(height=420, margin_t=84, legend={"y": 1.12})
     figure.update_xaxes(range=[0.5, batches + 0.5], title="batches seen (dotted: the hot one)")
-    ticks = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 2, 5)]
-    labels = {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    figure.update_yaxes(type="log", title="unit of the values", **labels, row=1, col=1)
-    figure.update_yaxes(title="dB", row=1, col=2)
-    return go.FigureWidget(figure)
-
-
-def random_stream(batches: int = 16, size: int = 4096) -> list[Tensor]:
-    """Return batches of normal values after a ReLU, each with a spread of its own; always the same."""
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.rand(batches, 1, generator=generator) + 0.5
-    return list((torch.randn(batches, size, generator=generator) * spread).relu())
+    figure.update_yaxes(type="log", title="unit of the values", **look.ticks(look.ONE_TWO_FIVE), row=1, col=1)
+    return figure.update_yaxes(title="dB", row=1, col=2)

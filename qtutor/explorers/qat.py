@@ -1,16 +1,16 @@
 """QATExplorer: one weight in training, with the true gradient, with straight-through, and with a learned scale."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qtutor import plots
 from qtutor.affine import grid
-from qtutor.explorers.explorer import Explorer
+from qtutor.explorers.explorer import Explorer, start
+from qtutor.explorers.words import counted
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 LANES = ("true gradient", "STE", "LSQ")
@@ -19,8 +19,6 @@ LANES = ("true gradient", "STE", "LSQ")
 STEPS = 60
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3)
 SMALLEST_SCALE = 0.02
-
-_LOOKS = ((plots.VERMILLION, "x"), (plots.BLUE, "circle"), (plots.GREEN, "diamond"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def train_one_weight(weight: float, scale: float, state: QATState) -> tuple[Tens
     """
     low, high = grid(state.bits)
     lanes = []
-    for moves, learns in ((False, False), (True, False), (True, True)):  # rounding has slope 0: the first gets nothing
+    for lane in LANES:
         w, s, rows = weight, scale, []
         for _ in range(STEPS + 1):
             steps = round(w / s)
@@ -82,8 +80,10 @@ def train_one_weight(weight: float, scale: float, state: QATState) -> tuple[Tens
             rows.append((w, code * s, s))
             error, inside = code * s - state.target, code == steps
             slope = (code - w / s if inside else code) / math.sqrt(high)
-            w -= state.rate * error * (moves and inside)
-            s = max(s - state.rate * error * slope * learns, SMALLEST_SCALE)
+            if lane != "true gradient" and inside:  # rounding has slope 0: with the true gradient nothing moves
+                w -= state.rate * error
+            if lane == "LSQ":
+                s = max(s - state.rate * error * slope, SMALLEST_SCALE)
         lanes.append(rows)
     return torch.tensor(lanes, dtype=torch.float64).unbind(dim=2)
 
@@ -95,14 +95,14 @@ def explore_qat(weight: float, scale: float, state: QATState) -> QATResult:
     hops = {lane: result.hops_between(lane, 0, state.step) for lane in LANES}
     parts = []
     for i, lane in enumerate(LANES):
-        now, error = float(quantized[i, state.step]), float(quantized[i, state.step]) - state.target
-        times = f"{hops[lane]} hop{'s' * (hops[lane] != 1)}"
-        parts.append(f"{lane}: the network sees {now:.3f}, {abs(error):.3f} from the target, after {times}")
-    after = f"After {state.step} step{'s' * (state.step != 1)} towards {state.target:.2f}"
+        now = float(quantized[i, state.step])
+        off, times = abs(now - state.target), counted(hops[lane], "hop")
+        parts.append(f"{lane}: the network sees {now:.3f}, {off:.3f} from the target, after {times}")
     sentence = (
-        f"{after} at {state.bits} bits. {'; '.join(parts)}, with its scale at {float(scales[2, state.step]):.3f}."
+        f"After {counted(state.step, 'step')} towards {state.target:.2f} at {state.bits} bits. {'; '.join(parts)}, "
+        f"with its scale at {float(scales[2, state.step]):.3f}."
     )
-    return QATResult(weights, quantized, scales, state.step, hops, sentence)
+    return replace(result, hops=hops, sentence=sentence)
 
 
 class QATExplorer(Explorer):
@@ -116,7 +116,8 @@ class QATExplorer(Explorer):
 
     Raises:
         TypeError: `weight` or `scale` is not a number or a tensor of one.
-        ValueError: it is not finite, off the controls' range or, for a tensor, not one value.
+        ValueError: it is not finite, off the controls' range or, for a tensor, not one value; or a control cannot
+            start there.
     """
 
     def __init__(
@@ -136,19 +137,15 @@ class QATExplorer(Explorer):
             raise ValueError(f"QATExplorer: weight must lie on a 4-bit grid, within 8 scales, got {self.weight:g}")
         targets = [round(i * self.scale / 20, 9) for i in range(-40, 41)]  # the page would move other numbers a little
         target = min(targets, key=lambda value: abs(value - (1.3 * self.scale if target is None else target)))
+        written = {"target": [(f"{t:g}", t) for t in targets], "rate": [(f"{r:g}", r) for r in RATES]}
         controls = {
-            "step": ipywidgets.IntSlider(step, 0, STEPS, description="Step"),
-            "target": ipywidgets.SelectionSlider(
-                options=[(f"{value:g}", value) for value in targets], value=target, description="Target"
-            ),
-            "rate": ipywidgets.SelectionSlider(
-                options=[(f"{rate:g}", rate) for rate in RATES], value=rate, description="Rate"
-            ),
-            "bits": ipywidgets.IntSlider(bits, 2, 4, description="Bits"),
+            "step": ipywidgets.IntSlider(0, 0, STEPS, description="Step"),
+            "target": ipywidgets.SelectionSlider(options=written["target"], description="Target"),
+            "rate": ipywidgets.SelectionSlider(options=written["rate"], description="Rate"),
+            "bits": ipywidgets.IntSlider(3, 2, 4, description="Bits"),
         }
         controls["step"].add_class("slider-wide")
-        if (controls["step"].value, controls["bits"].value) != (step, bits):
-            raise ValueError(f"step goes from 0 to {STEPS} and bits from 2 to 4, got {step!r} and {bits!r}")
+        start(controls, step=step, target=target, rate=rate, bits=bits)
         super().__init__(controls, _figure(self.weight, self.scale))
 
     make_state = QATState
@@ -192,27 +189,23 @@ def _grid_lines(scales: Tensor, low: int, high: int) -> tuple:
     return x.flatten().numpy(), y.flatten().numpy()
 
 
-def _figure(weight: float, scale: float) -> go.FigureWidget:
+def _figure(weight: float, scale: float) -> go.Figure:
     """Draw what no control changes, and leave empty traces for what does."""
     titles = ("True gradient: never moves", "STE: hops", "LSQ: the grid moves too")
-    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
-    for column, (colour, symbol) in enumerate(_LOOKS, start=1):
-        place = {"row": 1, "col": column, "showlegend": column == 2}
-        grid_line = {"color": "#9AA5B1", "width": 1}
-        figure.add_scatter(mode="lines", name="grid", line=grid_line, hoverinfo="skip", **place)
-        target = {"color": plots.INK, "dash": "dot", "width": 2}
-        figure.add_scatter(mode="lines", name="target", line=target, **place)
-        moved = {"color": plots.PURPLE, "dash": "dash", "width": 2}
-        figure.add_scatter(mode="lines", name="weight, as the optimizer holds it", line=moved, **place)
-        seen = {"color": colour, "width": 2.5, "shape": "hv"}
-        figure.add_scatter(mode="lines", name="weight, as the network sees it", line=seen, **place)
-        now = {"color": colour, "symbol": symbol, "size": 12}
-        figure.add_scatter(mode="markers", marker=now, name="now", **{**place, "showlegend": False})
-    figure.update_layout(template=plots.TEMPLATE, autosize=True, height=430, margin_t=100)
-    figure.update_layout(legend={"y": 1.13})
-    figure.update_annotations(font_size=15)
+    figure = look.panels(1, 3, titles, shared_yaxes=True, horizontal_spacing=0.03)
+    for column, own in enumerate(look.LOOKS[:3], start=1):
+        for name, line in (
+            ("grid", {"color": look.SILVER, "width": 1}),
+            ("target", {"color": look.INK, "dash": "dot", "width": 2}),
+            ("weight, as the optimizer holds it", {"color": look.PURPLE, "dash": "dash", "width": 2}),
+            ("weight, as the network sees it", {"color": own.colour, "width": 2.5, "shape": "hv"}),
+        ):
+            hover = "skip" if name == "grid" else None
+            place = {"row": 1, "col": column, "showlegend": column == 2}
+            figure.add_scatter(mode="lines", name=name, line=line, hoverinfo=hover, **place)
+        figure.add_scatter(mode="markers", name="now", marker=own.marker(12), showlegend=False, row=1, col=column)
+    figure.update_layout(height=430, margin_t=100, legend={"y": 1.13})
     figure.update_xaxes(range=[-1, STEPS + 2], title="step of training", showgrid=False, zeroline=False)
     ends = [min(-2.3 * scale, weight - 0.3 * scale), max(2.3 * scale, weight + 0.3 * scale)]
     figure.update_yaxes(range=ends, showgrid=False, zeroline=False)
-    figure.update_yaxes(title="value of the weight", row=1, col=1)
-    return go.FigureWidget(figure)
+    return figure.update_yaxes(title="value of the weight", row=1, col=1)

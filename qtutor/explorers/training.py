@@ -6,18 +6,12 @@ from collections.abc import AsyncIterator, Iterable
 from importlib import metadata
 from typing import Any
 
-from qtutor import plots
+from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
 from IPython.display import display
 
-_LOOKS = (
-    (plots.VERMILLION, "solid", "x"),
-    (plots.BLUE, "dash", "circle"),
-    (plots.GREEN, "dot", "diamond"),
-    (plots.INK, "dashdot", "square"),
-)
 _HEARS_CLICKS = tuple(map(int, metadata.version("ipykernel").split(".")[:2])) >= (7, 4)  # needs Python 3.11
 _PAUSE = 0.1  # seconds between two redraws of the bar
 
@@ -32,7 +26,7 @@ class LiveTraining(ipywidgets.VBox):
     Args:
         title: what the curve shows.
         total: how many batches there will be in all.
-        series: the names of the curves, at most four.
+        series: the names of the curves, at most five.
         x: what the places of the points are.
         y: what the values are, with their unit.
 
@@ -41,7 +35,7 @@ class LiveTraining(ipywidgets.VBox):
         points: by series, the points so far.
 
     Raises:
-        ValueError: there are no batches, or not one to four series.
+        ValueError: there are no batches, or not one to five series.
     """
 
     def __init__(
@@ -49,18 +43,19 @@ class LiveTraining(ipywidgets.VBox):
     ):
         super().__init__()
         names = [series] if isinstance(series, str) else list(series)
-        if total < 1 or not 1 <= len(names) <= len(_LOOKS):
-            raise ValueError(f"LiveTraining needs batches and 1 to 4 series, got {total} and {len(names)}")
+        most = len(look.LOOKS)
+        if total < 1 or not 1 <= len(names) <= most:
+            raise ValueError(f"LiveTraining needs batches and 1 to {most} series, got {total} and {len(names)}")
         self.stopped, self.total, self.done, self._drawn = False, total, 0, 0.0
         self.points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         self.bar = ipywidgets.IntProgress(0, 0, total, description="Training")
         self.button = ipywidgets.Button(description="Stop training", icon="stop")
         self.button.on_click(lambda _: self.stop())
         self.status = ipywidgets.HTML(f"<span role='status'>0 of {total} batches</span>")
-        self.figure = go.FigureWidget(plots.figure(title, x, y, height=340))
-        for name, (colour, dash, symbol) in zip(names, _LOOKS, strict=False):
-            line, marker = {"color": colour, "dash": dash, "width": 2.5}, {"symbol": symbol, "size": 9}
-            self.figure.add_scatter(name=name, mode="lines+markers", line=line, marker=marker, showlegend=True)
+        self.figure = go.FigureWidget(look.figure(title, x, y, height=340))
+        for name, own in zip(names, look.LOOKS, strict=False):
+            drawn = {"mode": "lines+markers", "line": own.line(), "marker": own.marker()}
+            self.figure.add_scatter(name=name, showlegend=True, **drawn)
         self._how = "" if _HEARS_CLICKS else "; to stop, interrupt the kernel"
         stop = [self.button] if _HEARS_CLICKS else []
         self.children = [ipywidgets.HBox([self.bar, *stop, self.status]), self.figure]

@@ -1,0 +1,229 @@
+"""What moves in a network under a choice of fusions, in floating point or INT8, and what that does to its output."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from qtutor.affine import choose_qparams, fake_quantize, sqnr
+from qtutor.fusion import OperatorTraffic, fold_batch_norm
+from qtutor.fusion.patterns import patterns
+from qtutor.fusion.traffic import Meter, as_one_operator
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import Trait, target_of, traits
+from qtutor.models.tensors import tensors_in
+from qtutor.models.tracing import label, trace
+from qtutor.observers import MinMaxObserver
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+_NAMES = {torch.float32: "FP32", torch.float64: "FP64", torch.float16: "FP16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True, eq=False)
+class Ribbon:
+    """A tensor on its way between two operators, by their places in `Flow.rows`.
+
+    Attributes:
+        source: -1 for an input of the model.
+        target: `len(rows)` for an output of the model.
+        size: bytes.
+        numbers: what they are: "FP32", "INT8", or "INT8 → FP32" where they are converted on the way.
+    """
+
+    source: int
+    target: int
+    size: int
+    numbers: str
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """What moves in a network under a choice of fusions.
+
+    Attributes:
+        rows: the operators as they run; conversions between number formats are not among them.
+        ribbons: the tensors between them.
+        rounded: the nodes whose values are rounded to INT8: each is a pair of quantize and dequantize in a
+            model that simulates integers.
+        conversions: how many tensors are converted between INT8 and floating point outside of any operator.
+        total: all bytes moved, by operators and conversions.
+        sqnr: of the model's output against the float model without fusion, in dB; infinite where they are equal.
+    """
+
+    rows: tuple[OperatorTraffic, ...]
+    ribbons: tuple[Ribbon, ...]
+    rounded: tuple[fx.Node, ...]
+    conversions: int
+    total: int
+    sqnr: float
+
+
+class _Recorder(Meter):
+    """A meter that also notes how large each value is and how far it reaches."""
+
+    def __init__(self, tracer: Any):
+        super().__init__(tracer, None, None)
+        self.elements: dict[fx.Node, int] = {}
+        self.ranges: dict[fx.Node, tuple[float, float]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        values = [t for t in tensors_in(output) if t.is_floating_point()]
+        if n.op != "get_attr" and values:
+            self.elements[n] = sum(t.numel() for t in values)
+            if isinstance(output, Tensor) and output.numel():
+                low, high = output.aminmax()
+                if not (math.isfinite(low) and math.isfinite(high)):
+                    raise ValueError(f"FusionExplorer: {label(n)} gives NaN or infinity for this input: pass another")
+                self.ranges[n] = float(low), float(high)
+        return output
+
+
+class _Simulator(fx.Interpreter):
+    """Run a traced model with some layers replaced, some batch norms passed by and some values rounded."""
+
+    def __init__(self, tracer: Any, layers: dict[fx.Node, nn.Module], folded: set[fx.Node], qparams: dict):
+        super().__init__(tracer.root, graph=tracer.graph)
+        self.extra_traceback = False
+        self.layers, self.folded, self.qparams = layers, folded, qparams
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self.folded:
+            return self.env[n.all_input_nodes[0]]
+        if n in self.layers:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            output = self.layers[n](*args, **kwargs)
+        else:
+            output = super().run_node(n)
+        return fake_quantize(output, self.qparams[n]) if n in self.qparams else output
+
+
+class FusionData:
+    """A model made ready to be fused in any way: traced, run once, its operators and tensors listed.
+
+    Attributes:
+        operators: the nodes that move data, in order.
+        found: each accepted pattern with its nodes, by the names of its parts joined by " + ".
+        refused: why a node is not merged with what comes before it.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple):
+        with torch.inference_mode(False), torch.no_grad():
+            self.tracer = trace(model, "FusionExplorer", inputs)
+            self.inputs = [x for x in inputs if tensors_in(x)]
+            self.meter, self.codes = _Recorder(self.tracer), Meter(self.tracer, 1, 1)
+            self.reference = self._run(self.meter)
+            self._run(self.codes)
+        self.operators = [node for node, row in self.meter.rows.items() if row.total]
+        floats = [t for t in (*tensors_in(self.inputs), *self.tracer.root.parameters()) if t.is_floating_point()]
+        self.float_name = _NAMES.get(floats[0].dtype, "float") if floats else "FP32"
+        self.float_bytes = floats[0].element_size() if floats else 4
+        self.found, self.refused = {}, {}
+        for fusion, nodes in patterns(self.tracer):
+            if fusion.accepted:
+                self.found[" + ".join(fusion.names)] = fusion, nodes
+            else:
+                self.refused[nodes[-1]] = fusion.reason
+        self._layers: dict[tuple, nn.Module] = {}
+        self._flows: dict[tuple, Flow] = {}
+
+    def _run(self, interpreter: fx.Interpreter) -> Tensor:
+        """Run on copies of the inputs; all floating-point outputs as one vector."""
+        copies = [tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, x) for x in self.inputs]
+        outputs = [t.flatten().double() for t in tensors_in(interpreter.run(*copies)) if t.is_floating_point()]
+        return torch.cat(outputs) if outputs else torch.zeros(0)
+
+    def groups(self, fused: Iterable[str]) -> list[list[fx.Node]]:
+        """The nodes of each operator as they run with these patterns merged."""
+        first = {self.found[name][1][0]: self.found[name][1] for name in fused}
+        inside = {node for nodes in first.values() for node in nodes[1:]}
+        return [first.get(node, [node]) for node in self.operators if node not in inside]
+
+    def kernel(self, node: fx.Node) -> str:
+        """Whether an operator "rounds" to codes, is "exact" on codes, or needs "float"."""
+        known = traits(target_of(node, self.tracer.root))
+        return "exact" if Trait.CHOOSES in known else "rounds" if Trait.ROUNDS in known else "float"
+
+    def _has_codes(self, node: fx.Node) -> bool:
+        """Whether an operator has a weight that becomes codes; a batch norm's, a vector, stays in float."""
+        module = self.tracer.root.get_submodule(node.target) if node.op == "call_module" else None
+        weight = None if module is None else module._parameters.get("weight")
+        return weight is not None and weight.dim() > 1 and self.kernel(node) == "rounds"
+
+    def sources(self, node: fx.Node) -> list[tuple[fx.Node, int]]:
+        """The operators or inputs that `node` reads, through what moves no data, with the elements read."""
+        found = []
+        for value in node.all_input_nodes:
+            if value.op == "get_attr" or value not in self.meter.elements:
+                continue
+            moving = value.op == "placeholder" or (value in self.meter.rows and self.meter.rows[value].total)
+            if moving:
+                found.append((value, self.meter.elements[value]))
+            else:
+                found += [(source, self.meter.elements[value]) for source, _ in self.sources(value)]
+        return list(dict(found).items())
+
+    def judge(self, fused: frozenset[str], numbers: str, rounded: list[fx.Node]) -> float:
+        """Return the SQNR in dB of the output."""
+        folded, layers = set(), {}
+        if numbers == "INT8":
+            layers = {node: self._layer(node, (), numbers) for node in self.operators if self._has_codes(node)}
+        for fusion, nodes in map(self.found.get, fused):
+            if fusion.norms:
+                layers[nodes[0]] = self._layer(nodes[0], fusion.norms, numbers)
+                folded.update(node for node in nodes if node.target in fusion.norms)
+        qparams = {node: choose_qparams(*self.meter.ranges[node]) for node in rounded if node in self.meter.ranges}
+        with torch.inference_mode(False), torch.no_grad():
+            output = self._run(_Simulator(self.tracer, layers, folded, qparams))
+        return sqnr(self.reference, output) if output.numel() else math.inf
+
+    def _layer(self, node: fx.Node, norms: tuple[str, ...], numbers: str) -> nn.Module:
+        """A layer with batch norms folded in, if there are any, and its weight rounded, if it is to be INT8."""
+        key = node.target, norms, numbers
+        if key not in self._layers:
+            layer = copy_model(self.tracer.root.get_submodule(node.target))
+            layer = reduce(fold_batch_norm, map(self.tracer.root.get_submodule, norms), layer)
+            if numbers == "INT8":
+                weight, transposed = layer.weight.detach(), getattr(layer, "transposed", False)
+                observer = MinMaxObserver(symmetric=True, axis=None if transposed else 0)  # as PyTorch has them
+                observer.observe(weight)
+                layer.weight.data = fake_quantize(weight, observer.qparams())
+            self._layers[key] = layer
+        return self._layers[key]
+
+    def flow(self, fused: tuple[str, ...], numbers: str) -> Flow:
+        """Find what moves with these patterns merged; asked again, from memory."""
+        key = frozenset(fused), numbers
+        if key not in self._flows:
+            self._flows[key] = self._flow(*key)
+        return self._flows[key]
+
+    def _flow(self, fused: frozenset[str], numbers: str) -> Flow:
+        groups, fusions = self.groups(fused), {self.found[name][1][0]: self.found[name][0] for name in fused}
+        place = {node: i for i, nodes in enumerate(groups) for node in nodes}
+        kinds = [self.kernel(nodes[0]) if numbers == "INT8" else "float" for nodes in groups]
+        rounded = [nodes[-1] for nodes, kind in zip(groups, kinds, strict=True) if kind == "rounds"]
+        rows, ribbons, converted = [], [], {}
+        for nodes, kind in zip(groups, kinds, strict=True):
+            meter, fusion = self.meter if kind == "float" else self.codes, fusions.get(nodes[0])
+            rows.append(as_one_operator(meter, fusion, nodes) if fusion else meter.rows[nodes[0]])
+        ends = [node for node in self.tracer.graph.nodes if node.op == "output"]
+        for target, (nodes, kind) in enumerate(zip([*groups, ends], [*kinds, "float"], strict=True)):
+            for source, elements in self.sources(nodes[0]):
+                before = kinds[place[source]] if source in place else "float"
+                given, needed = (self.float_name if k == "float" else "INT8" for k in (before, kind))
+                if given != needed:
+                    converted[source, needed] = elements
+                    if needed == "INT8":
+                        rounded.append(source)
+                size = elements * (self.float_bytes if before == "float" else 1)
+                form = given if given == needed else f"{given} → {needed}"
+                ribbons.append(Ribbon(place.get(source, -1), target, size, form))
+        total = sum(row.total for row in rows) + sum(converted.values()) * (1 + self.float_bytes)
+        rounded = list(dict.fromkeys(rounded))
+        quality = self.judge(fused, numbers, rounded)
+        return Flow(tuple(rows), tuple(ribbons), tuple(rounded), len(converted), total, quality)

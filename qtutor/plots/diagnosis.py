@@ -1,0 +1,113 @@
+"""A diagnosis: which layer hurts, what each repair gives, and both as a page to pass on."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtutor.plots import look
+
+import plotly.graph_objects as go
+
+if TYPE_CHECKING:
+    from qtutor.diagnosis import Diagnosis
+
+    import pandas as pd
+
+
+def sensitivity(table: "pd.DataFrame", title: str, *, most: int = 40) -> go.Figure:
+    """Draw what rounding each layer alone, and all but it, does to the output; the most harmful on top.
+
+    Args:
+        table: of a `diagnosis.Diagnosis`.
+        title: what the picture shows.
+        most: how many layers to draw.
+    """
+    shown = table.head(most)
+    drawn = look.figure(title, "SQNR of the output, dB", "", height=150 + 26 * len(shown))
+    names = [name if len(name) <= 34 else f"…{name[-33:]}" for name in shown["layer"]]
+    finite = [sqnr for sqnr in (*shown["alone_sqnr"], *shown["all_but_sqnr"]) if math.isfinite(sqnr)]
+    edge = max(finite, default=0.0) + 6  # where a layer without error stands
+    for column, name, colour, symbol in (
+        ("alone_sqnr", "only this layer rounded", look.BLUE, "circle"),
+        ("all_but_sqnr", "all rounded but this layer", look.VERMILLION, "diamond-open"),
+    ):
+        values = [None if math.isnan(sqnr) else min(sqnr, edge) for sqnr in shown[column]]
+        marker = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2, "color": colour}}
+        drawn.add_scatter(x=values, y=names, mode="markers", name=name, marker=marker)
+    return drawn.update_yaxes(autorange="reversed", automargin=True)
+
+
+def repairs(steps: "pd.DataFrame", metric_name: str, title: str) -> go.Figure:
+    """Draw what each repair in turn gives, top to bottom; one that did not help is an open cross.
+
+    Args:
+        steps: of a `diagnosis.Diagnosis`.
+        metric_name: the column to draw, or "" for the SQNR of the output.
+        title: what the picture shows.
+    """
+    column = metric_name or "sqnr"
+    shown = steps[steps[column].notna()]
+    drawn = look.figure(title, metric_name or "SQNR of the output, dB", "", height=170 + 40 * len(shown))
+    written = "  {:.1%}" if metric_name == "accuracy" else "  {:.3g}"
+    drawn.add_scatter(
+        x=list(shown[column]),
+        y=[f"{i}. {step}" for i, step in enumerate(shown["step"])],
+        mode="markers+text",
+        text=[written.format(value) for value in shown[column]],
+        textposition="middle right",
+        marker={
+            "color": [look.BLUE if kept else look.VERMILLION for kept in shown["kept"]],
+            "symbol": ["circle" if kept else "x" for kept in shown["kept"]],
+            "size": 13,
+        },
+        cliponaxis=False,
+    )
+    if metric_name == "accuracy":
+        drawn.update_xaxes(range=[-0.03, 1.12], tickformat=".0%", tickvals=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    return drawn.update_yaxes(autorange="reversed", automargin=True).update_layout(showlegend=False)
+
+
+def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
+    """Return a diagnosis as one HTML page that needs no network, and write it where a path is given.
+
+    Args:
+        diagnosis: of `diagnosis.diagnose`.
+        path: of the file, or None.
+    """
+    import jinja2
+
+    table, steps, rounded = diagnosis.table, diagnosis.steps, diagnosis.all_rounded
+    said = f"{table['layer'][0]} hurts most: {table['finding'][0]}." if len(table) else "Nothing was measured."
+    facts = f"All layers rounded ({diagnosis.configuration}): SQNR of the output {rounded.sqnr:.1f} dB"
+    if diagnosis.metric_name:
+        facts += f", {diagnosis.metric_name} {rounded.metric:.4g} against {diagnosis.float_metric:.4g} in float"
+    folder = jinja2.FileSystemLoader(Path(__file__).parent)
+    templates = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
+    templates.filters["cell"] = _cell
+    page = templates.get_template("report.html").render(
+        diagnosis=diagnosis,
+        table=table,
+        steps=steps,
+        look=look,
+        said=said,
+        facts=facts,
+        given="; ".join(f"{row.step}: SQNR {row.sqnr:.1f} dB" for row in steps.itertuples()),
+        sensitivity=_embedded(sensitivity(table, "The further left a dot, the more its layer hurts"), script=True),
+        repairs=_embedded(repairs(steps, diagnosis.metric_name, "What each repair gives"), script=False),
+    )
+    if path is not None:
+        Path(path).write_text(page, encoding="utf-8")
+    return page
+
+
+def _cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else "∞" if value == math.inf else f"{value:.3g}"
+
+
+def _embedded(drawn: go.Figure, *, script: bool) -> str:
+    """A figure as a part of a page; the first of a page brings the script that draws all."""
+    settings = {"displaylogo": False, "responsive": True}
+    return drawn.to_html(full_html=False, include_plotlyjs=script, config=settings)
