@@ -222,7 +222,9 @@ def _figure(diagnosis: Diagnosis) -> go.Figure:
             bars = {"marker_color": colour, "marker_line_width": 0, "showlegend": False}
             figure.add_bar(x=[], y=[], row=row, col=column, **bars)
     figure.update_layout(height=470, bargap=0.05, margin={"t": 48}, legend={"x": 0, "y": -0.14, "yanchor": "top"})
-    everything = diagnosis.experiment.bytes(replace(diagnosis.configuration, keep_float=tuple(diagnosis.table["layer"])))
+    everything = diagnosis.experiment.bytes(
+        replace(diagnosis.configuration, keep_float=tuple(diagnosis.table["layer"]))
+    )
     figure.update_xaxes(title="kilobytes", range=[0, 1.05 * everything / 1000], row=1, col=1)
     if diagnosis.metric_name == "accuracy":
         figure.update_yaxes(title="accuracy", tickformat=".0%", range=[-0.03, 1.05], row=1, col=1)

@@ -53,7 +53,7 @@ class Batches:
 
 
 def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
-    """Return a quantized model; operators that no kernel takes are added to what the recipe leaves in floats.
+    """Return a quantized model; what no kernel takes is added to what the recipe leaves in floats.
 
     Raises:
         Refused: the flow cannot take the model, or gives another function.
@@ -61,21 +61,20 @@ def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
     reference = Reference.of(float_copy(model), batches.first)
     while True:
         prepared, recipe = prepare(model, recipe, reference)
-        for number, inputs in enumerate(batches):
-            try:
-                found = outputs(prepared, inputs)
-            except Exception as error:
-                raise _failed(model, inputs, error) from error
-            if number == 0:
-                _check_same(model, prepared, agreement(reference.outputs, found))
         try:
+            _calibrate(model, prepared, reference, batches)
+            written = _lines_in_place(prepared)
             quantized, recipe = build(prepared, recipe, reference)
-        except _Unfit as unfit_operator:
-            recipe = unfit_operator.recipe
-            continue
-        _tell_what_stays(model, quantized, recipe)
-        _judge(model, quantized, recipe, reference)
-        return quantized
+            _judge(model, quantized, recipe, reference, written)
+        except _Unfit as found:
+            recipe = found.recipe
+        except _Unseen:
+            if recipe.flow != "pt2e" or recipe.functional:
+                raise
+            recipe = replace(recipe, functional=True)
+        else:
+            _tell_what_stays(model, quantized, recipe)
+            return quantized
 
 
 def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.Module, Recipe]:
@@ -97,12 +96,27 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         raise _failed(model, inputs, error) from error
     if not recipe.trained:
         return prepared, recipe
-    _check_untrained(model, prepared, reference)
     try:
+        _check_untrained(model, prepared, reference)
         _tell_what_stays(model, _tried(prepared, recipe, inputs), recipe)
-    except _Unfit as operator:
-        return prepare(model, operator.recipe, reference)
+    except _Unfit as found:
+        return prepare(model, found.recipe, reference)
+    except _Unseen:
+        if recipe.flow != "pt2e" or recipe.functional:
+            raise
+        return prepare(model, replace(recipe, functional=True), reference)
     return prepared, recipe
+
+
+def _calibrate(model: nn.Module, prepared: nn.Module, reference: Reference, batches: Batches) -> None:
+    """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
+    for number, inputs in enumerate(batches):
+        try:
+            found = outputs(prepared, inputs)
+        except Exception as error:
+            raise _failed(model, inputs, error) from error
+        if number == 0:
+            _check_same(model, prepared, agreement(reference.outputs, found))
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -200,6 +214,10 @@ def check_trained(found: float) -> None:
         tell(f"{said.removeprefix('gives another function: ')}, where {USUAL:.0f} are usual")
 
 
+class _Unseen(Refused):
+    """A flow does not see all that a model does."""
+
+
 class _Unfit(Exception):
     """An operator or a module has no kernel for what it is given; `recipe` leaves it in floats."""
 
@@ -230,14 +248,17 @@ def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> E
 
 def _check_same(model: nn.Module, prepared: nn.Module, found: float) -> None:
     if found < SAME:
-        nodes = prepared.graph.nodes if isinstance(prepared, GraphModule) else ()
-        lines = {line_of(node): None for node in nodes if works_in_place(node, prepared)}
-        written = f", here{' and'.join(filter(None, lines))}" if any(lines) else ""
-        raise Refused(
+        raise _Unseen(
             f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB "
-            f"only. Mostly it is a write in place that gets lost{written}: give the result a name of its own, "
+            f"only. Mostly a write in place gets lost{_lines_in_place(prepared)}: give the result a name of its own, "
             "y = relu(x), and write torch.where or torch.cat for x[i] = y"
         )
+
+
+def _lines_in_place(model: nn.Module) -> str:
+    nodes = model.graph.nodes if isinstance(model, GraphModule) else ()
+    lines = dict.fromkeys(line_of(node) for node in nodes if works_in_place(node, model))
+    return f", here{' and'.join(filter(None, lines))}" if any(lines) else ""
 
 
 def _check_untrained(model: nn.Module, prepared: nn.Module, reference: Reference) -> None:
@@ -267,14 +288,17 @@ def without_data(prepared: nn.Module) -> list[str]:
     return [n.partition(".activation_post_process")[0] for n in blind if ".activation_post" in n]
 
 
-def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference) -> None:
+def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference, written: str) -> None:
     """Compare an INT8 model with the float one: say what hurts where it is far off, and refuse another function."""
     got = reference.agreement(quantized)
     if got >= USUAL:
         return
     worst, explained = what_hurts(float_copy(model), reference.inputs, (*recipe.keep_float, *recipe.left_float))
+    said = f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only"
     if explained > got + 10:
+        if got < 2 * LEAST:
+            raise _Unseen(f"{said}, while its layers explain {explained:.1f}: something in between gets lost{written}")
         worst = f"its layers explain {explained:.1f} dB, so a sum, a product or a softmax between them hurts"
     if got < LEAST:
-        raise Refused(f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only; {worst}")
+        raise Refused(f"{said}; {worst}")
     tell(f"the INT8 model agrees with the float one to {got:.1f} dB only, where {USUAL:.0f} are usual: {worst}")

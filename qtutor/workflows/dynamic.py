@@ -66,11 +66,12 @@ def convert(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def _coarse(layer: nn.Module) -> float:
-    """The SQNR in dB of a layer's worst weight tensor where one scale has to do for it, as in PyTorch's kernels."""
+    """SQNR in dB of the median row of a layer's worst weight, where it has one scale, as in PyTorch's kernels."""
     worst = math.inf
     for weight in layer.parameters():
         if weight.dim() > 1 and weight.numel():
             observer = MinMaxObserver(symmetric=True)
             observer.observe(weight.detach())
-            worst = min(worst, float(sqnr(weight.detach(), fake_quantize(weight.detach(), observer.qparams()))))
+            rounded = fake_quantize(weight.detach(), observer.qparams())
+            worst = min(worst, float(torch.as_tensor(sqnr(weight.detach(), rounded, axis=0)).median()))
     return worst

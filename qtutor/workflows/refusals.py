@@ -23,7 +23,10 @@ _MEANINGS = (
         "a part of a tensor is written there: torch.where or torch.cat can do that",
     ),
     (r"__len__|len\(\) of a|'Proxy' object cannot be interpreted", "Python counts there with the size of a tensor"),
-    (r"padding_mode|Expected a value of type 'List\[int\]' for argument 'padding'", "no INT8 kernel pads like that"),
+    (
+        r"is not an aten conv|padding_mode|Expected a value of type 'List\[int\]' for argument 'padding'",
+        "no INT8 kernel pads like that",
+    ),
     (r"requires_grad|cannot assign .* as parameter", "a parameter is computed there at each call"),
     (r"[Mm]issing a required argument|takes \d+ positional|unexpected keyword", "forward does not take these inputs"),
     (

@@ -1,0 +1,266 @@
+"""What people's models are made of and flows stumble on: each kind gets a sound model, or a refusal that names it."""
+
+import copy
+import warnings
+
+from qtutor.affine import sqnr
+from qtutor.diagnosis import diagnose
+from qtutor.fusion import find_fusions, fuse
+from qtutor.models.copying import plain_copy
+from qtutor.models.running import lines_that_read_training
+from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
+from qtutor.workflows.checks import QuantizationWarning
+from qtutor.workflows.kernels import InFloats
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+]
+FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
+FLOWS = ("fx", "pt2e")
+
+
+class Forward(nn.Module):
+    """Layers by name, and a forward as a function of the module."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    return [torch.randn(4, 3, 12, 12) for _ in range(2)]
+
+
+def two_convolutions(between):
+    return Forward(between, first=nn.Conv2d(3, 8, 3, padding=1), second=nn.Conv2d(8, 4, 1)).eval()
+
+
+def assigned_nowhere(self, x):
+    x = self.first(x)
+    F.relu(x, inplace=True)
+    return self.second(x)
+
+
+def written_through_a_view(self, x):
+    x = self.first(x)
+    x.view(-1).relu_()
+    return self.second(x)
+
+
+def written_in_part(self, x):
+    x = self.first(x)
+    x[:, :4] = 0
+    return self.second(x)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("between", "refused"),
+    [(assigned_nowhere, ()), (written_through_a_view, ("fx",)), (written_in_part, ("fx",))],
+)
+@pytest.mark.parametrize("flow", FLOWS)
+def test_what_is_written_in_place_is_kept_or_the_line_is_named(flow, between, refused, trained, images):
+    model = two_convolutions(between)
+
+    def quantize():
+        if not trained:
+            return quantize_static(model, images, flow)
+        prepared = prepare_qat(model, images[0], flow=flow)
+        prepared(images[0])
+        return convert(prepared)
+
+    if flow in refused:
+        with pytest.raises(ValueError, match=r"x\.view\(-1\)\.relu_\(\)|x\[:, :4\] = 0") as caught:
+            quantize()
+        assert str(caught.value).endswith("flow='pt2e' can take it as it is")
+    else:
+        assert sqnr(model(images[0]), quantize()(images[0])) > 25
+
+
+@pytest.mark.skipif(not FBGEMM, reason="PyTorch for ARM has no fbgemm")
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_kernel_that_is_wrong_is_replaced_named_and_comes_back_from_a_file(trained, tmp_path):
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, stride=2)).eval()  # noqa: E731
+    model, x = make(), torch.randn(2, 3, 8, 8)
+    if trained:
+        prepared = prepare_qat(model, x, engine="fbgemm")
+        prepared(x)
+    with pytest.warns(QuantizationWarning, match="'fbgemm' computes 2 wrongly"):
+        quantized = convert(prepared) if trained else quantize_static(model, [x], engine="fbgemm")
+    assert sqnr(model(x), quantized(x)) > 25
+    assert [type(module) for name, module in quantized.named_modules() if name == "2"] == [InFloats]
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", make())(x), quantized(x))
+
+
+@pytest.mark.parametrize("engine", [e for e in torch.backends.quantized.supported_engines if e != "none"])
+def test_copies_and_reloads_compute_the_same_whatever_engine_is_at_work(engine, images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)).eval()
+    quantized = quantize_static(model, images, engine=engine)
+    expected = quantized(images[0])
+    for copied in (copy.deepcopy(quantized), copy.deepcopy(copy.deepcopy(quantized))):
+        assert torch.equal(copied(images[0]), expected)
+        copied.load_state_dict(quantized.state_dict())
+        assert torch.equal(copied(images[0]), expected)
+
+
+class DropPath(nn.Module):
+    def forward(self, x):
+        return 2 * x * (torch.rand_like(x) < 0.5).float() if self.training else x
+
+
+def test_a_training_branch_does_not_stay_and_its_line_is_named(images):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), DropPath(), nn.BatchNorm2d(8, eps=1e-2, momentum=0.3), nn.Conv2d(8, 4, 1))
+    assert len(lines_that_read_training(model, (images[0],))) == 1
+    for flow in FLOWS:
+        with pytest.warns(QuantizationWarning, match="reads self.training: at .*test_checks.py"):
+            prepared = prepare_qat(model.eval(), images[0], flow=flow)
+        prepared(images[0])
+        quantized = convert(prepared)
+        assert torch.equal(quantized(images[0]), quantized(images[0]))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_batch_norm_that_trains_keeps_its_own_eps_and_momentum(flow, images):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8, eps=0.5, momentum=0.25)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), norm, nn.Conv2d(8, 4, 1)).eval()
+    prepared = prepare_qat(model, images[0], flow=flow)
+    with torch.no_grad():
+        before = model[1](model[0](images[0])).mean((0, 2, 3))
+        prepared(images[0])
+    trained = dict(prepared.named_buffers())
+    mean = next(value for name, value in trained.items() if name.endswith("running_mean") or "running_mean" in name)
+    torch.testing.assert_close(mean, 0.25 * before, rtol=0.05, atol=0.02)  # the input of the norm is rounded
+    assert sqnr(prepared.eval()(images[0]), convert(prepared)(images[0])) > 25
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_dropout_drops_in_training_and_not_at_work(flow, images):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.Conv2d(8, 4, 1)).eval()
+    prepared = prepare_qat(model, images[0], flow=flow)
+    assert not torch.equal(prepared(images[0]), prepared(images[0]))
+    twin = copy.deepcopy(prepared).eval()
+    for module in twin.modules():
+        if hasattr(module, "disable_observer"):
+            module.disable_observer()
+    assert torch.equal(twin(images[0]), twin(images[0]))
+    quantized = convert(prepared)
+    assert torch.equal(quantized(images[0]), quantized(images[0]))
+
+
+def test_what_stays_in_floats_is_said(images):
+    model = Forward(
+        lambda s, x: s.h(s.g(x.flatten(2))[0]), g=nn.GRU(144, 8, batch_first=True), h=nn.Linear(8, 4)
+    ).eval()
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: g \(GRU\)"):
+        quantize_static(model, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_static(model, images, keep_float=["g"])
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_padding_that_no_kernel_has_stays_in_floats(images):
+    layers = [nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), nn.Conv2d(8, 8, 4, padding="same")]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 4, 1)).eval()
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: 0 \(Conv2d\), 1 \(Conv2d\)$"):
+        quantized = quantize_static(model, images)
+    assert sqnr(model(images[0]), quantized(images[0])) > 25
+    with pytest.raises(ValueError, match="no INT8 kernel pads like that\\. flow='fx' can take it as it is"):
+        quantize_static(model, images, "pt2e")
+
+
+def test_an_operator_without_a_kernel_stays_in_floats(images):
+    model = two_convolutions(lambda s, x: s.second(F.interpolate(s.first(x), scale_factor=2, mode="bicubic")))
+    with pytest.warns(QuantizationWarning, match="no INT8 kernel for torch.nn.functional.interpolate"):
+        quantized = quantize_static(model, images)
+    assert sqnr(model(images[0]), quantized(images[0])) > 25
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("between", [lambda s, x: s.second(s.first(x) + 3), lambda s, x: s.second(0.1 * s.first(x))])
+def test_what_is_computed_with_a_number_has_a_range_of_its_own(flow, between, images):
+    model = two_convolutions(between)
+    assert sqnr(model(images[0]), quantize_static(model, images, flow)(images[0])) > 25
+    prepared = prepare_qat(model, images[0], flow=flow)
+    prepared(images[0])
+    assert sqnr(prepared.eval()(images[0]), convert(prepared)(images[0])) > 25
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.jit.script(nn.Linear(3, 3)), "pass the nn.Module that it was made of"),
+        (lambda: nn.DataParallel(nn.Linear(3, 3)), r"pass model\.module"),
+        (lambda: nn.Sequential(nn.Linear(3, 3), Forward(lambda s, x: x + torch.rand(()))), "another output each time"),
+        (lambda: nn.Sequential(nn.Linear(3, 3), Forward(lambda s, x: x / 0)), r"NaN or infinity \(first in 1, Forward"),
+        (lambda: nn.Sequential(nn.Flatten()), "finds nothing to quantize"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_model_that_nobody_can_compare_or_quantize_is_refused_at_once(make, message):
+    model = make()
+    with pytest.raises(ValueError, match=message):
+        quantize_static(model, [torch.randn(4, 3)])
+    with pytest.raises(ValueError, match=message):
+        prepare_qat(model, torch.randn(4, 3))
+
+
+def test_an_infinite_mask_is_answered_with_a_boolean_one():
+    model = Forward(lambda s, x, mask: (s.q(x) + mask).softmax(-1), q=nn.Linear(4, 4)).eval()
+    mask = torch.full((4, 4), float("-inf")).triu(1)
+    with pytest.raises(ValueError, match="masked_fill with a boolean one"):
+        quantize_static(model, [((torch.randn(4, 4), mask), None)])
+
+
+def test_weights_that_one_scale_cannot_hold_are_named_where_there_is_no_batch():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model[1].weight.data[0, 0] = 100
+    with pytest.warns(QuantizationWarning, match=r"^1 \(Linear\) keeps its weights to -?\d+\.\d dB only"):
+        quantize_dynamic(model)
+
+
+def test_a_parametrization_becomes_permanent_on_a_copy_and_stays_on_the_model():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(6, 4)
+    expected = model(x)
+    assert torch.equal(plain_copy(model)(x), expected)
+    diagnose(model, [x], progress=False)
+    for quantized in (quantize_static(model, [x]), quantize_dynamic(model)):
+        assert sqnr(expected, quantized(x)) > 25
+    assert torch.equal(model(x), expected)
+    assert hasattr(model[0], "parametrizations")
+
+
+def test_inputs_of_any_number_and_name_can_be_traced():
+    def star(self, *xs):
+        first, second = xs
+        return self.bn(self.conv(first)) + second
+
+    def named(self, **xs):
+        return self.bn(self.conv(xs["x"])) + xs["y"]
+
+    for function in (star, named):
+        kind = type("Kind", (nn.Module,), {"forward": function})
+        model = kind()
+        model.conv, model.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        assert [fusion.kind for fusion in find_fusions(model.eval())] == ["Conv-BN"]
+    x, y = torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 4)
+    torch.testing.assert_close(fuse(model)(x=x, y=y), model(x=x, y=y))
