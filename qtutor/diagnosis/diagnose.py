@@ -148,7 +148,7 @@ def diagnose(
         statistics=statistics,
         steps=search.table(metric_name),
         recommended=search.best,
-        verdict=verdict(experiment, search.best, goal, metric_name, float_metric),
+        verdict=verdict(experiment, configuration, search.best, goal, metric_name, float_metric),
         goal=goal,
         experiment=experiment,
     )

@@ -91,9 +91,10 @@ class Experiment:
         if configuration not in self._measured:
             simulation, rounding = self.prepare(configuration)
             trial = _rounded_in(configuration, simulation)
-            score = sweep(simulation, rounding, self.batches, [trial], self.metric)[trial]
-            if score.error:
-                raise ValueError(f"the model raised when it was rounded ({configuration}): {score.error}")
+            score = sweep(simulation, rounding, self.batches, [trial], self.metric).get(trial)
+            if score is None or score.error:
+                said = score.error if score else "on every batch"
+                raise ValueError(f"the model raised when it was rounded ({configuration}): {said}")
             self.note(configuration, score)
         return self._measured[configuration]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,17 @@ class Search:
         self._note("as diagnosed", True, self.best)
 
     def run(self, harm: dict[str, float], say: Callable[[str], Any]) -> None:
-        """Try the repairs, then layers in floating point by their `harm`; `say` hears what is tried next."""
+        """Try the repairs, then layers in floating point by their `harm`; `say` hears what is tried next.
+
+        Where nothing has to be repaired, one bit less is tried instead, to show how much room there is.
+        """
+        if self.goal.reached(self.experiment.measure(self.best)):
+            if self.best.bits > 2:
+                fewer = self.best.bits - 1
+                say(f"Trying {fewer} bits")
+                with suppress(ValueError):  # a model that raises now and then
+                    self._note(f"with {fewer} bits, for comparison", False, replace(self.best, bits=fewer))
+            return
         for step, change in _REPAIRS:
             if self.goal.reached(self.experiment.measure(self.best)):
                 return

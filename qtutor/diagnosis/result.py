@@ -187,14 +187,20 @@ class Diagnosis:
 
 
 def verdict(
-    experiment: Experiment, recommended: Configuration, goal: Goal, metric_name: str, float_metric: float
+    experiment: Experiment,
+    diagnosed: Configuration,
+    recommended: Configuration,
+    goal: Goal,
+    metric_name: str,
+    float_metric: float,
 ) -> str:
     """Say a recommendation in a sentence or two."""
     got, before = experiment.measure(recommended), experiment.float_bytes
     metric = f", {metric_name} {got.metric:.4g} against {float_metric:.4g} in float" if metric_name else ""
     unit, name = (1e6, "MB") if before >= 1e6 else (1e3, "kB")
     size = f"{got.bytes / unit:.3g} {name} instead of {before / unit:.3g}"
-    text = f"Recommended: {recommended}. Output SQNR {got.sqnr:.1f} dB{metric}, {size}."
+    healthy = "No layer needs a repair. " if goal.reached(got) and recommended == diagnosed else ""
+    text = f"{healthy}Recommended: {recommended}. Output SQNR {got.sqnr:.1f} dB{metric}, {size}."
     if goal.reached(got):
         return text
     return f"{text} The goal is not reached: train through the rounding (QAT), take more bits, or round weights only."

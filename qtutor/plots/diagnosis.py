@@ -77,7 +77,10 @@ def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
     import jinja2
 
     table, steps, rounded = diagnosis.table, diagnosis.steps, diagnosis.all_rounded
-    said = f"{table['layer'][0]} hurts most: {table['finding'][0]}." if len(table) else "Nothing was measured."
+    said = "Nothing was measured."
+    if len(table):
+        first, finding = table["layer"][0], table["finding"][0]
+        said = f"No layer hurts; {first} comes first." if finding == "healthy" else f"{first} hurts most: {finding}."
     facts = f"All layers rounded ({diagnosis.configuration}): SQNR of the output {rounded.sqnr:.1f} dB"
     if diagnosis.metric_name:
         facts += f", {diagnosis.metric_name} {rounded.metric:.4g} against {diagnosis.float_metric:.4g} in float"
