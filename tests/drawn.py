@@ -353,13 +353,11 @@ def sequences(draw):
     return Drawn(steps, draw(st.sampled_from(["tensor", "tensor", "tuple", "dict"])), shape)
 
 
-@dataclass
 class Case:
     """A model that settled on data, and batches as its owner hands them in."""
 
-    model: nn.Module
-    batches: list
-    inputs: tuple
+    def __init__(self, model, batches, inputs):
+        self.model, self.batches, self.inputs = model, batches, inputs
 
     def __repr__(self):
         lines = [f"  {s.name} {s.numbers or ''} {list(s.modules.values()) or ''}" for s in self.model.steps]

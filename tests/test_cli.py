@@ -296,7 +296,7 @@ def test_an_interrupted_diagnosis_prints_what_it_has(at, rows, tmp_path):
     if not rows:
         assert "Interrupted" in finished.stderr
         return
-    assert "Interrupted: the table holds what was measured until then." in finished.stdout
+    assert "Interrupted: the tables hold what was measured until then." in finished.stdout
     assert len(json.loads((tmp_path / "d.json").read_text())["layers"]) in rows
 
 
@@ -319,7 +319,8 @@ def test_diagnose_says_what_is_wrong(model, data, complaint, own_network, capsys
 @pytest.fixture
 def small_networks(monkeypatch):
     """Networks that take a moment instead of minutes, and runtimes of which one is not there."""
-    from qtutor import benchmark, runtimes, samples
+    from qtutor import benchmark, samples
+    from qtutor.runtimes import entries
 
     import torchvision.models
 
@@ -328,7 +329,7 @@ def small_networks(monkeypatch):
     monkeypatch.setattr(samples, "ArticleNet", lambda size: samples.SmallCNN(8, 3))
     monkeypatch.setattr(torchvision.models, "resnet18", lambda: samples.SmallCNN(8, 3))
     monkeypatch.setattr(
-        runtimes, "_lacks", lambda name: "" if name in ("eager FP32", "FX INT8") else f"{name} needs more"
+        entries, "lacking", lambda name: "" if name in ("eager FP32", "FX INT8") else f"{name} needs more"
     )
 
 

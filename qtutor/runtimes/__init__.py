@@ -16,7 +16,7 @@ A runtime that is not here, or that cannot take the model, still gets an entry: 
 error that says why and what to do, and so its row in a comparison says it too.
 """
 
-from qtutor.runtimes.build import NAMES, Runtime, build, missing
+from qtutor.runtimes.entries import NAMES, Runtime, build, missing
 from qtutor.runtimes.exported import export_onnx
 from qtutor.runtimes.onnx_runtime import onnx_operators, onnx_session, quantize_onnx
 

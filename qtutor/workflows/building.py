@@ -83,8 +83,9 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
     Raises:
         Refused: the flow cannot take the model.
     """
-    copied, inputs = float_copy(model), reference.inputs
-    left = (*recipe.left_float, *(name for name in unfit(copied) if name not in recipe.keep_float))
+    copied, inputs = float_copy(model), reference.batch
+    unfitting = () if recipe.flow == "pt2e" else unfit(copied)
+    left = (*recipe.left_float, *(name for name in unfitting if name not in recipe.keep_float))
     recipe = replace(recipe, left_float=tuple(dict.fromkeys(left)))
     if recipe.flow == "eager":
         recipe = replace(recipe, fused=eager.fusable(model, inputs))
@@ -98,7 +99,7 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         return prepared, recipe
     try:
         _check_untrained(model, prepared, reference)
-        _tell_what_stays(model, _tried(prepared, recipe, inputs), recipe)
+        _tell_what_stays(model, _tried(prepared, recipe, reference), recipe)
     except _Unfit as found:
         return prepare(model, found.recipe, reference)
     except _Unseen:
@@ -116,7 +117,7 @@ def _calibrate(model: nn.Module, prepared: nn.Module, reference: Reference, batc
         except Exception as error:
             raise _failed(model, inputs, error) from error
         if number == 0:
-            _check_same(model, prepared, agreement(reference.outputs, found))
+            _check_same(model, prepared, agreement(reference.batch_outputs, found))
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -191,12 +192,12 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")
 
 
-def _tried(prepared: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
+def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
     """What a model to train is converted to before it is trained: what stands in the way of that is said at once."""
     trial = copy_model(prepared).eval()
-    outputs(trial, inputs)
+    outputs(trial, reference.inputs)
     keep_trained_scales(trial)
-    reference = Reference(inputs, outputs(trial, inputs))
+    reference = replace(reference, outputs=outputs(trial, reference.inputs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QuantizationWarning)
         quantized, _ = build(trial, recipe, reference)

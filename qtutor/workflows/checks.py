@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from qtutor.models.batches import Batch
@@ -23,42 +24,53 @@ LEAST = 5.0
 """SQNR in dB below which it is another function, and nobody's INT8 model."""
 
 
+_FEW = 2  # samples: what is wrong is wrong for each, and a check must cost little
+
+
 class QuantizationWarning(UserWarning):
     """What the owner of a quantized model should know: which layers stay in floats, and which hurts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a model gives for a batch.
+    """What a model gives for a batch, and for a few samples of it, on which most is compared.
 
     Attributes:
-        inputs: the batch.
-        outputs: its tensors.
+        batch: the inputs of one call.
+        batch_outputs: the tensors that the model gives for them.
+        inputs: the first samples of each; all where the model takes no fewer.
+        outputs: what the model gives for these.
     """
 
+    batch: tuple[Tensor, ...]
+    batch_outputs: list[Tensor]
     inputs: tuple[Tensor, ...]
     outputs: list[Tensor]
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: tuple[Tensor, ...]) -> "Reference":
+    def of(cls, model: nn.Module, batch: tuple[Tensor, ...]) -> "Reference":
         """Run a float model in eval mode.
 
         Raises:
             ValueError: what it gives cannot be compared: NaN, infinity, or another output each time.
         """
-        found = outputs(model, inputs)
+        found = outputs(model, batch)
         if any(x.is_floating_point() and not x.isfinite().all() for x in found):
-            place = first_not_finite(model, lambda: outputs(model, inputs))
+            place = first_not_finite(model, lambda: outputs(model, batch))
             raise ValueError(f"{kind_of(model)} itself gives NaN or infinity{place}: mend that before you quantize it")
-        if not repeats(model, inputs, found):
+        few, few_outputs = batch, found
+        if len({len(x) if x.dim() else 0 for x in batch}) == 1 and batch[0].dim() and len(batch[0]) > _FEW:
+            with suppress(Exception):
+                few, few_outputs = tuple(x[:_FEW] for x in batch), outputs(model, tuple(x[:_FEW] for x in batch))
+        if not repeats(model, few, few_outputs):
             raise ValueError(
                 f"{kind_of(model)} itself gives another output each time it gets the same input, in eval mode too: a "
                 "functional dropout needs training=self.training, and random numbers belong in the training branch"
             )
-        return cls(inputs, found)
+        return cls(batch, found, few, few_outputs)
 
     def agreement(self, model: nn.Module) -> float:
-        """Return the SQNR in dB of what another model gives for the batch."""
+        """Return the SQNR in dB of what another model gives for the samples."""
         return agreement(self.outputs, outputs(model, self.inputs))
 
 

@@ -102,9 +102,10 @@ def prepare_qat(
         if edge_bits != bits:
             layers = [*count_calls(float_copy(model), inputs, (_ConvNd, nn.Linear))]
             recipe = replace(recipe, edges=dict.fromkeys([*layers[:1], *layers[-1:]], edge_bits))
+        reference = Reference.of(float_copy(model), inputs)
         with _advised(model, inputs, recipe):
-            prepared, recipe = prepare(model, recipe, Reference.of(float_copy(model), inputs))
-        if lines := lines_that_read_training(model, inputs):
+            prepared, recipe = prepare(model, recipe, reference)
+        if lines := lines_that_read_training(model, reference.inputs):
             tell(f"trains as in eval mode, where forward reads self.training:{', '.join(lines)}")
         return remember(prepared, recipe, inputs)
 

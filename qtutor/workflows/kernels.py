@@ -31,13 +31,18 @@ class InFloats(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("scale", torch.tensor(float(layer.scale)))
         self.register_buffer("zero_point", torch.tensor(int(layer.zero_point)))
-        self.kind, self.options = kind_of(layer), {}
+        self.kind, self.options, self.pads = kind_of(layer), {}, ()
         if hasattr(layer, "kernel_size"):
             names = ("stride", "padding", "groups", "dilation", "output_padding")
             self.options = {name: getattr(layer, name) for name in names}
+            if layer.padding_mode != "zeros":
+                self.pads = tuple(each for each in reversed(layer.padding) for _ in range(2))
+                self.options["padding"] = 0
 
     def forward(self, x: Tensor) -> Tensor:
         weight, options, real = self.weight.dequantize(), dict(self.options), x.dequantize()
+        if self.pads:
+            real = F.pad(real, self.pads, mode="reflect")
         if not options:
             real = F.linear(real, weight, self.bias)
         elif "Transpose" in self.kind:

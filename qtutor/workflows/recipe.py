@@ -162,9 +162,10 @@ def _count_padding(layer: _ConvNd) -> None:
 
 
 def unfit(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of layers that no flow has an INT8 kernel for, because of how they pad."""
+    """Return the names of layers for which an engine has no INT8 kernel, because of how they pad."""
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, _ConvNd)}
     return tuple(
         name
-        for name, module in model.named_modules()
-        if isinstance(module, _ConvNd) and (module.padding_mode != "zeros" or isinstance(module.padding, str))
+        for name, module in convolutions.items()
+        if module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
     )
