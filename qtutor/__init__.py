@@ -5,7 +5,6 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     threads      how PyTorch's threads wait for one another, and how many there are
     quick        plotly imported without what no kernel needs
     affine       the map between real numbers and integer codes; its error
-    histogram    many numbers as a few bins; the quantization error of a histogram
     machine      what this computer is, in words
     vision       makes a torchvision that does not match torch importable
     storage      where qtutor keeps things, whole or not at all

@@ -21,7 +21,7 @@ from qtutor.affine import QParams, fake_quantize, grid
 from qtutor.batches import Batch
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import Trait, traits
-from qtutor.observers import HistogramObserver, MinMaxObserver, Observer
+from qtutor.observers import HistogramObserver, MinMaxObserver, Observer, squared_error
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +203,7 @@ class Simulation:
         """Estimate the dB that the range of least squared error wins over another, from the histogram."""
         qparams = (rounding.inputs if side == "input" else rounding.outputs)[name]
         observer = self.observed[name, side]["mse"]
-        estimate = observer.histogram.squared_error()
+        estimate = squared_error(observer.histogram)
         best = copy.copy(observer)
         best.quant_min, best.quant_max = qparams.quant_min, qparams.quant_max
         now, then = (

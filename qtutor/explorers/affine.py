@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from qtutor import plots
 from qtutor.affine import (
     EPS,
+    Histogram,
     QParams,
     QuantizationError,
     choose_qparams,
@@ -14,7 +15,6 @@ from qtutor.affine import (
     quantize,
 )
 from qtutor.explorers.explorer import Explorer, slider_range
-from qtutor.histogram import Histogram
 
 import ipywidgets
 import plotly.graph_objects as go
