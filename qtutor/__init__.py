@@ -3,13 +3,11 @@
 Rooms, from the ground up (imports only ever point to an earlier line):
 
     threads      how PyTorch's threads wait for one another, and how many there are
-    lsq          a fake-quantizer whose scale is trained
     affine       the map between real numbers and integer codes; its error
-    histogram    many numbers as a few bins; the quantization error of a histogram
     machine      what this computer is, in words
     vision       makes a torchvision that does not match torch importable
-    course.manifest   what the course knows of each lesson
-    course.storage    where qtutor keeps things, whole or not at all
+    manifest     what the course knows of each lesson
+    storage      where qtutor keeps things, whole or not at all
     observers    what range to represent
     models       any model seen from outside: copied, fed, traced, its operators known
     fusion       what may be folded and merged, proven, and the memory traffic it saves

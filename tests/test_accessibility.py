@@ -4,7 +4,7 @@ import inspect
 import shutil
 
 from qtutor import explorers, plots
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 import pytest
 from lab import CHROMIUM, COURSE, Notebook, empty_page, jupyterlab

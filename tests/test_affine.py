@@ -146,7 +146,7 @@ def test_where_the_ratio_leaves_int64_only_ours_clips_and_keeps_nan(kernel):
     assert x.grad.tolist() == [[0.0] * 5]
 
 
-# fake_quantize in blocks
+# fake_quantize however a tensor lies in memory
 
 layouts = {
     "contiguous": lambda x: x,
@@ -171,8 +171,7 @@ layouts = {
         ((1, 1, 1, 600_000), (1, 1, 1, 1)),
     ],
 )
-def test_tensors_larger_than_a_block_equal_the_plain_formula(layout, shape, qparams_shape, monkeypatch):
-    monkeypatch.setattr("qtutor.affine._BLOCK", 100_003)
+def test_every_layout_in_memory_equals_the_plain_formula(layout, shape, qparams_shape):
     generator = torch.Generator().manual_seed(1)
     scale = torch.rand(qparams_shape, generator=generator) + 0.5
     zero_point = torch.randint(-8, 8, qparams_shape, generator=generator)

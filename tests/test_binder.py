@@ -6,7 +6,7 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 import limits
 import pytest

@@ -4,7 +4,7 @@ import sys
 
 from qtutor import cli
 from qtutor.course import book
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 import nbformat
 import pytest

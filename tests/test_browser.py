@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 import nbformat
 import pytest

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import qtutor
-from qtutor import cli
+from qtutor import cli, manifest
 from qtutor.cli import bench
-from qtutor.course import manifest
 
 import pytest
 import torch

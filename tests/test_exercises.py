@@ -6,8 +6,7 @@ import re
 import traceback
 from pathlib import Path
 
-from qtutor import exercises
-from qtutor.course import manifest
+from qtutor import exercises, manifest
 from qtutor.exercises import affine_mapping, progress
 from qtutor.exercises.exercise import Exercise, Lesson, reveal
 from qtutor.explorers import AffineExplorer

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from qtutor.course import manifest
+from qtutor import manifest
 
 import pytest
 from lab import COURSE

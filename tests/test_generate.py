@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from qtutor.course import generate
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 import nbformat
 import pytest
@@ -124,7 +124,8 @@ ASKED = """
 import json, sys
 
 sys.path.insert(0, "tests")
-from qtutor.course import manifest, preflight
+from qtutor import manifest
+from qtutor.course import preflight
 from qtutor.exercises import progress
 from test_browser import EXPLORERS
 
@@ -157,7 +158,7 @@ def grown(tmp_path_factory):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), root / "lessons" / f"{NAME}.ipynb")
     (root / "qtutor/course/teaching" / f"{NAME}.md").write_text(NOTES)
 
-    manifest = root / "qtutor/course/manifest.py"
+    manifest = root / "qtutor/manifest.py"
     entries, closing, _ = manifest.read_text(encoding="utf-8").rpartition("\n)\n")
     assert closing
     manifest.write_text(entries + ENTRY, encoding="utf-8")

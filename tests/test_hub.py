@@ -14,7 +14,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from qtutor.course import manifest
+from qtutor import manifest
 
 import pytest
 from lab import COURSE, free_port, served

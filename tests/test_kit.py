@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 import pytest
 from lab import COURSE

@@ -3,7 +3,7 @@
 import ast
 import re
 
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 import nbformat
 import pytest

@@ -2,14 +2,15 @@ import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from qtutor.affine import QParams, choose_qparams, measure_error, quantize, scale_and_zero_point
-from qtutor.histogram import Histogram, StreamingHistogram
+from qtutor.affine import Histogram, QParams, choose_qparams, measure_error, quantize, scale_and_zero_point
 from qtutor.observers import (
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     PercentileObserver,
+    StreamingHistogram,
     observing,
+    squared_error,
 )
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_the_counts_do_not_depend_on_the_batches(stream, bins):
     batches = [batch.reshape(2, -1) for batch in stream]
     once, streamed = counted([torch.cat(batches, dim=1)]), counted(batches)
     assert int(once.counts.sum() + once.zeros.sum()) == 12 * len(stream)
-    for name in ("counts", "zeros", "low", "high", "exponent", "first"):
+    for name in ("counts", "zeros", "low", "high", "width", "first"):
         assert torch.equal(getattr(once, name), getattr(streamed, name)), name
 
 
@@ -108,6 +109,15 @@ def test_many_values_are_counted_one_by_one(rows):
         index = torch.searchsorted(edges[row].contiguous(), nonzero, right=True) - 1
         assert torch.equal(stream.counts[row], torch.bincount(index, minlength=128))
         assert int(stream.zeros[row]) == x.shape[1] - len(nonzero)
+
+
+@every_observer
+def test_what_becomes_of_a_batch_after_it_was_observed_does_not_count(make):
+    batch = samples("normal", 1000)
+    observer = seen(make(), batch)
+    expected = seen(make(), batch.clone()).qparams()
+    batch.zero_()
+    assert observer.qparams() == expected
 
 
 @every_observer
@@ -168,7 +178,7 @@ def test_the_streamed_error_equals_the_histograms_closed_form(low, high, zeros, 
     histogram = Histogram(counts, first * width, (first + len(counts)) * width, zeros, 0.0)
     grid = {"quant_min": -(2 ** (bits - 1)), "quant_max": 2 ** (bits - 1) - 1, "symmetric": symmetric}
     ends = torch.tensor([[low]]), torch.tensor([[high]])
-    estimate = stream.squared_error()(*scale_and_zero_point(*ends, **grid), grid["quant_min"], grid["quant_max"])
+    estimate = squared_error(stream)(*scale_and_zero_point(*ends, **grid), grid["quant_min"], grid["quant_max"])
     assert float(estimate) == pytest.approx(histogram.error(choose_qparams(low, high, **grid)).total, rel=1e-6)
 
 

@@ -5,8 +5,8 @@ import webbrowser
 from collections import namedtuple
 from dataclasses import replace
 
-from qtutor import cli
-from qtutor.course import manifest, preflight, storage
+from qtutor import cli, manifest, storage
+from qtutor.course import preflight
 
 import pytest
 

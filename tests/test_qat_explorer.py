@@ -2,10 +2,9 @@
 
 import math
 
-from qtutor.affine import grid
+from qtutor.affine import grid, learned_fake_quantize
 from qtutor.explorers import QATExplorer
 from qtutor.explorers.qat import LANES, RATES, STEPS, QATState, train_one_weight
-from qtutor.lsq import learned_fake_quantize
 
 import pytest
 import torch

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qtutor.course import storage
+from qtutor import storage
 
 import filelock
 import pytest
@@ -12,7 +12,7 @@ import pytest
 HOLD = """
 import sys
 from pathlib import Path
-from qtutor.course import storage
+from qtutor import storage
 
 with storage.lock(Path(sys.argv[1])):
     print("held", flush=True)

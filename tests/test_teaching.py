@@ -4,7 +4,7 @@ import zipfile
 
 from qtutor import cli
 from qtutor.course import plans
-from qtutor.course.manifest import LESSONS, TEACHING
+from qtutor.manifest import LESSONS, TEACHING
 
 import nbformat
 import pytest

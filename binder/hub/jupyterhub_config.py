@@ -13,7 +13,7 @@ from pathlib import Path
 
 import qtutor
 from qtutor import threads
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 c = get_config()  # noqa: F821  JupyterHub defines it
 

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from qtutor.cli.surroundings import GivenUp, course, needed
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 
 def add(commands) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import qtutor
 from qtutor.cli.surroundings import course, needed, prepend, use_own_kernel
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 
 def add(commands) -> None:

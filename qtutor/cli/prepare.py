@@ -3,8 +3,8 @@
 import sys
 from argparse import Namespace
 
+from qtutor import manifest
 from qtutor.cli.surroundings import GivenUp, needed
-from qtutor.course import manifest
 
 
 def add(commands) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import qtutor
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 
 class GivenUp(Exception):

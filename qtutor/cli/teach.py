@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from qtutor.cli.surroundings import GivenUp
-from qtutor.course.manifest import TEACHING
+from qtutor.manifest import TEACHING
 
 
 def add(commands) -> None:

@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import qtutor
-from qtutor.course import notebooks, storage
+from qtutor import storage
+from qtutor.course import notebooks
 
 import nbformat
 

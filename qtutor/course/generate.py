@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor import exercises
-from qtutor.course.manifest import LESSONS, TEACHING, Lesson
 from qtutor.course.plans import timetables
 from qtutor.exercises.exercise import Exercise
+from qtutor.manifest import LESSONS, TEACHING, Lesson
 
 import nbformat
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from qtutor.course.manifest import LESSONS
+from qtutor.manifest import LESSONS
 
 Row = tuple[int, str]
 """How many minutes something takes, and what it is."""

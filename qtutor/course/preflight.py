@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from qtutor.course import manifest, storage
-from qtutor.course.manifest import Lesson
+from qtutor import manifest, storage
 from qtutor.machine import describe
+from qtutor.manifest import Lesson
 
 NEEDED_MEMORY = 1_200_000_000
 """Bytes that the largest lesson may take."""

@@ -10,7 +10,7 @@ restart, every other module the exercises of one lesson.
 from importlib import import_module
 from types import ModuleType
 
-from qtutor.course.manifest import Lesson
+from qtutor.manifest import Lesson
 
 
 def of(lesson: Lesson) -> ModuleType:

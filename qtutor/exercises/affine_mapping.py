@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from qtutor.affine import choose_qparams, grid
+from qtutor.affine import Histogram, choose_qparams, grid
 from qtutor.exercises.exercise import Lesson
-from qtutor.histogram import Histogram
 
 import torch
 from torch import Tensor

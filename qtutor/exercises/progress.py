@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from qtutor.course import storage
-from qtutor.course.manifest import LESSONS
+from qtutor import storage
+from qtutor.manifest import LESSONS
 
 _session: dict[str, list[str]] = {}
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from qtutor.affine import (
     EPS,
+    Histogram,
     QParams,
     QuantizationError,
     choose_qparams,
@@ -14,7 +15,6 @@ from qtutor.affine import (
 )
 from qtutor.explorers.explorer import Explorer, slider_range, start
 from qtutor.explorers.words import counted
-from qtutor.histogram import Histogram
 from qtutor.plots import look
 
 import ipywidgets

@@ -9,8 +9,15 @@ from qtutor.affine import QParams, choose_qparams, grid
 from qtutor.explorers.dynamic_range import random_rows
 from qtutor.explorers.explorer import Explorer, start
 from qtutor.explorers.words import decibels
-from qtutor.histogram import StreamingHistogram
-from qtutor.observers import BINS, HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
+from qtutor.observers import (
+    BINS,
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PercentileObserver,
+    StreamingHistogram,
+    squared_error,
+)
 from qtutor.plots import look
 
 import ipywidgets
@@ -84,7 +91,7 @@ class Stream:
             self.signal += float(torch.linalg.vector_norm(row, dtype=torch.float64) ** 2)
         self.ends = torch.stack(ends, dim=1)  # (2, N)
         self.largest = float(self.ends.view(-1)[self.ends.abs().argmax()])  # with its sign
-        self.squared_error = stream.squared_error()
+        self.squared_error = squared_error(stream)
         self.after = StreamingHistogram.cat(after)  # one row for each number of batches
         self._searched: dict[int, Tensor] = {}  # what a search over histograms found in the clean stream, by bits
         self._judged: dict[tuple, tuple[QParams, Tensor]] = {}

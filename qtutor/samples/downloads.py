@@ -10,8 +10,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from urllib.error import URLError
 
-from qtutor import vision  # noqa: F401  vision makes torchvision importable
-from qtutor.course import storage
+from qtutor import (
+    storage,
+    vision,  # noqa: F401  vision makes torchvision importable
+)
 from qtutor.samples.data import Images
 
 import torch

@@ -1,4 +1,4 @@
-"""Trained models: made, in seconds, the first time that they are asked for, and kept by `qtutor.course.storage`."""
+"""Trained models: made, in seconds, the first time that they are asked for, and kept by `qtutor.storage`."""
 
 import hashlib
 import io
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from qtutor.course import storage
+from qtutor import storage
 from qtutor.samples.data import Images, digits, flowers
 from qtutor.samples.models import MLP, DepthwiseNet, RowReader, SlimResNet, SmallCNN
 from qtutor.samples.training import fixed_random_numbers, train

@@ -22,7 +22,7 @@ from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model, plain_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import no_fast_attention
-from qtutor.observers import HistogramObserver, MinMaxObserver, Observer
+from qtutor.observers import HistogramObserver, MinMaxObserver, Observer, squared_error
 from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, parameter_at
 from qtutor.simulation.scheme import Scheme
 
@@ -130,7 +130,7 @@ class Simulation:
         """Estimate the dB that the range of least squared error wins over another, from the histogram."""
         qparams = (rounding.inputs if side == "input" else rounding.outputs)[name]
         observer = self.observed[name, side]["mse"]
-        estimate = observer.histogram.squared_error()
+        estimate = squared_error(observer.histogram)
         best = copy.copy(observer)
         best.quant_min, best.quant_max = qparams.quant_min, qparams.quant_max
         now, then = (

@@ -17,7 +17,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import qtutor
-from qtutor.course.storage import write_atomically
+from qtutor.storage import write_atomically
 
 import torch
 from torch import Tensor, nn

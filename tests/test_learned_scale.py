@@ -3,7 +3,7 @@
 import math
 
 from qtutor import affine
-from qtutor.lsq import LearnedFakeQuantizer, learned_fake_quantize
+from qtutor.affine import LearnedFakeQuantizer, learned_fake_quantize
 
 import pytest
 import torch

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-TEACHING = Path(__file__).with_name("teaching")
+TEACHING = Path(__file__).parent / "course" / "teaching"
 """The folder of the pages for instructors."""
 
 

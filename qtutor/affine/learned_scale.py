@@ -13,10 +13,11 @@ Source: Esser et al. 2020, "Learned Step Size Quantization", eqs. 1 to 3 and sec
 
 import math
 
+from qtutor.affine.checks import broadcasts, kind
+from qtutor.affine.qparams import EPS
+
 import torch
 from torch import Tensor, nn
-
-_EPS = torch.finfo(torch.float32).eps
 
 
 def learned_fake_quantize(
@@ -59,18 +60,13 @@ def learned_fake_quantize(
     """
     for name, tensor in (("x", x), ("scale", scale)):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"learned_fake_quantize: {name} must be a floating-point tensor, got {kind}")
+            raise TypeError(f"learned_fake_quantize: {name} must be a floating-point tensor, got {kind(tensor)}")
     if not quant_min < quant_max or not quant_min <= zero_point <= quant_max:
         raise ValueError(f"the grid [{quant_min}, {quant_max}] must have two codes and hold zero_point={zero_point}")
     values = scale.detach()
     if not ((values > 0) & values.isfinite()).all():
         raise ValueError("scale must be positive and finite: clamp it after each step of the optimizer")
-    try:
-        fits = torch.broadcast_shapes(x.shape, scale.shape) == x.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not broadcasts(scale.shape, x.shape):
         raise ValueError(f"a scale of shape {tuple(scale.shape)} does not broadcast against {tuple(x.shape)}")
     if gradient_scale is None:
         gradient_scale = 1 / math.sqrt(max(1, x.numel() / max(1, scale.numel())) * max(1, quant_max))
@@ -130,6 +126,6 @@ class LearnedFakeQuantizer(nn.Module):
                 others = [i for i in range(x.dim()) if self.axis is None or i != self.axis % x.dim()]
                 self.scale.copy_(2 * x.abs().mean(others) / math.sqrt(self.quant_max))
                 self.started.fill_(True)
-            self.scale.clamp_(min=_EPS)
+            self.scale.clamp_(min=EPS)
         scale = self.scale if self.axis is None else self.scale.view(shape)
         return learned_fake_quantize(x, scale, quant_min=self.quant_min, quant_max=self.quant_max)

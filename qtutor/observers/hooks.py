@@ -1,0 +1,75 @@
+"""Observers at the layers of a model."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from qtutor.observers.observer import Observer
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def observing(
+    model: nn.Module, observers: Mapping[str, Observer], *, inputs: bool = False
+) -> Iterator[Mapping[str, Observer]]:
+    """Let observers watch layers of any model while the block runs.
+
+    The hooks are gone when the block ends, however it ends. A layer that runs twice is observed twice.
+
+    Args:
+        model: any module.
+        observers: the qualified name of a layer, as in `model.named_modules()`, to the observer of its output.
+        inputs: observe the first positional argument of each layer instead.
+
+    Yields:
+        `observers`.
+
+    Raises:
+        ValueError: the model has no layer of that name.
+        TypeError: `model` is not a module, or `observers` not a mapping to observers; in the block, where a
+            layer gives (or takes) something else than a tensor, such as the tuple of an LSTM: observe the
+            inputs of the layer that takes it apart.
+
+    Example:
+        >>> import torch
+        >>> from qtutor.observers import HistogramObserver, MinMaxObserver
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> with observing(model, {"0": MinMaxObserver(), "1": HistogramObserver()}) as observers:
+        ...     _ = model(torch.rand(8, 4))
+        >>> observers["1"].qparams().scale.shape
+        torch.Size([])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"observing needs a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(observers, Mapping):
+        given = type(observers).__name__
+        raise TypeError(f"observing needs a dict from names of layers to observers, got {given}")
+    layers = dict(model.named_modules(remove_duplicate=False))
+    for name, observer in observers.items():
+        if isinstance(observer, type) or not hasattr(observer, "observe"):
+            made = f"the class {observer.__name__}" if isinstance(observer, type) else type(observer).__name__
+            raise TypeError(f"observing: layer {name!r} needs an observer such as MinMaxObserver(), got {made}")
+        if name not in layers:
+            near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
+            raise ValueError(f"observing: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
+
+    def see(name: str, layer: nn.Module, args: tuple, output: object = None) -> None:
+        value = (args[0] if args else None) if inputs else output
+        if not isinstance(value, Tensor):
+            what = "first positional argument" if inputs else "output"
+            raise TypeError(
+                f"observing: the {what} of layer {name!r} ({type(layer).__name__}) is a {type(value).__name__}, "
+                "not a tensor: observe a layer before or after it"
+            )
+        try:
+            observers[name].observe(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"observing layer {name!r}: {error}") from error
+
+    with ExitStack() as hooks:
+        for name in observers:
+            register = layers[name].register_forward_pre_hook if inputs else layers[name].register_forward_hook
+            hooks.callback(register(partial(see, name)).remove)
+        yield observers
