@@ -1,6 +1,5 @@
 import dataclasses
 import io
-import json
 import math
 from types import SimpleNamespace
 
@@ -265,22 +264,6 @@ def test_peak_memory_is_what_the_tensors_of_a_run_take():
 def comparison(clock):
     entries = {"<float>": taking(clock, 0.03), "int8": taking(clock, 0.01), "broken": fail}
     return compare(entries, X, loader=None, repeats=9)
-
-
-def test_csv_and_json_hold_the_whole_comparison(comparison, tmp_path):
-    comparison.to_csv(tmp_path / "table.csv")
-    comparison.to_json(tmp_path / "table.json")
-    assert (tmp_path / "table.csv").read_text() == comparison.to_csv()
-    assert (tmp_path / "table.json").read_text() == comparison.to_json()
-
-    read = pd.read_csv(io.StringIO(comparison.to_csv()), index_col="name", keep_default_na=True)
-    assert read["speedup"].tolist()[:2] == pytest.approx([1, 3])
-    content = json.loads(comparison.to_json(), parse_constant=pytest.fail)  # NaN is not JSON
-    assert [row["name"] for row in content["entries"]] == ["<float>", "int8", "broken"]
-    assert content["entries"][2]["latency_ms"] is None
-    assert len(content["times_ms"]["int8"]) == 9
-    assert content["machine"]["torch"] == torch.__version__
-    assert content["versions"]["PyTorch"] == torch.__version__
 
 
 def test_shows_as_a_table_in_text_and_in_jupyter(comparison):

@@ -1,11 +1,8 @@
 """What a comparison found, as a table, in Jupyter and in a file."""
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtutor.machine import Machine
@@ -45,25 +42,6 @@ class Comparison:
         features = f" ({', '.join(self.machine.features)})" if self.machine.features else ""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{versions}, with {threads} on {cpu}{features}."
-
-    def to_csv(self, path: str | Path | None = None) -> str | None:
-        """Write the table to `path`, or return it as text."""
-        return self.table.to_csv(path)
-
-    def to_json(self, path: str | Path | None = None) -> str | None:
-        """Write the table, the times of all rounds and the machine to `path`, or return them as text."""
-        content = {
-            "entries": json.loads(self.table.reset_index().to_json(orient="records")),
-            "times_ms": self.times.to_dict(orient="list"),
-            "confidence": self.confidence,
-            "machine": dataclasses.asdict(self.machine),
-            "versions": dict(self.versions),
-        }
-        text = json.dumps(content, indent=2)
-        if path is None:
-            return text
-        Path(path).write_text(text, encoding="utf-8")
-        return None
 
     def __str__(self) -> str:
         return "\n".join((self._view().to_string(), *self._sentences()))
