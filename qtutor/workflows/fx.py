@@ -2,7 +2,6 @@
 
 import importlib
 import operator
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -153,9 +152,7 @@ def float_layers(model: nn.Module) -> list[str]:
 def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:
     """Return PyTorch's own qconfig mapping for the engine, narrowed to the bits."""
     get_default = ao.get_default_qat_qconfig_mapping if recipe.trained else ao.get_default_qconfig_mapping
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Default qconfig of oneDNN backend with reduce_range of false")  # see below
-        mapping = get_default(recipe.engine)
+    mapping = get_default(recipe.engine)
     if recipe.trained:
         mapping.set_global(trained_qconfig(mapping.global_qconfig, ao.FakeQuantize))
     if recipe.reduced:
