@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qtutor.affine.checks import check_finite, kind
-from qtutor.affine.mapping import check_input, fake_quantize, nearest_codes, on_grid
+from qtutor.affine.mapping import check_input, nearest_codes, on_grid, real_values_
 from qtutor.affine.qparams import QParams
 
 import torch
@@ -65,7 +65,9 @@ def measure_error(x: Tensor, qparams: QParams) -> QuantizationError:
     check_input(x, qparams, "measure_error")
     x = x.detach()
     check_finite(x, "measure_error")
-    x_hat, inside = fake_quantize(x, qparams), on_grid(nearest_codes(x, qparams), qparams)
+    codes = nearest_codes(x, qparams)
+    inside = on_grid(codes, qparams)
+    x_hat = real_values_(codes.clamp_(qparams.quant_min, qparams.quant_max), qparams).to(x.dtype)
     signal = rounding = clipping = 0.0
     for value, approximation, kept in _in_parts(x, x_hat, inside):
         noise = value - approximation

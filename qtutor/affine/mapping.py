@@ -124,7 +124,7 @@ class _FakeQuantize(torch.autograd.Function):
 def nearest_codes(x: Tensor, qparams: QParams) -> Tensor:
     """round(x / s) + z, not yet clamped, as a new tensor of floating-point numbers.
 
-    They are float64 for float64 values and where float32 cannot tell the codes of the grid apart.
+    They are float64 for float64 values, and where float32 cannot tell the codes of the grid apart.
     """
     real = x if x.dtype == torch.float64 else x.to(torch.float32)
     steps = torch.mul(real, 1 / qparams.scale).round_()

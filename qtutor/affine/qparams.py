@@ -47,8 +47,8 @@ class QParams:
         quant_min, quant_max = check_grid(self.quant_min, self.quant_max)
         # Copies: what a caller later does to their own tensors, as an optimizer does, must not reach in here.
         scale = as_tensor(self.scale, "scale").to(torch.float32, copy=True)
-        check_values(scale, (scale > 0) & scale.isfinite(), "scale", "must be positive and finite")
-        check_values(scale, (1 / scale).isfinite(), "scale", "is so small that 1 / scale overflows float32")
+        check_values(scale, (scale > 0) & (scale < math.inf), "scale", "must be positive and finite")
+        check_values(scale, 1 / scale < math.inf, "scale", "is so small that 1 / scale overflows float32")
         zero_point = as_tensor(self.zero_point, "zero_point")
         if zero_point.is_floating_point() and not torch.equal(zero_point, zero_point.round()):
             raise TypeError(f"zero_point must be a whole number, got {brief(zero_point)}: round it first")

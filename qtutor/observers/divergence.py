@@ -36,7 +36,7 @@ def least_divergence(
     divergence = _divergence(folded.counts, _ends_of_codes(folded, kept, qparams.scale, codes))
     # Among equals, the widest range.
     least = divergence.amin(dim=1, keepdim=True) + 1e-9 * folded.counts.sum(dim=1, keepdim=True)
-    best = (torch.arange(_CANDIDATES) * (divergence <= least)).argmax(dim=1, keepdim=True)
+    best = _last(divergence <= least)
     return low.gather(1, best)[:, 0], high.gather(1, best)[:, 0]
 
 
@@ -59,21 +59,26 @@ def _divergence(counts: Tensor, ends: Tensor) -> Tensor:
     """n times the divergence, `(rows, k)`, of `(rows, bins)` counts whose codes end at `(rows, k, codes)`."""
     counts = counts.to(torch.float64)
     total, inside = counts.sum(dim=1, keepdim=True), ends[..., -1]
-    mass = _running_sum(counts, ends).diff(dim=2, prepend=ends.new_zeros(*inside.shape, 1))
-    share = _running_sum(counts > 0, ends).diff(dim=2, prepend=ends.new_zeros(*inside.shape, 1))
+    start = ends.new_zeros(*inside.shape, 1)
+    mass = _running_sum(counts, ends).diff(dim=2, prepend=start)  # m, (rows, k, codes)
+    share = _running_sum(counts > 0, ends).diff(dim=2, prepend=start)  # bins of a code that are not empty
     even = mass / share.clamp(min=1)
     kept = mass.sum(dim=2)
     clipped = total - kept
 
     last = torch.where(counts > 0, torch.arange(counts.shape[1]), 0).cummax(dim=1).values  # up to each bin
     last_bin = counts.gather(1, last.gather(1, (inside - 1).clamp(min=0)))
-    last_code = (torch.arange(ends.shape[2]) * (share > 0)).argmax(dim=2, keepdim=True)
 
     p_log_p = _running_sum(torch.xlogy(counts, counts), inside)
     p_log_p += torch.xlogy(last_bin + clipped, last_bin + clipped) - torch.xlogy(last_bin, last_bin)
-    p_log_q = torch.xlogy(mass, even).sum(dim=2) + torch.xlogy(clipped, even.gather(2, last_code)[..., 0])
+    p_log_q = torch.xlogy(mass, even).sum(dim=2) + torch.xlogy(clipped, even.gather(2, _last(share > 0))[..., 0])
     divergence = p_log_p - p_log_q + torch.xlogy(total, kept / total)
     return torch.where(kept > 0, divergence, torch.where(total > 0, torch.inf, 0.0))
+
+
+def _last(holds: Tensor) -> Tensor:
+    """The index along the last dimension, which is kept, of the last that holds."""
+    return (torch.arange(holds.shape[-1]) * holds).argmax(dim=-1, keepdim=True)
 
 
 def _running_sum(each: Tensor, ends: Tensor) -> Tensor:
