@@ -165,6 +165,26 @@ def test_dropout_drops_in_training_and_not_at_work(flow, images):
     assert torch.equal(quantized(images[0]), quantized(images[0]))
 
 
+class Shuffled:
+    """Gives its batches in another order at each reading, as a loader that shuffles does."""
+
+    def __init__(self, batches):
+        self.batches, self.reading = batches, 0
+
+    def __iter__(self):
+        self.reading += 1
+        return iter(self.batches if self.reading % 2 else self.batches[::-1])
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_data_may_come_in_another_order_when_they_are_read_again(once, images):
+    model = two_convolutions(lambda s, x: s.second(F.interpolate(s.first(x), scale_factor=2, mode="bicubic")))
+    data = iter(images) if once else Shuffled(images)
+    with pytest.warns(QuantizationWarning, match="no INT8 kernel"):  # found by the first reading
+        quantized = quantize_static(model, data)
+    assert sqnr(model(images[0]), quantized(images[0])) > 25
+
+
 def test_what_stays_in_floats_is_said(images):
     model = Forward(
         lambda s, x: s.h(s.g(x.flatten(2))[0]), g=nn.GRU(144, 8, batch_first=True), h=nn.Linear(8, 4)

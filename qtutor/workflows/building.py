@@ -17,6 +17,7 @@ from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
 from qtutor.workflows.refusals import Refused, reason_of, stub_reason
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -38,18 +39,17 @@ class Batches:
                 "training inputs, and make a new generator if this one is used up"
             )
         self.first: tuple[Tensor, ...] = first
-        self._kept, self._room = [first], _KEPT
+        self._kept, self._room = [first], _KEPT if self._once else 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        if not self._once:
-            yield from inputs_of(self._data, self._model)
-            return
         yield from self._kept
         for inputs in self._left:
             self._room -= sum(x.nbytes for x in inputs)
             if self._room > 0:
                 self._kept.append(inputs)
             yield inputs
+        if not self._once:  # read to its end: it begins anew, a loader that shuffles in another order
+            self._kept, self._left = [], inputs_of(self._data, self._model)
 
 
 def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
@@ -62,16 +62,12 @@ def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
     while True:
         prepared, recipe = prepare(model, recipe, reference)
         try:
-            _calibrate(model, prepared, reference, batches)
+            _calibrate(model, prepared, recipe, reference, batches)
             written = _lines_in_place(prepared)
             quantized, recipe = build(prepared, recipe, reference)
             _judge(model, quantized, recipe, reference, written)
         except _Unfit as found:
             recipe = found.recipe
-        except _Unseen:
-            if recipe.flow != "pt2e" or recipe.functional:
-                raise
-            recipe = replace(recipe, functional=True)
         else:
             _tell_what_stays(model, quantized, recipe)
             return quantized
@@ -98,18 +94,14 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
     if not recipe.trained:
         return prepared, recipe
     try:
-        _check_untrained(model, prepared, reference)
+        _check_untrained(model, prepared, recipe, reference)
         _tell_what_stays(model, _tried(prepared, recipe, reference), recipe)
     except _Unfit as found:
         return prepare(model, found.recipe, reference)
-    except _Unseen:
-        if recipe.flow != "pt2e" or recipe.functional:
-            raise
-        return prepare(model, replace(recipe, functional=True), reference)
     return prepared, recipe
 
 
-def _calibrate(model: nn.Module, prepared: nn.Module, reference: Reference, batches: Batches) -> None:
+def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference, batches: Batches) -> None:
     """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
     for number, inputs in enumerate(batches):
         try:
@@ -117,7 +109,9 @@ def _calibrate(model: nn.Module, prepared: nn.Module, reference: Reference, batc
         except Exception as error:
             raise _failed(model, inputs, error) from error
         if number == 0:
-            _check_same(model, prepared, agreement(reference.batch_outputs, found))
+            known = all(map(torch.equal, inputs, reference.batch))
+            wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
+            _check_same(model, prepared, recipe, agreement(wanted, found))
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -141,17 +135,19 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
     if not (recipe.keep_float or _rounds(model)):
         raise Refused(_NOTHING)
     try:
-        outputs(model, inputs)
+        found = outputs(model, inputs)
     except Exception as error:
         raise _cannot_run(model, recipe, inputs, error) from error
     if recipe.flow != "pt2e" and (wrong := mend(model, weights, inputs)):
         recipe = replace(recipe, in_floats=wrong)
+        remember(model, recipe)
+        found = outputs(model, inputs)
         tell(f"engine={recipe.engine!r} computes {', '.join(wrong)} wrongly: done in floats, on the same INT8 weights")
     if recipe.flow == "eager" and blind:
         tell(f"no batch reached {', '.join(blind)}, which keep a scale of 1")
-    if not repeats(model, inputs, outputs(model, inputs)):
+    if not repeats(model, inputs, found):
         raise Refused("gives another output each time that it gets the same input")
-    return remember(model, recipe), recipe
+    return model, recipe
 
 
 def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
@@ -164,7 +160,7 @@ def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
         if recipe.engine == "qnnpack":
             fx.straighten(model)
         if recipe.trained and (recipe.bits < 8 or recipe.edges or recipe.reduced):
-            clip_codes(model, dict(weights), recipe.bits, recipe.edges, recipe.reduced)
+            clip_codes(model, weights, recipe.bits, recipe.edges, recipe.reduced)
     compute_in_floats(model, weights, recipe.in_floats)
     return remember(model.eval(), recipe), weights  # conversion makes new modules, in training mode
 
@@ -208,19 +204,15 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
 
 def check_trained(found: float) -> None:
     """Refuse an INT8 model that does not compute what the trained one does; say how far it is off where it is far."""
-    said = f"gives another function: the INT8 model agrees with the trained one to {found:.1f} dB only"
+    said = f"the INT8 model agrees with the trained one to {found:.1f} dB only"
     if found < LEAST:
-        raise Refused(said)
+        raise Refused(f"gives another function: {said}")
     if found < USUAL:
-        tell(f"{said.removeprefix('gives another function: ')}, where {USUAL:.0f} are usual")
-
-
-class _Unseen(Refused):
-    """A flow does not see all that a model does."""
+        tell(f"{said}, where {USUAL:.0f} are usual")
 
 
 class _Unfit(Exception):
-    """An operator or a module has no kernel for what it is given; `recipe` leaves it in floats."""
+    """A recipe does not do for a model, and `recipe` may: it leaves more in floats, or rewrites what works in place."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -247,12 +239,19 @@ def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> E
     return Refused(f"cannot take {kind_of(model)}{where(error)}: {reason_of(error)}")
 
 
-def _check_same(model: nn.Module, prepared: nn.Module, found: float) -> None:
+def _unseen(recipe: Recipe, said: str) -> Exception:
+    """What to raise where a flow does not see all that a model does."""
+    can_rewrite = recipe.flow == "pt2e" and not recipe.functional
+    return _Unfit(replace(recipe, functional=True)) if can_rewrite else Refused(said)
+
+
+def _check_same(model: nn.Module, prepared: nn.Module, recipe: Recipe, found: float) -> None:
     if found < SAME:
-        raise _Unseen(
+        raise _unseen(
+            recipe,
             f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB "
             f"only. Mostly a write in place gets lost{_lines_in_place(prepared)}: give the result a name of its own, "
-            "y = relu(x), and write torch.where or torch.cat for x[i] = y"
+            "y = relu(x), and write torch.where or torch.cat for x[i] = y",
         )
 
 
@@ -262,7 +261,7 @@ def _lines_in_place(model: nn.Module) -> str:
     return f", here{' and'.join(filter(None, lines))}" if any(lines) else ""
 
 
-def _check_untrained(model: nn.Module, prepared: nn.Module, reference: Reference) -> None:
+def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference) -> None:
     """Check that a model to train gives in eval mode, without rounding, what the float one does."""
     exact = copy_model(prepared).eval()
     rounds = False
@@ -273,7 +272,7 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, reference: Reference
             module.disable_observer()
     if not rounds:
         raise Refused(_NOTHING)
-    _check_same(model, prepared, reference.agreement(exact))
+    _check_same(model, prepared, recipe, reference.agreement(exact))
 
 
 def without_data(prepared: nn.Module) -> list[str]:
@@ -298,7 +297,8 @@ def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Re
     said = f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only"
     if explained > got + 10:
         if got < 2 * LEAST:
-            raise _Unseen(f"{said}, while its layers explain {explained:.1f}: something in between gets lost{written}")
+            lost = f"{said}, while its layers explain {explained:.1f}: something in between gets lost{written}"
+            raise _unseen(recipe, lost)
         worst = f"its layers explain {explained:.1f} dB, so a sum, a product or a softmax between them hurts"
     if got < LEAST:
         raise Refused(f"{said}; {worst}")
