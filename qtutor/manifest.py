@@ -20,8 +20,9 @@ class Lesson:
         name: its number and the name of its exercises, and the name of its notebook and its notes.
         title: as its first line says it.
         summary: what it is about, for a table.
-        minutes: of its core, exercises included; of each half where it has two.
-        exercises: how many of these minutes are for exercises.
+        needs: the numbers of the lessons that it builds on; what these need is not named again.
+        minutes: of its core, exercises included, as `course.reading` estimates; of each half where it has two.
+        exercises: how many of these minutes are for exercises and missions.
         discussion: minutes of the discussion in a room.
         seconds: that its cells compute.
         first_seconds: how many more the first time, for training.
@@ -33,6 +34,7 @@ class Lesson:
     name: str
     title: str
     summary: str
+    needs: tuple[str, ...] = ()
     minutes: tuple[int, ...] = (45,)
     exercises: int
     discussion: int = 10
@@ -63,17 +65,28 @@ class Lesson:
         return {**dict(zip(halves, self.minutes, strict=True)), "discussion": self.discussion}
 
     @property
+    def prerequisites(self) -> str:
+        """What a learner should have done before, as the lesson says it."""
+        if not self.needs:
+            return "**You need** a little Python and PyTorch: what a module, a tensor and a training loop are."
+        *first, last = self.needs
+        named = f"lesson{'s' if first else ''} {', '.join(first)}{' and ' if first else ''}{last}"
+        more = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
+        more = f", and what {'they build' if first else 'it builds'} on" if more else ""
+        return f"**You need** {named}{more}."
+
+    @property
     def times(self) -> str:
         """How long it takes to read and to run, as it tells the learner."""
-        reading = f"{self.minutes[0]} minutes"
+        reading = f"{' and '.join(map(str, self.minutes))} minutes"
         if len(self.minutes) > 1:
-            reading = f"two halves of {reading} with a stop between"
+            reading += " with a stop between"
         if self.exercises:
-            reading += f", {self.exercises} minutes of it for exercises"
+            reading += f", {self.exercises} of them for exercises"
         running = f"about {self.seconds} seconds"
         if self.first_seconds:
             running += f", {self.first_seconds} more the first time"
-        return f"**Reading:** {reading}. **Running:** {running}."
+        return f"**Reading and working:** {reading} (an estimate). **Running:** {running}."
 
 
 def models() -> Iterator[str]:
@@ -95,6 +108,7 @@ LESSONS = (
         name="01_affine_mapping",
         title="The affine mapping",
         summary="scale and zero point by hand and in code; rounding against clipping",
+        needs=("00",),
         exercises=9,
         seconds=30,
         models=("digits_cnn",),
@@ -105,6 +119,7 @@ LESSONS = (
         name="02_granularity",
         title="Granularity",
         summary="one scale for a tensor, a channel or a group; equalization",
+        needs=("01",),
         exercises=7,
         seconds=20,
         first_seconds=20,
@@ -116,6 +131,7 @@ LESSONS = (
         name="03_observers",
         title="Observers and calibration",
         summary="which range to represent, and how many images it takes to know",
+        needs=("01",),
         exercises=8,
         seconds=40,
         models=("digits_cnn",),
@@ -126,6 +142,7 @@ LESSONS = (
         name="04_dynamic_quantization",
         title="Dynamic quantization",
         summary="recurrent and linear layers in one call, when it pays, torchao",
+        needs=("03",),
         exercises=7,
         seconds=30,
         first_seconds=5,
@@ -137,6 +154,7 @@ LESSONS = (
         name="05_static_quantization",
         title="Static quantization",
         summary="a layer in integers by hand, then networks: eager, FX and PT2E",
+        needs=("02", "03"),
         minutes=(45, 45),
         exercises=10,
         seconds=45,
@@ -149,6 +167,7 @@ LESSONS = (
         name="06_quantization_aware_training",
         title="Quantization-aware training",
         summary="train through rounding, learn the scales, convert",
+        needs=("05",),
         exercises=7,
         seconds=40,
         models=("digits_depthwise",),
@@ -159,6 +178,7 @@ LESSONS = (
         name="07_fusion",
         title="Fusion",
         summary="fold and fuse, prove it equal, count roundings and bytes",
+        needs=("05",),
         exercises=7,
         seconds=40,
         models=("digits_cnn", "digits_depthwise"),
@@ -169,6 +189,7 @@ LESSONS = (
         name="08_benchmarking",
         title="Benchmarking that can be trusted",
         summary="what makes a timing lie, ratios with intervals, every CPU runtime",
+        needs=("05",),
         minutes=(45, 45),
         exercises=16,
         seconds=80,
@@ -181,6 +202,7 @@ LESSONS = (
         name="09_published_claims",
         title="Published claims",
         summary="five articles measured, a verdict for each claim",
+        needs=("04", "06", "07", "08"),
         exercises=7,
         seconds=60,
         models=("digits_cnn", "digits_depthwise", "digits_lstm", "digits_mlp", "flowers_resnet"),
@@ -189,6 +211,7 @@ LESSONS = (
         name="10_your_own_model",
         title="Your own model",
         summary="find the layer that hurts, repair it, ship the result",
+        needs=("04", "06", "07"),
         exercises=5,
         seconds=30,
         first_seconds=5,

@@ -3,7 +3,7 @@ import io
 import math
 from types import SimpleNamespace
 
-from qtutor.benchmark import Comparison, Flips, accuracy, compare, comparing, flips, size_bytes, timing
+from qtutor.benchmark import Comparison, Flips, accuracy, compare, flips, intervals, size_bytes, timing
 from qtutor.machine import describe
 from qtutor.workflows import hide_torch_notices
 
@@ -126,7 +126,7 @@ def test_an_interval_leaves_out_all_that_its_confidence_allows(rounds, confidenc
     def coverage(left_out):
         return 1 - 2 * scipy.stats.binom.cdf(left_out, rounds, 0.5)
 
-    left_out = comparing._left_out(rounds, confidence)
+    left_out = intervals.left_out(rounds, confidence)
     assert 0 <= 2 * left_out < max(rounds, 1)
     assert coverage(left_out) >= confidence or left_out == 0
     assert coverage(left_out + 1) < confidence
@@ -422,3 +422,47 @@ def test_pareto_without_accuracy_trades_size_and_needs_one_of_them():
     assert [trace.name.split()[1] for trace in plots.pareto(sized).data[1:]] == ["net"]
     with pytest.raises(ValueError, match="no entry has a latency and a size_mb"):
         plots.pareto(compare({"function": torch.abs}, X, repeats=1))
+
+
+DISTURBED = "disturbed, run it again when the computer is quiet."
+SAME = "no difference that this measurement can tell."
+
+
+def compared(confidence=0.99, **times):
+    """A comparison with these times in ms, round by round."""
+    times = pd.DataFrame(times)
+    return Comparison(pd.DataFrame({"error": ""}, index=[*times, "lost"]), times, confidence, None, {})
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome"),
+    [
+        ([5.0, 5.1] * 6, "2.00 times as fast as first (1.96 to 2.00): a gain."),
+        ([20.0] * 12, "0.50 times as fast as first (0.50 to 0.50): a loss."),
+        ([10.0, 9.9, 10.1] * 4, f"1.00 times as fast as first (0.99 to 1.01): {SAME}"),
+        ([3.0, 30.0, 10.0] * 4, f"1.00 times as fast as first (0.33 to 3.33): {DISTURBED}"),
+    ],
+)
+def test_a_finding_says_no_more_than_its_interval(second, outcome):
+    assert compared(first=[10.0] * 12, second=second).finding("second") == f"second is {outcome}"
+
+
+def test_too_few_rounds_are_no_finding():
+    few = compared(confidence=0.5, first=[10.0, 10.0], second=[5.0, 5.0])
+    assert few.finding("second").endswith(DISTURBED)
+
+
+def test_two_entries_are_held_against_each_other_round_by_round():
+    noisy = [10.0, 30.0, 20.0] * 4
+    found = compared(first=[1.0] * 12, second=noisy, third=[0.9 * ms for ms in noisy])
+    assert found.ratio("third", "second") == pytest.approx((1 / 0.9,) * 3)
+    assert found.fastest(("second", "third")) == "third"  # though the intervals of their latencies overlap
+    assert found.fastest() == "first"
+    with pytest.raises(ValueError, match="there is no time of 'fourth': the entries are first, second, third, lost"):
+        found.ratio("fourth")
+    with pytest.raises(ValueError, match="none of these"):
+        found.fastest(["lost"])
+
+
+def test_what_cannot_be_told_from_the_fastest_is_named_with_it():
+    assert compared(a=[10.0, 9.0] * 6, b=[9.8, 9.3] * 6, c=[20.0] * 12).fastest() in ("a, or b", "b, or a")

@@ -21,7 +21,9 @@ ENTRY = f'''
         name="{NAME}",
         title="A made-up lesson",
         summary="what a test adds",
-        exercises=5,
+        needs=("05", "10"),
+        minutes=(15,),
+        exercises=10,
         seconds=600,
         first_seconds=70,
         models=("flowers_depthwise",),
@@ -69,12 +71,13 @@ def explorer():
 '''
 
 CELLS = [
-    "# Anything\n\n**You will be able to** see it.\n**You need** nothing.\n**Reading:** .",
+    "# Anything\n\n**You will be able to** see it.\n**You need** nothing.\n**Reading and working:** .",
     'from qtutor.samples import trained\n\nmodel = trained("flowers_depthwise")',
     "from qtutor.explorers import QATExplorer\n\nexplorer = QATExplorer()\nexplorer",
     f"from qtutor.exercises import {NAME[3:]} as exercises\n\nanswer = ...\nexercises.count_bits.check(answer)",
     "def double(x): ...\n\n\nexercises.double.check(double)",
     *["1 + 1"] * 5,
+    "## Recap\n\n- One.\n" + 3 * "\n<details><summary>What is it?</summary>\nIt is what the cell says.</details>\n",
 ]
 
 NOTES = """# Anything
@@ -91,8 +94,8 @@ For instructors: this page holds the answers.
 
 | part | minutes | for |
 | --- | --- | --- |
-| core | 40 | all of it |
-| core | 5 | exercises |
+| core | 5 | all of it |
+| core | 10 | exercises |
 | discussion | 10 | the two questions below |
 
 ## Where people stumble
@@ -150,8 +153,9 @@ def grown(tmp_path_factory):
     root = tmp_path_factory.mktemp("copy") / "course"
     shutil.copytree(COURSE, root, ignore=shutil.ignore_patterns("__pycache__", ".*", "node_modules"))
     cells = [nbformat.v4.new_markdown_cell(CELLS[0], id="0")]
-    cells += [nbformat.v4.new_code_cell(source, id=str(i)) for i, source in enumerate(CELLS[1:], 1)]
-    for cell in cells[5:]:
+    cells += [nbformat.v4.new_code_cell(source, id=str(i)) for i, source in enumerate(CELLS[1:-1], 1)]
+    cells += [nbformat.v4.new_markdown_cell(CELLS[-1], id="recap")]
+    for cell in cells[5:-1]:
         cell.metadata["tags"], cell.execution_count = ["nbval-check-output"], 1
         cell.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=1)]
     metadata = nbformat.read(root / LESSONS[0].notebook, 4).metadata
@@ -181,17 +185,18 @@ class TestAMadeUpLesson:
         def read(path):
             return (grown / path).read_text(encoding="utf-8")
 
-        row = f"| [{NUMBER} A made-up lesson](lessons/{NAME}.ipynb) | what a test adds | 45 |"
+        row = f"| [{NUMBER} A made-up lesson](lessons/{NAME}.ipynb) | what a test adds | 15 |"
         assert row in read("README.md").splitlines()
         opening = nbformat.read(grown / "lessons" / f"{NAME}.ipynb", 4).cells[0].source
         assert opening.startswith("# A made-up lesson\n")
-        assert "**Reading:** 45 minutes, 5 minutes of it for exercises." in opening
+        assert "**You need** lessons 05 and 10, and what they build on." in opening
+        assert "**Reading and working:** 15 minutes, 10 of them for exercises (an estimate)." in opening
         assert "**Running:** about 600 seconds, 70 more the first time." in opening
         notes = read(f"qtutor/course/teaching/{NAME}.md")
         assert "- **count_bits**: 8. A byte has eight bits.\n- **double**: Twice is two times.\n" in notes
         assert "  def double(x):\n      return 2 * x\n" in notes
         plan = read("qtutor/course/teaching/plans.md").partition("### Day two")[2]
-        places = [plan.index(row) for row in (f"| 45 | {NUMBER}, core |", f"| 10 | {NUMBER}, discussion |", "| test")]
+        places = [plan.index(row) for row in (f"| 15 | {NUMBER}, core |", f"| 10 | {NUMBER}, discussion |", "| test")]
         assert places == sorted(places)
 
     def test_is_trained_for_told_by_doctor_counted_and_opened_in_the_browser(self, grown):
@@ -202,6 +207,6 @@ class TestAMadeUpLesson:
         assert sliders[NAME] == ["Target"]
 
     def test_passes_the_tests_that_contributing_names(self, grown):
-        named = ["tests/test_generate.py", "tests/test_lessons.py", "tests/test_teaching.py", "tests/test_exercises.py"]
+        named = ["tests/test_generate.py", "tests/test_lessons.py", "tests/test_prose.py", "tests/test_teaching.py", "tests/test_exercises.py"]
         chosen = f"{NAME} or generated or every_notebook or two_days"
         run(grown, "-m", "pytest", "-n0", "-q", "-m", "not slow", *named, "-k", chosen)

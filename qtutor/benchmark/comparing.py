@@ -5,11 +5,7 @@ the model. Here every entry first runs until it gets no faster; then all take tu
 forwards, backwards, forwards ... What slows the machine down for a while slows all of them down, so
 the ratio of two times of one round hardly moves. A speed-up is the median of those ratios.
 
-Intervals are the exact ones of order statistics, which assume nothing about how times are
-distributed. Of n rounds, as many fall below the true median as n fair coins show heads; leave out the
-k smallest and the k largest, and the rest spans the median with probability 1 - 2 P(heads <= k).
-
-Source: Conover 1999, "Practical Nonparametric Statistics", 3.2.
+Intervals are those of `benchmark.intervals`.
 """
 
 import math
@@ -18,7 +14,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
-from qtutor.benchmark import timing
+from qtutor.benchmark import intervals, timing
 from qtutor.benchmark.comparison import Comparison
 from qtutor.benchmark.predictions import Batches, Model, accuracy
 from qtutor.machine import describe
@@ -91,8 +87,8 @@ def compare(
     with torch.inference_mode(), set_torch_threads(threads or torch.get_num_threads()):
         machine = describe()
         contest.check()
-        enough = 1 + math.ceil(-math.log2(1 - confidence))  # rounds: their whole range is then that confident
-        times = 1e3 * pd.DataFrame(contest.rounds(seconds, repeats, enough, progress)).rename_axis("round")
+        rounds = contest.rounds(seconds, repeats, intervals.enough(confidence), progress)
+        times = 1e3 * pd.DataFrame(rounds).rename_axis("round")
         extras = {"size_mb": contest.each(lambda name: timing.megabytes(entries[name]))}
         if memory:
             extras["peak_mb"] = contest.each(lambda name: timing.peak_bytes(contest.runs[name]) / 1e6)
@@ -102,19 +98,18 @@ def compare(
 
     first = next(iter(entries))
     ratios = times.rdiv(times[first], axis=0) if first in times else times * math.nan
-    left_out = _left_out(len(times), confidence)
     columns: dict[str, Any] = {}
-    for samples, value, prefix in ((times, "latency_ms", "latency"), (ratios, "speedup", "speedup")):
-        ordered = samples.apply(lambda column: column.sort_values(ignore_index=True))
-        columns |= {
-            value: samples.median(),
-            f"{prefix}_low": ordered.iloc[left_out],
-            f"{prefix}_high": ordered.iloc[-1 - left_out],
-        }
+    for samples, *titles in (
+        (times, "latency_ms", "latency_low", "latency_high"),
+        (ratios, "speedup", "speedup_low", "speedup_high"),
+    ):
+        found = samples.apply(lambda column: intervals.of_median(column, confidence), result_type="expand")
+        columns |= {title: row for title, (_, row) in zip(titles, found.iterrows(), strict=True)}
     table = pd.DataFrame(columns | {name: pd.Series(found, dtype=float) for name, found in extras.items()})
     table = table.reindex(pd.Index(entries, name="name"))
     table["error"] = [_describe(contest.failed[name]) if name in contest.failed else "" for name in entries]
-    return Comparison(table, times, min(confidence, _coverage(len(times), left_out)), machine, timing.versions())
+    covered = intervals.coverage(len(times), intervals.left_out(len(times), confidence))
+    return Comparison(table, times, min(confidence, covered), machine, timing.versions())
 
 
 class _Contest:
@@ -188,22 +183,6 @@ def check_entries(entries: Mapping[str, Model] | Iterable[tuple[str, Model]]) ->
     if not checked:
         raise ValueError("entries is empty: give at least one model by name")
     return checked
-
-
-def _left_out(rounds: int, confidence: float) -> int:
-    """How many rounds an interval may leave out at either end."""
-    from scipy.stats import binom
-
-    most = (1 - confidence) / 2
-    least = int(binom.ppf(most, rounds, 0.5))
-    return max(0, least if binom.cdf(least, rounds, 0.5) <= most else least - 1)
-
-
-def _coverage(rounds: int, left_out: int) -> float:
-    """The probability that an interval which leaves out so many rounds at either end spans the median."""
-    from scipy.stats import binom
-
-    return float(1 - 2 * binom.cdf(left_out, rounds, 0.5))
 
 
 def _check_range(name: str, value: Any, kind: type, need: str, fits: Callable[[Any], bool]) -> None:

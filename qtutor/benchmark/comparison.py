@@ -1,10 +1,11 @@
 """What a comparison found, as a table, in Jupyter and in a file."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qtutor.benchmark import intervals
 from qtutor.machine import Machine
 
 if TYPE_CHECKING:
@@ -43,6 +44,55 @@ class Comparison:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{versions}, with {threads} on {cpu}{features}."
 
+    def ratio(self, name: str, against: str | None = None) -> tuple[float, float, float]:
+        """How many times as fast one entry is as another, and the interval of that: medians of paired ratios.
+
+        Args:
+            name: the entry.
+            against: the one that it is held against; None for the first.
+
+        Raises:
+            ValueError: one of the two is no entry, or failed.
+        """
+        against = str(self.table.index[0]) if against is None else against
+        for entry in (name, against):
+            if entry not in self.times:
+                why = self.table["error"].get(entry, f"the entries are {', '.join(self.table.index)}")
+                raise ValueError(f"there is no time of {entry!r}: {why}")
+        return intervals.of_median(self.times[against] / self.times[name], self.confidence)
+
+    def finding(self, name: str, against: str | None = None) -> str:
+        """Say in a sentence how one entry does beside another, and no more than the interval tells.
+
+        Args and errors are those of `ratio`.
+
+        Example:
+            >>> from qtutor.benchmark import compare
+            >>> compared = compare({"short": lambda x: x, "long": lambda x: x.sort()}, torch.rand(10**5), repeats=9)
+            >>> compared.finding("long").split(": ")[1]
+            'a loss.'
+        """
+        value, low, high = self.ratio(name, against)
+        against = str(self.table.index[0]) if against is None else against
+        said = f"{name} is {value:.2f} times as fast as {against} ({low:.2f} to {high:.2f})"
+        return f"{said}: {_outcome(low, high, self.confidence)}."
+
+    def fastest(self, among: Iterable[str] | None = None) -> str:
+        """Name the entry of the best median, and those that this measurement cannot tell from it.
+
+        Args:
+            among: the entries; None for all. Those that failed are passed over.
+
+        Raises:
+            ValueError: none of them has a time.
+        """
+        names = [name for name in self.times if among is None or name in set(among)]
+        if not names:
+            raise ValueError("none of these entries has a time")
+        best = min(names, key=lambda name: self.times[name].median())
+        rivals = [name for name in names if name != best and self.ratio(name, best)[2] >= 1]
+        return f"{best}{', or ' if rivals else ''}{' or '.join(rivals)}"
+
     def __str__(self) -> str:
         return "\n".join((self._view().to_string(), *self._sentences()))
 
@@ -74,3 +124,12 @@ class Comparison:
         for name, error in self.table["error"].items():
             if error:
                 yield f"{name} failed: {' '.join(error.split())}"
+
+
+def _outcome(low: float, high: float, confidence: float) -> str:
+    """What an interval of a ratio lets one say: its confidence is low where there were too few rounds."""
+    if confidence >= 0.9 and (low > 1 or high < 1):
+        return "a gain" if low > 1 else "a loss"
+    if confidence < 0.9 or high > 2 * low:
+        return "disturbed, run it again when the computer is quiet"
+    return "no difference that this measurement can tell"

@@ -1,7 +1,8 @@
 """Write what the manifest and the exercises decide into the files that show it: `python -m qtutor.course.generate`.
 
-README gets its table of lessons; the first cell of each lesson its title and its times; the pages for instructors
-their titles, the answers to the exercises, and the timetables. All else in these files is written by hand.
+README gets its table of lessons; the first cell of each lesson its title, what it needs and its times, lesson 10 its
+glossary; the pages for instructors their titles, the answers to the exercises, and the timetables. All else in these
+files is written by hand.
 """
 
 import textwrap
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor import exercises
+from qtutor.course.glossary import TERMS
 from qtutor.course.plans import timetables
 from qtutor.exercises.exercise import Exercise
 from qtutor.manifest import LESSONS, TEACHING, Lesson
@@ -45,8 +47,15 @@ def contents() -> dict[Path, str]:
 def _notebook(lesson: Lesson) -> str:
     notebook = nbformat.read(COURSE / lesson.notebook, 4)
     lines = notebook.cells[0].source.split("\n")
-    lines = [lesson.times if line.startswith("**Reading:**") else line for line in lines]
+    for opening, said in (("**You need**", lesson.prerequisites), ("**Reading", lesson.times)):
+        lines = [said if line.startswith(opening) else line for line in lines]
     notebook.cells[0].source = "\n".join([f"# {lesson.title}", *lines[1:]])
+    for cell in notebook.cells:
+        before, found, rest = cell.source.partition("## Glossary\n")
+        if found:
+            _, following, after = rest.partition("\n#")
+            terms = "\n".join(f"- **{term.name}**: {term.says}." for term in TERMS)
+            cell.source = f"{before}{found}\n{terms}\n{following}{after}".rstrip("\n")
     return nbformat.writes(notebook) + "\n"
 
 

@@ -1,0 +1,40 @@
+"""Exact intervals for a median, which assume nothing about how the samples are distributed.
+
+Of n samples, as many fall below the true median as n fair coins show heads; leave out the k smallest and the k
+largest, and the rest spans the median with probability 1 - 2 P(heads <= k).
+
+Source: Conover 1999, "Practical Nonparametric Statistics", 3.2.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def enough(confidence: float) -> int:
+    """How many samples it takes until their whole range spans the median with this confidence."""
+    return 1 + math.ceil(-math.log2(1 - confidence))
+
+
+def left_out(samples: int, confidence: float) -> int:
+    """How many samples an interval may leave out at either end."""
+    from scipy.stats import binom
+
+    most = (1 - confidence) / 2
+    least = int(binom.ppf(most, samples, 0.5))
+    return max(0, least if binom.cdf(least, samples, 0.5) <= most else least - 1)
+
+
+def coverage(samples: int, left: int) -> float:
+    """The probability that an interval which leaves out so many samples at either end spans the median."""
+    from scipy.stats import binom
+
+    return float(1 - 2 * binom.cdf(left, samples, 0.5))
+
+
+def of_median(samples: "pd.Series", confidence: float) -> tuple[float, float, float]:
+    """The median of samples, and the ends of its interval: all of them where there are too few."""
+    ordered, left = samples.sort_values(), left_out(len(samples), confidence)
+    return float(ordered.median()), float(ordered.iloc[left]), float(ordered.iloc[-1 - left])
