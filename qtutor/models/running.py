@@ -3,8 +3,9 @@
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from qtutor.affine import decibels
@@ -31,6 +32,31 @@ def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the tensors that a model gives for inputs, which stay as they are."""
     with torch.inference_mode(False), torch.no_grad():
         return [tensor.detach().clone() for tensor in tensors_in(model(*(x.clone() for x in inputs)))]
+
+
+def layer_outputs(model: nn.Module, names: Iterable[str], inputs: Tensor) -> dict[str, Tensor]:
+    """Run a model once and return what some of its layers give.
+
+    Args:
+        model: any module; what watches it is gone afterwards.
+        names: qualified names of layers that give one tensor each.
+        inputs: what the model is called with.
+
+    Raises:
+        AttributeError: the model has no layer of that name.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU(), nn.Flatten())
+        >>> layer_outputs(model, ["0"], torch.tensor([[-1.0, 2.0]]))
+        {'0': tensor([[0., 2.]])}
+    """
+    seen: dict[str, Tensor] = {}
+    with ExitStack() as hooks, torch.no_grad():
+        for name in names:
+            see = partial(lambda name, layer, inputs, output: seen.update({name: output}), name)
+            hooks.callback(model.get_submodule(name).register_forward_hook(see).remove)
+        model(inputs)
+    return seen
 
 
 def agreement(exact: list[Tensor], other: list[Tensor]) -> float:
