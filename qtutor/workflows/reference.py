@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING
 
 from qtutor.models.tracing import label
-from qtutor.workflows.backends import torch_ao
-from qtutor.workflows.notices import hide_torch_notices
+from qtutor.workflows.backends import at_work, torch_ao
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,12 +29,11 @@ def reference_form(model: nn.Module, images: Tensor, *, fused: bool = True) -> f
     if not fused:
         apart = [config for config in backend.configs if config.fuser_method is None]
         backend = BackendConfig("nothing merged").set_backend_pattern_configs(apart)
-    settings = ao.get_default_qconfig_mapping("onednn")
-    hide_torch_notices()
-    prepared = ao.quantize_fx.prepare_fx(model, settings, (images[:1],), backend_config=backend)
-    with torch.no_grad():
+    with at_work(torch.backends.quantized.engine), torch.no_grad():
+        settings = ao.get_default_qconfig_mapping("onednn")
+        prepared = ao.quantize_fx.prepare_fx(model, settings, (images[:1],), backend_config=backend)
         prepared(images)
-    return ao.quantize_fx.convert_to_reference_fx(prepared, backend_config=backend)
+        return ao.quantize_fx.convert_to_reference_fx(prepared, backend_config=backend)
 
 
 def rounding_pairs(reference: fx.GraphModule, images: Tensor) -> "pd.DataFrame":
@@ -61,6 +59,6 @@ def rounding_pairs(reference: fx.GraphModule, images: Tensor) -> "pd.DataFrame":
                 rows[label(n.all_input_nodes[0])] = (float(scale), int(zero_point), float(moved.float().mean()))
             return output
 
-    with torch.no_grad():
+    with at_work(torch.backends.quantized.engine), torch.no_grad():
         Watch(reference).run(images)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["scale", "zero_point", "moved"])
