@@ -77,7 +77,7 @@ class Comparison:
         value, low, high = self.ratio(name, against)
         against = str(self.table.index[0]) if against is None else against
         said = f"{name} is {value:.2f} times as fast as {against} ({low:.2f} to {high:.2f})"
-        return f"{said}: {_outcome(low, high, self.confidence)}."
+        return f"{said}: {_outcome(low, high, self.confidence)}{', as recorded' if self.recorded else ''}."
 
     def fastest(self, among: Iterable[str] | None = None) -> str:
         """Name the entry of the best median, and those that this measurement cannot tell from it.
@@ -96,12 +96,16 @@ class Comparison:
         return f"{best}{', or ' if rivals else ''}{' or '.join(rivals)}"
 
     def __str__(self) -> str:
-        return "\n".join((self._view().to_string(), *self._sentences()))
+        return "\n".join((*self._warning(), self._view().to_string(), *self._sentences()))
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        return self._view().to_html() + "".join(f"<p>{escape(sentence)}</p>" for sentence in self._sentences())
+        above, below = (
+            "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+            for sentences in (self._warning(), self._sentences())
+        )
+        return above + self._view().to_html() + below
 
     def _view(self) -> "pd.DataFrame":
         """The table, rounded to what a reader takes in."""
@@ -118,11 +122,13 @@ class Comparison:
             view[titles[column]] = ["–" if math.isnan(x) else form.format(x) for x in table[column]]
         return view
 
+    def _warning(self) -> Iterator[str]:
+        if self.recorded:
+            yield f"RECORDED {self.recorded}, and not measured here:"
+
     def _sentences(self) -> Iterator[str]:
         first = self.table.index[0]
         against = f"the speed-up is against {first}" if first in self.times else f"no speed-up, because {first} failed"
-        if self.recorded:
-            yield f"RECORDED {self.recorded}, and not measured here."
         yield f"Medians of {len(self.times)} rounds, with {self.confidence:.3g} confidence intervals; {against}."
         yield self.setting
         for name, error in self.table["error"].items():
