@@ -203,8 +203,9 @@ LESSONS = (
         title="Published claims",
         summary="five articles measured, a verdict for each claim",
         needs=("04", "06", "07", "08"),
-        exercises=7,
-        seconds=60,
+        minutes=(40,),
+        exercises=15,
+        seconds=90,
         models=("digits_cnn", "digits_depthwise", "digits_lstm", "digits_mlp", "flowers_resnet"),
     ),
     Lesson(
