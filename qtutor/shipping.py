@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WAYS: dict[str, Callable[[Diagnosis], nn.Module]] = {
-    "static, FX": lambda diagnosis: diagnosis.apply("fx"),
+    "static (FX)": lambda diagnosis: diagnosis.apply("fx"),
     "dynamic": lambda diagnosis: workflows.quantize_dynamic(diagnosis.experiment.model),
-    "static, PT2E": lambda diagnosis: diagnosis.apply("pt2e"),
+    "static (PT2E)": lambda diagnosis: diagnosis.apply("pt2e"),
 }
-_LAST = "static, PT2E"  # without a compiler it simulates integers, so it is tried where no other way is good enough
+_LAST = "static (PT2E)"  # without a compiler it simulates integers, so it is tried where no other way is good enough
 
 
 _WORTH = 0.9  # of the bytes of the float model: what takes more saves nothing that anybody would notice
@@ -108,9 +108,9 @@ class Ways:
         """Which way is chosen, why, and what it saves; raises as `chosen`."""
         got, before = self.measured[self.chosen], self.float_bytes
         why = "the smallest that reaches the goal" if self.good else "the closest to the float model"
-        said = f"{self.chosen}, {why}: {got.bytes:,} bytes in a file instead of {before:,}"
+        said = f"Chosen: {self.chosen}, {why}. {got.bytes:,} bytes in a file instead of {before:,}"
         if self.chosen not in self._smaller:
-            return f"{said}. That saves next to nothing, so keep the float model."
+            return f"{said}: that saves little or nothing, so keep the float model."
         said = f"{said}, {before / got.bytes:.1f} times smaller."
         return said if self.good else f"{said} It misses the goal ({self.goal}): train through the rounding, lesson 06."
 
@@ -137,6 +137,31 @@ class Ways:
 
     def _repr_html_(self) -> str:
         return self.table().to_html(border=0)
+
+
+@dataclass(frozen=True, repr=False)
+class Outcome:
+    """What came out, to be read and to be kept beside the model; shows as a list, and `str` of it is Markdown.
+
+    Attributes:
+        layer: which layer comes first.
+        way: which way was chosen, and what it saves.
+        quality: what the judgement says.
+        time: what the comparison says.
+        files: where all is kept.
+    """
+
+    layer: str
+    way: str
+    quality: str
+    time: str
+    files: str
+
+    def __repr__(self) -> str:
+        return "\n".join(f"- **{name.capitalize()}.** {said}" for name, said in vars(self).items())
+
+    def _repr_markdown_(self) -> str:
+        return repr(self)
 
 
 def ways(diagnosis: Diagnosis) -> Ways:
