@@ -31,8 +31,6 @@ _WAYS: dict[str, Callable[[Diagnosis], nn.Module]] = {
     "static (PT2E)": lambda diagnosis: diagnosis.apply("pt2e"),
 }
 _LAST = "static (PT2E)"  # without a compiler it simulates integers, so it is tried where no other way is good enough
-
-
 _WORTH = 0.9  # of the bytes of the float model: what takes more saves nothing that anybody would notice
 
 
