@@ -17,6 +17,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     repair       equalize, correct biases, choose layers to keep in floating point
     diagnosis    which layer hurts, on any model, and what helps
     benchmark    size, accuracy and latency, compared fairly
+    shipping     from a diagnosis to a model that is shipped, and what came out, in sentences
     runtimes     one model in every CPU runtime that is here
     lottery      how threads that wait for one another slow a busy machine down
     roofline     what this machine could do at most, and where each layer sits
