@@ -69,7 +69,7 @@ class Lesson:
         """What a learner should have done before, as the lesson says it."""
         if not self.needs:
             return "**You need** a little Python and PyTorch: what a module, a tensor and a training loop are."
-        *first, last = self.needs
+        first, last = self.needs[:-1], self.needs[-1]
         named = f"lesson{'s' if first else ''} {', '.join(first)}{' and ' if first else ''}{last}"
         more = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
         more = f", and what {'they build' if first else 'it builds'} on" if more else ""
