@@ -195,8 +195,10 @@ class TestAMadeUpLesson:
         notes = read(f"qtutor/course/teaching/{NAME}.md")
         assert "- **count_bits**: 8. A byte has eight bits.\n- **double**: Twice is two times.\n" in notes
         assert "  def double(x):\n      return 2 * x\n" in notes
-        plan = read("qtutor/course/teaching/plans.md").partition("### Day two")[2]
-        places = [plan.index(row) for row in (f"| 15 | {NUMBER}, core |", f"| 10 | {NUMBER}, discussion |", "| test")]
+        plan = read("qtutor/course/teaching/plans.md").partition("### The days")[2]
+        places = [
+            plan.index(row) for row in (f"| 15 | {NUMBER}, core |", f"| 10 | {NUMBER}, discussion |", "| test, after")
+        ]
         assert places == sorted(places)
 
     def test_is_trained_for_told_by_doctor_counted_and_opened_in_the_browser(self, grown):
@@ -207,6 +209,12 @@ class TestAMadeUpLesson:
         assert sliders[NAME] == ["Target"]
 
     def test_passes_the_tests_that_contributing_names(self, grown):
-        named = ["tests/test_generate.py", "tests/test_lessons.py", "tests/test_prose.py", "tests/test_teaching.py", "tests/test_exercises.py"]
-        chosen = f"{NAME} or generated or every_notebook or two_days"
+        named = [
+            "tests/test_generate.py",
+            "tests/test_lessons.py",
+            "tests/test_prose.py",
+            "tests/test_teaching.py",
+            "tests/test_exercises.py",
+        ]
+        chosen = f"{NAME} or generated or every_notebook or whole_course"
         run(grown, "-m", "pytest", "-n0", "-q", "-m", "not slow", *named, "-k", chosen)

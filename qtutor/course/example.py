@@ -5,7 +5,7 @@
 
 import random
 
-from qtutor.samples import Images, digits, trained
+from qtutor.samples import digits, trained
 
 import torch
 from torch import nn

@@ -22,9 +22,6 @@ LONGEST = 75
 PAUSES = ("break", "lunch")
 """What ends a stretch."""
 
-PARTS = {f"{lesson.number}, {part}": minutes for lesson in LESSONS for part, minutes in lesson.parts.items()}
-"""The minutes of each part of each lesson, in order."""
-
 HALF_A_DAY = ("00, core", "01, core", "03, core", "05, first half", "08, first half")
 """The parts for which half a day has time."""
 
@@ -40,11 +37,18 @@ _LOOSE_ENDS = "slack: exercises still open, *Go deeper* by choice"
 
 def timetables() -> dict[str, str]:
     """Return the timetables as Markdown, by the heading under which they stand in the page of plans."""
-    half_day = [[_WELCOME], [_TEST_BEFORE], *([_shortened(part)] for part in HALF_A_DAY)]
-    half_day = _with_slack(half_day, _SLACK, [_TEST_AFTER, _ONE_REPORT], least=10, ends_on=15)
     days = whole_course()
     drawn = [f"**Day {day} of {len(days)}**\n\n{_table(rows)}" for day, rows in enumerate(days, 1)]
-    return {"### The half day": _table(half_day), "### The days": "\n\n".join(drawn)}
+    return {"### The half day": _table(half_a_day()), "### The days": "\n\n".join(drawn)}
+
+
+def half_a_day(lessons: Sequence[Lesson] = LESSONS) -> list[Row]:
+    """Return the rows of half a day, which does a part of the exercises."""
+    parts = [
+        _shortened(lesson, part) for lesson in lessons for part in lesson.parts if _name(lesson, part) in HALF_A_DAY
+    ]
+    day = [[_WELCOME], [_TEST_BEFORE], *([part] for part in parts)]
+    return _with_slack(day, _SLACK, [_TEST_AFTER, _ONE_REPORT], least=10)
 
 
 def whole_course(lessons: Sequence[Lesson] = LESSONS) -> list[list[Row]]:
@@ -58,7 +62,7 @@ def whole_course(lessons: Sequence[Lesson] = LESSONS) -> list[list[Row]]:
 
 
 def _days(cuts: Sequence[int], lessons: Sequence[Lesson]) -> list[list[Row]]:
-    """Return the rows of each day; `cuts` are the places of the lessons that begin the second day and each later one."""
+    """Return the rows of each day; `cuts` are the places of the lessons that begin the second day and later ones."""
     planned = []
     for first, after in pairwise((0, *cuts, len(lessons))):
         opening = [[_WELCOME], [_TEST_BEFORE]] if first == 0 else []
@@ -66,34 +70,39 @@ def _days(cuts: Sequence[int], lessons: Sequence[Lesson]) -> list[list[Row]]:
         own = [[_OWN_MODEL]] if closing else []
         held = [together for lesson in lessons[first:after] for together in _lesson(lesson)]
         day = [*opening, *held, *own]
-        rows = _with_slack(day, _LOOSE_ENDS, closing, least=20, ends_on=15)
+        rows = _with_slack(day, _LOOSE_ENDS, closing, least=20)
         if _NINE + _length(rows) > _HOME_FOR_LUNCH:
-            rows = _with_slack(day, _LOOSE_ENDS, closing, least=20, ends_on=15, lunch=True)
+            rows = _with_slack(day, _LOOSE_ENDS, closing, least=20, lunch=True)
         planned.append(rows)
     return planned
 
 
 def _lesson(lesson: Lesson) -> list[Together]:
-    """Return the parts of a lesson; its discussion follows what it discusses without a break, if that is not too long."""
-    *parts, core, discussion = ((minutes, f"{lesson.number}, {part}") for part, minutes in lesson.parts.items())
+    """Return the parts of a lesson; no break comes before its discussion, where that is not too long."""
+    *parts, core, discussion = ((minutes, _name(lesson, part)) for part, minutes in lesson.parts.items())
     apart = core[0] + discussion[0] > LONGEST
     return [*([part] for part in parts), *([[core], [discussion]] if apart else [[core, discussion]])]
 
 
-def _shortened(part: str) -> Row:
+def _name(lesson: Lesson, part: str) -> str:
+    return f"{lesson.number}, {part}"
+
+
+def _shortened(lesson: Lesson, part: str) -> Row:
     """A part in half a day: one mission and one exercise are done, and the others taken home, where that saves time."""
-    (lesson,) = (lesson for lesson in LESSONS if lesson.number == part[:2])
-    exercises = lesson.exercises * PARTS[part] / sum(lesson.minutes) if lesson.explorer else 0
+    minutes, name = lesson.parts[part], _name(lesson, part)
+    exercises = lesson.exercises * minutes / sum(lesson.minutes) if lesson.explorer else 0
     saved = int(exercises - MISSION - EXERCISE) // 5 * 5
-    return (PARTS[part] - saved, f"{part}, one mission, one exercise") if saved > 0 else (PARTS[part], part)
+    return (minutes - saved, f"{name}, one mission, one exercise") if saved > 0 else (minutes, name)
 
 
 def _with_slack(
-    units: Sequence[Together], slack: str, closing: Together, *, least: int, ends_on: int, lunch: bool = False
+    units: Sequence[Together], slack: str, closing: Together, *, least: int, lunch: bool = False
 ) -> list[Row]:
-    """Pace a day whose slack, of so many minutes or more, lets it end on a full part of an hour."""
-    plans = [_paced([*units, [(minutes, slack)], closing], lunch) for minutes in range(least, least + 2 * ends_on, 5)]
-    return min((rows for rows in plans if _length(rows) % ends_on == 0), key=_length)
+    """Pace a day whose slack, of so many minutes or more, lets it end on a full quarter of an hour."""
+    after = [closing] if closing else []
+    plans = [_paced([*units, [(minutes, slack)], *after], lunch) for minutes in range(least, least + 30, 5)]
+    return min((rows for rows in plans if _length(rows) % 15 == 0), key=_length)
 
 
 def _paced(units: Sequence[Together], lunch: bool) -> list[Row]:

@@ -13,9 +13,9 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 from qtutor.course import notebooks
-from qtutor.machine import describe
 from qtutor.manifest import LESSONS, TEACHING, Lesson
 
 import nbformat
@@ -65,14 +65,14 @@ def section(lesson: Lesson, notebook: nbformat.NotebookNode, setting: str) -> st
     heading, said = "", ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            heading = ([heading] + re.findall(r"^##? (.+)$", cell.source, re.MULTILINE))[-1]
+            heading = [heading, *re.findall(r"^##? (.+)$", cell.source, re.MULTILINE)][-1]
             continue
         lines = [line for output in cell.get("outputs", []) for line in _lines(output)]
         if lines and ".hint(" not in cell.source:
             if heading != said:
                 parts.append(f"### {heading}")
                 said = heading
-            parts.append(textwrap.indent("\n".join(lines), "    ", lambda line: True))
+            parts.append(textwrap.indent("\n".join(lines), "    "))
     return "\n\n".join(parts) + "\n"
 
 
@@ -89,13 +89,16 @@ def _lines(output: nbformat.NotebookNode) -> Iterator[str]:
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     lines = [line.rstrip() for line in text.strip("\n").splitlines()] if text.strip() else []
     for line in lines[:_LINES]:
-        yield from textwrap.wrap(line, _WIDTH, subsequent_indent="    ", drop_whitespace=False) or [""]
+        wrapped = textwrap.wrap(line, _WIDTH, subsequent_indent="    ", drop_whitespace=False)
+        yield from map(str.rstrip, wrapped or [""])
     if len(lines) > _LINES:
         yield f"... and {len(lines) - _LINES} lines more"
 
 
 def _setting(seconds: float) -> str:
     """When and on what a lesson ran."""
+    from qtutor.machine import describe
+
     machine, versions = describe(), []
     for name in ("torch", "torchvision", "torchao", "onnxruntime", "openvino"):
         with suppress(metadata.PackageNotFoundError):
@@ -103,7 +106,8 @@ def _setting(seconds: float) -> str:
     instructions = ", ".join(machine.features or ()) or "no INT8 instructions that the course knows"
     return (
         f"Run on {datetime.date.today()} in {seconds:.0f} seconds: {machine.cpu or 'an unknown processor'} "
-        f"({instructions}), {machine.threads} threads, {machine.system}, Python {machine.python}, {', '.join(versions)}."
+        f"({instructions}), {machine.threads} threads, {machine.system}, Python {machine.python}, "
+        f"{', '.join(versions)}."
     )
 
 
@@ -113,11 +117,13 @@ def main(numbers: list[str]) -> int:
     if unknown:
         print(f"There is no lesson {', '.join(sorted(unknown))}.", file=sys.stderr)
         return 1
+    beside = TEACHING.parents[2]
+    course = beside if (beside / LESSONS[0].notebook).exists() else Path.cwd()
     for lesson in LESSONS:
         if numbers and lesson.number not in numbers:
             continue
         print(f"{lesson.name} ...", flush=True)
-        notebook = nbformat.read(TEACHING.parents[2] / lesson.notebook, 4)
+        notebook = nbformat.read(course / lesson.notebook, 4)
         notebook.cells.insert(0, nbformat.v4.new_code_cell(_PLAINLY))
         began = time.monotonic()
         notebooks.run(notebook)
