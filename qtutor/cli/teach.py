@@ -35,7 +35,7 @@ def run(arguments: Namespace) -> int:
             (page,) = pages
             print(f"\nWhat its cells printed on one computer: qtutor teach reference {page[:2]}")
     else:
-        print("For instructors; these pages hold the answers. qtutor teach 03 prints one, --out DIR copies all.")
+        print("For instructors; these pages hold the answers. Begin with qtutor teach plans; --out DIR copies all.")
         for page, text in pages.items():
             print(f"  {page:32} {text.splitlines()[0].removeprefix('# ')}")
     return 0

@@ -28,10 +28,10 @@ def spoilt(layer: str | None = None) -> nn.Module:
     *convolutions, last = [name for name, each in model.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)]
     layer = random.choice(convolutions) if layer is None else layer
     after = [*convolutions, last][convolutions.index(layer) + 1]
-    norm = model.get_submodule(layer.replace("conv", "bn"))
-    for loud in (norm.weight, norm.bias):
-        loud.data[0] *= 100
-    model.get_submodule(after).weight.data[:, 0] /= 100
+    norm = layer.replace("conv", "bn")
+    for name in (f"{norm}.weight", f"{norm}.bias"):
+        model.get_parameter(name).data[0] *= 100
+    model.get_parameter(f"{after}.weight").data[:, 0] /= 100
     return model
 
 
