@@ -203,7 +203,7 @@ class TestAMadeUpLesson:
 
     def test_is_trained_for_told_by_doctor_counted_and_opened_in_the_browser(self, grown):
         told, models, counted, sliders = json.loads(run(grown, "-c", ASKED))
-        assert told == f"{NAME}: 45 minutes, of which this computer computes about 10.0."
+        assert told == f"{NAME}: 15 minutes, of which this computer computes about 10.0."
         assert models[-1] == "flowers_depthwise"
         assert counted[NAME] == ["count_bits", "double"]
         assert sliders[NAME] == ["Target"]
