@@ -1,7 +1,7 @@
 """The timetables of the plans for instructors: half a day, and the whole course in as many days as it takes.
 
 Nobody sits longer than `LONGEST` minutes: where the next part would not fit, a break comes before it, whatever the
-manifest says that parts take. Every day has slack, which also rounds its end.
+manifest says that parts take. Every day has slack, which rounds its end where it can.
 """
 
 from collections.abc import Sequence
@@ -99,10 +99,10 @@ def _shortened(lesson: Lesson, part: str) -> Row:
 def _with_slack(
     units: Sequence[Together], slack: str, closing: Together, *, least: int, lunch: bool = False
 ) -> list[Row]:
-    """Pace a day whose slack, of so many minutes or more, lets it end on a full quarter of an hour."""
+    """Pace a day whose slack, of so many minutes or more, costs no further break and may round its end to a quarter."""
     after = [closing] if closing else []
     plans = [_paced([*units, [(minutes, slack)], *after], lunch) for minutes in range(least, least + 30, 5)]
-    return min((rows for rows in plans if _length(rows) % 15 == 0), key=_length)
+    return min(plans, key=lambda rows: (len(rows), _length(rows) % 15 != 0, _length(rows)))
 
 
 def _paced(units: Sequence[Together], lunch: bool) -> list[Row]:
