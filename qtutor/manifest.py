@@ -71,8 +71,8 @@ class Lesson:
             return "**You need** a little Python and PyTorch: what a module, a tensor and a training loop are."
         first, last = self.needs[:-1], self.needs[-1]
         named = f"lesson{'s' if first else ''} {', '.join(first)}{' and ' if first else ''}{last}"
-        more = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
-        more = f", and what {'they build' if first else 'it builds'} on" if more else ""
+        builds = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
+        more = f", and what {'they build' if first else 'it builds'} on" if builds else ""
         return f"**You need** {named}{more}."
 
     @property
