@@ -207,6 +207,12 @@ class TestAMadeUpLesson:
         assert sliders[NAME] == ["Target"]
 
     def test_passes_the_tests_that_contributing_names(self, grown):
-        named = ["tests/test_generate.py", "tests/test_lessons.py", "tests/test_prose.py", "tests/test_teaching.py", "tests/test_exercises.py"]
+        named = [
+            "tests/test_generate.py",
+            "tests/test_lessons.py",
+            "tests/test_prose.py",
+            "tests/test_teaching.py",
+            "tests/test_exercises.py",
+        ]
         chosen = f"{NAME} or generated or every_notebook or two_days"
         run(grown, "-m", "pytest", "-n0", "-q", "-m", "not slow", *named, "-k", chosen)

@@ -74,6 +74,22 @@ class Flips:
         decisive = self.lost + self.gained
         return float(binomtest(self.lost, decisive).pvalue) if decisive else 1.0
 
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """What the difference of the two accuracies lies in, with that confidence.
+
+        Exact, given how many images tell the two apart (Clopper and Pearson 1934); where none does, so few would
+        that chance might have shown none.
+        """
+        from scipy.stats import binomtest
+
+        decisive = self.lost + self.gained
+        if not decisive:
+            most = 1 - ((1 - confidence) / 2) ** (1 / self.images)
+            return -most, most
+        share = binomtest(self.gained, decisive).proportion_ci(confidence)
+        low, high = ((2 * float(end) - 1) * decisive / self.images for end in (share.low, share.high))
+        return low, high
+
     def __str__(self) -> str:
         verdict = "may well be chance" if self.p_value > 0.05 else "is unlikely to be chance"
         return (

@@ -17,7 +17,7 @@ does not grow with the stream, in any module through `observing`.
 
 from qtutor.observers.extremes import MinMaxObserver, MovingAverageMinMaxObserver
 from qtutor.observers.histograms import BINS, HistogramObserver, PercentileObserver
-from qtutor.observers.hooks import observing
+from qtutor.observers.hooks import observing, rounding
 from qtutor.observers.observer import Observer
 from qtutor.observers.squared_error import squared_error
 from qtutor.observers.streaming import StreamingHistogram
@@ -31,5 +31,6 @@ __all__ = [
     "PercentileObserver",
     "StreamingHistogram",
     "observing",
+    "rounding",
     "squared_error",
 ]

@@ -1,10 +1,11 @@
 """Observers at the layers of a model."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from qtutor.affine import QParams, fake_quantize
 from qtutor.observers.observer import Observer
 
 from torch import Tensor, nn
@@ -46,14 +47,11 @@ def observing(
     if not isinstance(observers, Mapping):
         given = type(observers).__name__
         raise TypeError(f"observing needs a dict from names of layers to observers, got {given}")
-    layers = dict(model.named_modules(remove_duplicate=False))
     for name, observer in observers.items():
         if isinstance(observer, type) or not hasattr(observer, "observe"):
             made = f"the class {observer.__name__}" if isinstance(observer, type) else type(observer).__name__
             raise TypeError(f"observing: layer {name!r} needs an observer such as MinMaxObserver(), got {made}")
-        if name not in layers:
-            near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
-            raise ValueError(f"observing: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
+    layers = _layers(model, observers, "observing")
 
     def see(name: str, layer: nn.Module, args: tuple, output: object = None) -> None:
         value = (args[0] if args else None) if inputs else output
@@ -73,3 +71,42 @@ def observing(
             register = layers[name].register_forward_pre_hook if inputs else layers[name].register_forward_hook
             hooks.callback(register(partial(see, name)).remove)
         yield observers
+
+
+@contextmanager
+def rounding(model: nn.Module, qparams: Mapping[str, QParams]) -> Iterator[nn.Module]:
+    """Round the outputs of layers of any model to their grids while the block runs.
+
+    Args:
+        model: any module.
+        qparams: the qualified name of a layer to the grid of its output, as `observer.qparams()` gives it.
+
+    Yields:
+        `model`.
+
+    Raises:
+        ValueError: the model has no layer of that name.
+
+    Example:
+        >>> import torch
+        >>> from qtutor.affine import choose_qparams
+        >>> with rounding(nn.Sequential(nn.ReLU()), {"0": choose_qparams(0.0, 2.55)}) as model:
+        ...     model(torch.tensor([-1.0, 0.104, 9.0]))
+        tensor([0.0000, 0.1000, 2.5500])
+    """
+    layers = _layers(model, qparams, "rounding")
+    with ExitStack() as hooks:
+        for name, grid in qparams.items():
+            hook = layers[name].register_forward_hook(lambda layer, args, y, grid=grid: fake_quantize(y, grid))
+            hooks.callback(hook.remove)
+        yield model
+
+
+def _layers(model: nn.Module, names: Iterable[str], doing: str) -> dict[str, nn.Module]:
+    """All layers of a model by name; raise ValueError where one of `names` is none of them."""
+    layers = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        if name not in layers:
+            near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
+            raise ValueError(f"{doing}: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
+    return layers
