@@ -33,6 +33,37 @@ def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return [tensor.detach().clone() for tensor in tensors_in(model(*(x.clone() for x in inputs)))]
 
 
+def input_and_output(model: nn.Module, layer: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a model, and return what goes into one of its layers, and what comes out of it.
+
+    Args:
+        layer: its qualified name, "" for the model itself.
+        inputs: of the model.
+
+    Raises:
+        AttributeError: the model has no such layer.
+        ValueError: `forward` does not call it, or passes it no tensor by place.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU(), nn.Flatten())
+        >>> [tuple(x.shape) for x in input_and_output(model, "1", torch.ones(2, 3, 4))]
+        [(2, 3, 4), (2, 12)]
+    """
+    seen: list[Tensor] = []
+    watched = model.get_submodule(layer)
+    before = watched.register_forward_pre_hook(lambda module, given: seen.extend(x.clone() for x in tensors_in(given)))
+    after = watched.register_forward_hook(lambda module, given, output: seen.extend(tensors_in(output)))
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        before.remove()
+        after.remove()
+    if len(seen) < 2:
+        raise ValueError(f"the model does not call {layer!r} with a tensor")
+    return seen[0], seen[-1]
+
+
 def agreement(exact: list[Tensor], other: list[Tensor]) -> float:
     """Return the SQNR in dB of what a model gives against what it should give, over all tensors; -inf where they differ
     in shape, or one is not finite.
