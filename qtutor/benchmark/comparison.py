@@ -26,6 +26,7 @@ class Comparison:
         confidence: of the intervals; lower than asked for where there were too few rounds.
         machine: where it ran, and with how many threads.
         versions: of the runtimes that were loaded.
+        recorded: where and when, for the end of a sentence, if it was not measured by this process; else "".
     """
 
     table: "pd.DataFrame"
@@ -33,6 +34,7 @@ class Comparison:
     confidence: float
     machine: Machine
     versions: Mapping[str, str]
+    recorded: str = ""
 
     @property
     def setting(self) -> str:
@@ -119,11 +121,40 @@ class Comparison:
     def _sentences(self) -> Iterator[str]:
         first = self.table.index[0]
         against = f"the speed-up is against {first}" if first in self.times else f"no speed-up, because {first} failed"
+        if self.recorded:
+            yield f"RECORDED {self.recorded}, and not measured here."
         yield f"Medians of {len(self.times)} rounds, with {self.confidence:.3g} confidence intervals; {against}."
         yield self.setting
         for name, error in self.table["error"].items():
             if error:
                 yield f"{name} failed: {' '.join(error.split())}"
+
+
+def summarize(
+    times: "pd.DataFrame", names: Iterable[str], confidence: float, extras: Mapping[str, Mapping[str, float]]
+) -> tuple["pd.DataFrame", float]:
+    """Return the `table` of a comparison, but for its errors, and the confidence that its intervals have.
+
+    Args:
+        times: of the entries that ran to the end: ms for a run, one row a round.
+        names: of all entries; the first is what the others are held against.
+        confidence: asked for.
+        extras: more columns, by their names: a number for each entry that has one.
+    """
+    import pandas as pd
+
+    names = list(names)
+    ratios = times.rdiv(times[names[0]], axis=0) if names[0] in times else times * math.nan
+    columns: dict[str, pd.Series] = {}
+    for samples, *titles in (
+        (times, "latency_ms", "latency_low", "latency_high"),
+        (ratios, "speedup", "speedup_low", "speedup_high"),
+    ):
+        found = samples.apply(lambda column: intervals.of_median(column, confidence), result_type="expand")
+        columns |= {title: row for title, (_, row) in zip(titles, found.iterrows(), strict=True)}
+    table = pd.DataFrame(columns | {name: pd.Series(found, dtype=float) for name, found in extras.items()})
+    covered = intervals.coverage(len(times), intervals.left_out(len(times), confidence))
+    return table.reindex(pd.Index(names, name="name")), min(confidence, covered)
 
 
 def _outcome(low: float, high: float, confidence: float) -> str:
