@@ -1,34 +1,80 @@
 """What well-known articles claim, and the verdict that a measurement gives.
 
-A claim is written down before it is measured, with its number, the value that would mean "no effect"
-and how it is meant. The verdict follows from the measurement alone:
+A claim is written down before it is measured: where it stands, what it compares, its number, and the value that would
+mean "no effect". The verdict follows from the measurement alone, by one rule:
 
-    holds                the measurement meets the claim, within a tenth of it
-    larger here          the effect is there, and larger
-    smaller here         the effect is there, and smaller
-    false                no effect, or less than a tenth of the claimed one; or a limit is broken
-    cannot run           what the source prints raises an error
-    not measurable here  something is missing, or the measurement is too noisy to tell
+    holds                      the measurement meets the claim, within a tenth of it
+    larger here                the effect is there, and larger
+    smaller here               the effect is there, and smaller
+    not seen here              the interval contains "no effect", and not the claim: what there was may be noise
+    contradicted               the interval lies on the other side of "no effect", a count shows none, or arithmetic on
+                               what the source itself prints says otherwise
+    cannot run as printed      what the source prints raises an error
+    not measurable here        no verdict: something is missing, or the measurement is too noisy to tell
+
+A tenth of the claimed effect counts as no effect, and an interval of a ratio that spans a factor of two as noise. Where
+a claim has a word for a number ("almost", "negligible"), the number is ours: 1 point of accuracy, 1 dB.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qtutor.benchmark import Comparison, Flips
+
     import pandas as pd
 
-VERDICTS = ("holds", "larger here", "smaller here", "false", "cannot run", "not measurable here")
+VERDICTS = (
+    "holds",
+    "larger here",
+    "smaller here",
+    "not seen here",
+    "contradicted",
+    "cannot run as printed",
+    "not measurable here",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An article; `str` of it is how the course names it.
+
+    Attributes:
+        title: of the page.
+        by: its author or its site.
+        note: what a reader should know of it.
+    """
+
+    title: str
+    by: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.by})"
+
 
 SOURCES = {
-    "A": "How Quantization and Fusion Accelerate CNN Inference on Edge Devices (Code DAO)",
-    "B": "Squeeze and Speed Up: Diving into Deep Learning Quantization and Performance",
-    "C": "A tutorial on static quantization of a ResNet18 fine-tuned on Flowers102",
-    "D": "Quantizing convolutional neural networks for practical deployment (D. Chenna)",
-    "E": "How do fused modules improve memory efficiency and numerical precision? (a question and its answer)",
-    "M": "What several of A to E say or suggest",
+    "A": Source(
+        "How Quantization and Fusion Accelerate CNN Inference on Edge Devices",
+        "Code DAO, besthub.dev",
+        "the page calls itself a summary, so a step that is missing in print may have been there",
+    ),
+    "B": Source(
+        "Squeeze and Speed Up: Diving into Deep Learning Quantization and Performance",
+        "a blog post",
+        'its table is headed "Results (Sample)"',
+    ),
+    "C": Source("Static quantization of a ResNet18 fine-tuned on Flowers102", "a tutorial with a notebook"),
+    "D": Source(
+        "Quantizing convolutional neural networks for practical deployment",
+        "D. Chenna",
+        "its Tables 2 and 3 are those of Krishnamoorthi 2018 (arXiv 1806.08342)",
+    ),
+    "E": Source("How do fused modules improve memory efficiency and numerical precision?", "a question and its answer"),
 }
 
 _MARGIN = 0.1
@@ -46,6 +92,8 @@ class Claim:
         unit: of the number, "x" for a ratio.
         kind: "about" the number, "at most" the number, or "above" the number, by however little.
         nothing: the value that would mean "no effect", such as 1 for a speed-up; None where there is none.
+        where: the section, table, figure or code of the source in which it stands.
+        compares: what with what, as the source does.
 
     Raises:
         ValueError: an unknown source or kind, a number that is not finite, a range the wrong way round,
@@ -58,6 +106,8 @@ class Claim:
     unit: str = ""
     kind: str = "about"
     nothing: float | None = None
+    where: str = ""
+    compares: str = ""
 
     def __post_init__(self):
         if self.id[:1] not in SOURCES:
@@ -75,8 +125,8 @@ class Claim:
             raise ValueError(f"{self.id}: claimed must lie above nothing ({self.nothing}), got {self.claimed}")
 
     @property
-    def source(self) -> str:
-        """The title of the source."""
+    def source(self) -> Source:
+        """The article in which it stands."""
         return SOURCES[self.id[0]]
 
     @property
@@ -131,7 +181,7 @@ def judge(
     Args:
         claim: what is judged.
         measured: a number for a claim with a number, True or False for one without; None if it could not be had.
-        interval: what the true value lies in, if that is known; `measured` lies in it.
+        interval: what the true value lies in; `measured` lies in it. None for what was counted and has no noise.
         error: what the printed code raised, instead of a measurement.
         because: what was seen, a phrase; needed where no number says it.
 
@@ -142,14 +192,16 @@ def judge(
     Example:
         >>> claim = Claim("A2", "INT8 is 1.7x faster", 1.7, "x", nothing=1)
         >>> judge(claim, 3.4, interval=(3.1, 3.6)).verdict, judge(claim, 0.99, interval=(0.9, 1.1)).verdict
-        ('larger here', 'false')
+        ('larger here', 'not seen here')
         >>> print(judge(claim, 1.75))
         A2: HOLDS. INT8 is 1.7x faster: measured 1.75x, claimed 1.7x.
     """
     if error is not None:
-        first = f"{error}".strip().split("\n")[0]
+        first = f"{error}".strip().split("\n")[0].split(" with arguments from")[0]
         first = first if len(first) <= 120 else first[:117] + "..."
-        return Judgement(claim, "cannot run", f"{type(error).__name__}: {first}".rstrip(".: ") + _also(because))
+        return Judgement(
+            claim, "cannot run as printed", f"{type(error).__name__}: {first}".rstrip(".: ") + _also(because)
+        )
     measured = measured.item() if hasattr(measured, "item") else measured
     if measured is None or isinstance(measured, bool):
         if not because:
@@ -158,44 +210,40 @@ def judge(
             return Judgement(claim, "not measurable here", because)
         if claim.claimed is not None:
             raise TypeError(f"{claim.id} claims {claim}: it needs a number, got {measured}")
-        return Judgement(claim, "holds" if measured else "false", because)
+        return Judgement(claim, "holds" if measured else "contradicted", because)
     if claim.claimed is None or not isinstance(measured, (int, float)):
         need = "True or False" if claim.claimed is None else "a number"
         raise TypeError(f"{claim.id} needs {need}, got {measured!r:.60}")
-    low, high = interval = (measured, measured) if interval is None else tuple(map(float, interval))
+    low, high = (measured, measured) if interval is None else map(float, interval)
     if not (math.isfinite(low) and low <= measured <= high < math.inf):
         raise ValueError(f"{claim.id}: measured must be finite and lie in its interval, got {measured} in {interval}")
-    verdict = _VERDICT[claim.kind](claim, low, high)
+    verdict = _verdict(claim, low, high, counted=interval is None)
     spread = f" ({low:.3g} to {high:.3g})" if low < high else ""
     noise = ": too noisy to tell" if verdict == "not measurable here" else ""
     reason = f"measured {claim.number(measured)}{spread}, claimed {claim}{noise}{_also(because)}"
     return Judgement(claim, verdict, reason, float(measured))
 
 
-def _about(claim: Claim, low: float, high: float) -> str:
+def _verdict(claim: Claim, low: float, high: float, *, counted: bool) -> str:
+    """The rule of this module, for a number between `low` and `high`."""
     least, most = claim.ends
+    if claim.kind == "at most":
+        return "holds" if high <= most else "contradicted" if low > most else "not measurable here"
     reaches = low <= most + _MARGIN * abs(most) and high >= least - _MARGIN * abs(least)
-    if claim.nothing is not None and low <= claim.nothing + _MARGIN * (least - claim.nothing):
-        return "not measurable here" if reaches else "false"
+    noisy = claim.unit == "x" and high > 2 * low
+    nothing = claim.claimed if claim.kind == "above" else claim.nothing
+    if nothing is not None:
+        some = 0.0 if claim.kind == "above" else _MARGIN * (least - nothing)  # less than that is no effect
+        if high < nothing - some:
+            return "contradicted"
+        if low <= nothing + some:
+            noisy = reaches if claim.kind == "about" else noisy
+            return "not measurable here" if noisy else "contradicted" if counted else "not seen here"
+    if claim.kind == "above":
+        return "holds"
     if reaches:
-        return "holds"
+        return "not measurable here" if noisy else "holds"
     return "larger here" if low > most else "smaller here"
-
-
-def _at_most(claim: Claim, low: float, high: float) -> str:
-    if high <= claim.claimed:
-        return "holds"
-    return "false" if low > claim.claimed else "not measurable here"
-
-
-def _above(claim: Claim, low: float, high: float) -> str:
-    if low > claim.claimed:
-        return "holds"
-    # An interval that spans the limit says "no effect" only where it is narrow.
-    return "false" if high <= claim.claimed + abs(claim.claimed) * _MARGIN else "not measurable here"
-
-
-_VERDICT = {"about": _about, "at most": _at_most, "above": _above}
 
 
 def _also(because: str) -> str:
@@ -224,11 +272,30 @@ class Ledger:
         self._found[id] = judge(self.claims[id], measured, **how)
         print(self._found[id])
 
+    def speed(
+        self, id: str, comparison: "Comparison", name: str, against: str | None = None, because: str = ""
+    ) -> None:
+        """Judge how many times as fast one entry of a comparison is as another, by default as the first.
+
+        Fewer rounds than give a 90 percent interval are no measurement.
+        """
+        if comparison.confidence < 0.9:
+            self.record(id, because=f"the computer is too slow or too busy: {len(comparison.times)} rounds")
+        else:
+            measured, *interval = comparison.ratio(name, against)
+            self.record(id, measured, interval=interval, because=because)
+
+    def points(self, id: str, flips: "Flips", because: str = "") -> None:
+        """Judge how many points of accuracy a second model loses, with its 95 percent interval."""
+        low, high = flips.interval()
+        self.record(id, -100 * flips.difference, interval=(-100 * high, -100 * low), because=because)
+
     @contextmanager
     def as_printed(self, id: str) -> Iterator[None]:
         """Run a block of printed code: an error ends the block and is the judgement; without one the claim holds."""
         try:
-            yield
+            with redirect_stderr(StringIO()):  # torch.fx writes a traceback there, beside the error
+                yield
         except Exception as error:
             self.record(id, error=error)
         else:
@@ -262,7 +329,9 @@ def table(judgements: Iterable[Judgement]) -> "pd.DataFrame":
         raise ValueError(f"judged twice: {', '.join(sorted(twice))}")
     columns = {
         "source": [j.claim.id[0] for j in judgements],
+        "where": [j.claim.where for j in judgements],
         "says": [j.claim.says for j in judgements],
+        "compares": [j.claim.compares for j in judgements],
         "claimed": [str(j.claim) for j in judgements],
         "measured": ["" if j.measured is None else j.claim.number(j.measured) for j in judgements],
         "ratio": [_ratio(j) for j in judgements],

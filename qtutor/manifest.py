@@ -69,10 +69,10 @@ class Lesson:
         """What a learner should have done before, as the lesson says it."""
         if not self.needs:
             return "**You need** a little Python and PyTorch: what a module, a tensor and a training loop are."
-        *first, last = self.needs
+        first, last = self.needs[:-1], self.needs[-1]
         named = f"lesson{'s' if first else ''} {', '.join(first)}{' and ' if first else ''}{last}"
-        more = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
-        more = f", and what {'they build' if first else 'it builds'} on" if more else ""
+        builds = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
+        more = f", and what {'they build' if first else 'it builds'} on" if builds else ""
         return f"**You need** {named}{more}."
 
     @property
@@ -97,10 +97,10 @@ def models() -> Iterator[str]:
 LESSONS = (
     Lesson(
         name="00_start_here",
-        title="Start here: the whole game in five minutes",
+        title="Start here: the whole game, once through",
         summary="train a small network, quantize it in six lines, see what changed",
-        minutes=(5,),
-        exercises=0,
+        minutes=(20,),
+        exercises=5,
         discussion=5,
         seconds=30,
     ),
@@ -109,7 +109,7 @@ LESSONS = (
         title="The affine mapping",
         summary="scale and zero point by hand and in code; rounding against clipping",
         needs=("00",),
-        exercises=9,
+        exercises=23,
         seconds=30,
         models=("digits_cnn",),
         explorer="AffineExplorer",
@@ -120,7 +120,8 @@ LESSONS = (
         title="Granularity",
         summary="one scale for a tensor, a channel or a group; equalization",
         needs=("01",),
-        exercises=7,
+        minutes=(40,),
+        exercises=19,
         seconds=20,
         first_seconds=20,
         models=("digits_cnn", "digits_depthwise"),
@@ -132,7 +133,7 @@ LESSONS = (
         title="Observers and calibration",
         summary="which range to represent, and how many images it takes to know",
         needs=("01",),
-        exercises=8,
+        exercises=23,
         seconds=40,
         models=("digits_cnn",),
         explorer="ObserverExplorer",
@@ -142,8 +143,8 @@ LESSONS = (
         name="04_dynamic_quantization",
         title="Dynamic quantization",
         summary="recurrent and linear layers in one call, when it pays, torchao",
-        needs=("03",),
-        exercises=7,
+        needs=("02", "03"),
+        exercises=23,
         seconds=30,
         first_seconds=5,
         models=("digits_lstm", "digits_gru", "digits_mlp"),
@@ -155,8 +156,8 @@ LESSONS = (
         title="Static quantization",
         summary="a layer in integers by hand, then networks: eager, FX and PT2E",
         needs=("02", "03"),
-        minutes=(45, 45),
-        exercises=10,
+        minutes=(35, 25),
+        exercises=23,
         seconds=45,
         first_seconds=60,
         models=("flowers_resnet", "flowers_cnn"),
@@ -168,7 +169,7 @@ LESSONS = (
         title="Quantization-aware training",
         summary="train through rounding, learn the scales, convert",
         needs=("05",),
-        exercises=7,
+        exercises=23,
         seconds=40,
         models=("digits_depthwise",),
         explorer="QATExplorer",
@@ -203,8 +204,9 @@ LESSONS = (
         title="Published claims",
         summary="five articles measured, a verdict for each claim",
         needs=("04", "06", "07", "08"),
-        exercises=7,
-        seconds=60,
+        minutes=(40,),
+        exercises=15,
+        seconds=90,
         models=("digits_cnn", "digits_depthwise", "digits_lstm", "digits_mlp", "flowers_resnet"),
     ),
     Lesson(
@@ -212,7 +214,7 @@ LESSONS = (
         title="Your own model",
         summary="find the layer that hurts, repair it, ship the result",
         needs=("04", "06", "07"),
-        exercises=5,
+        exercises=23,
         seconds=30,
         first_seconds=5,
         models=("digits_depthwise",),

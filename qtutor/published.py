@@ -3,82 +3,109 @@
 Sizes in MB as printed, accuracies top-1 in percent. Nothing here was measured by this course.
 """
 
+from collections.abc import Iterator
+
 from qtutor.claims import Claim
 
-_CLAIMS = (
-    Claim("A1a", "the network has 70 million parameters", 70, "M"),
-    Claim("A1b", "it takes 294 MB", 294, "MB"),
-    Claim("A1c", "INT8 makes it 4 times smaller", 4, "x", nothing=1),
-    Claim("A2", "INT8 is 1.7 times faster at batch 32", 1.7, "x", nothing=1),
-    Claim("A3a", "fusing makes FP32 faster", 1, "x", "above"),
-    Claim("A3b", "fusing makes INT8 faster", 1, "x", "above"),
-    Claim("A3c", "fusing hardly changes accuracy", 1, "points", "at most"),
-    Claim("A4", "prepare and convert give a working model"),
-    Claim("A5", "fuse after converting"),
-    Claim("A6", "min-max, MSE or entropy will calibrate", 1, "points", "at most"),
-    Claim("A7a", "dynamic quantization suits an LSTM", 1, "points", "at most"),
-    Claim("A7b", "static is faster than dynamic", 1, "x", "above"),
-    Claim("A7c", "static may need calibrating again"),
-    Claim("A8a", "dynamic is more accurate than static", 0, "dB", "above"),
-    Claim("A8b", "fusing costs you debuggability"),
-    Claim("B1a", "PTQ: 44.7 to 11.2 MB", 44.7 / 11.2, "x", nothing=1),
-    Claim("B1b", "PTQ: 12.3 to 6.8 ms", 12.3 / 6.8, "x", nothing=1),
-    Claim("B2a", "QAT as printed gives a model that runs"),
-    Claim("B2b", "QAT: 44.7 to 11.1 MB", 44.7 / 11.1, "x", nothing=1),
-    Claim("B2c", "QAT: 12.3 to 6.4 ms", 12.3 / 6.4, "x", nothing=1),
-    Claim("B3", "its table shows the times that its code printed"),
-    Claim("B4", "QAT (on random labels) raises accuracy", 0, "points", "above"),
-    Claim("B5a", "an INT8 weight takes a quarter of the bytes", 4, "x", nothing=1),
-    Claim("B5b", "integer matrix products are faster", 1, "x", "above"),
-    Claim("B5c", "INT8 needs less memory to run", 1, "x", "above"),
-    Claim("B5d", "INT8 saves energy"),
-    Claim("C1", "accuracy is almost unchanged", 1, "points", "at most"),
-    Claim("C2", "3.6 times faster at batch 1", 3.6, "x", nothing=1),
-    Claim("C3", "the file is 4 times smaller", 4, "x", nothing=1),
-    Claim("C4", "to load, convert uncalibrated, then fill in"),
-    Claim("C5", "100 calibration images are enough", 1, "dB", "at most"),
-    Claim("C6a", "exports to ONNX like any other model"),
-    Claim("C6b", "as ONNX it is as accurate", 1, "points", "at most"),
-    Claim("C bug 1", "return (endstart)"),
-    Claim("C bug 2", "if i == 10: break, for 10 batches"),
-    Claim("C bug 3", "ImageNet's mean is 0.485, 0.465, 0.406"),
-    Claim("C bug 4", "the first run may be timed like any other", 1.1, "x", "at most"),
-    Claim("C bug 5", "no warning is worth reading"),
-    Claim("C text", "why quantize activations? they are INT8 anyway"),
-    Claim("D1a", "INT8 costs less than 1 point (here)", 1, "points", "at most"),
-    Claim("D1b", "INT8 costs less than 1 point (its Table 1)", 1, "points", "at most"),
-    Claim("D1c", "INT8 is 4 times smaller (architectures)", 4, "x", nothing=1),
-    Claim("D1d", "INT8 is 4 times smaller (its Table 1)"),
-    Claim("D2a", "QAT recovers what PTQ loses", 100, "%", nothing=0),
-    Claim("D2b", "QAT is within 1 point (its Table 2)", 1, "points", "at most"),
-    Claim("D3", "one scale ruins compact nets, many do not"),
-    Claim("D4a", "4-bit weights cost 0.7 points", 0.7, "points", "at most"),
-    Claim("D4b", "3-bit weights cost 2.3 points", 2.3, "points", "at most"),
-    Claim("D5", "folding first leaves less error", 0, "dB", "above"),
-    Claim("D6", "100 to 1000 images are enough", 1, "dB", "at most"),
-    Claim("D7a", "weights may be symmetric (here)", 1, "dB", "at most"),
-    Claim("D7b", "weights may be symmetric (its Tables 2, 3)", 1, "points", "at most"),
-    Claim("D7c", "activations should be asymmetric", 0, "dB", "above"),
-    Claim("D8", "batch-norm statistics calibrate without data", 3, "dB", "at most"),
-    Claim("E1", "fused INT8 saves 20 to 30% of the memory", (20, 30), "%", nothing=0),
-    Claim("E2", "unfused INT8 goes through FP32 at each step"),
-    Claim("E3", "fuse a model in training mode"),
-    Claim("E4", "a converted model returns a quantized tensor"),
-    Claim("E5a", "feed it a quantized tensor"),
-    Claim("E5b", "zero point 0 suits an unsigned input"),
-    Claim("E6", "scale and zero point minimise the loss", 0.1, "dB", "at most"),
-    Claim("M1", "integers are faster than floats", 1, "x", "above"),
-    Claim("M2", "training on random labels does no harm", 1, "points", "at most"),
-    Claim("M3", "QAT learns scale and zero point"),
-    Claim("M4", "a prepared model is fast already", 1, "x", "above"),
-    Claim("M5", "INT8 activations have 256 codes", 256, "codes"),
-    Claim("M6", "a good overall SQNR means that all is well"),
-    Claim("M7", "your result depends on your input alone"),
-    Claim("M8", "Table 3 of D is about activations"),
-)
 
-CLAIMS = {claim.id: claim for claim in _CLAIMS}
-"""By id. Where a claim names no limit ("almost", "like any other"), it is ours: 1 point, 1 dB, a tenth of a time."""
+def _claims() -> Iterator[Claim]:
+    """Yield the claims in the order of the articles; each is paraphrased."""
+
+    def about(id: str, says: str, claimed: float | tuple[float, float], unit: str, where: str, compares: str) -> Claim:
+        return Claim(id, says, claimed, unit, nothing={"x": 1, "%": 0}[unit], where=where, compares=compares)
+
+    def faster(id: str, says: str, where: str, compares: str) -> Claim:
+        return more(id, says, "x", where, compares, than=1)
+
+    def more(id: str, says: str, unit: str, where: str, compares: str, than: float = 0) -> Claim:
+        return Claim(id, says, than, unit, "above", where=where, compares=compares)
+
+    def at_most(id: str, says: str, limit: float, unit: str, where: str, compares: str) -> Claim:
+        return Claim(id, says, limit, unit, "at most", where=where, compares=compares)
+
+    def true(id: str, says: str, where: str, compares: str = "") -> Claim:
+        return Claim(id, says, where=where, compares=compares)
+
+    what, ways, fusing = "What is Quantization?", "Quantization Techniques", "What is Module Fusion?"
+    yield Claim("A1a", "the network has 70 million parameters", 70, "M", where="model summary")
+    yield Claim("A1b", "it takes 294 MB", 294, "MB", where="model summary", compares="torchsummary's estimate, in MiB")
+    yield about("A1c", "INT8 makes it about 4 times smaller", 4, "x", what, "file of FP32, of INT8")
+    yield about("A2", "INT8 is 1.7 times faster", 1.7, "x", "results", "FP32, INT8 unfused; batch 32")
+    yield faster("A3a", "fusing makes FP32 faster", fusing, "FP32, FP32 fused")
+    yield faster("A3b", "fusing makes INT8 faster", fusing, "INT8, INT8 fused")
+    yield at_most("A3c", "fusing hardly changes accuracy", 1, "points", fusing, "FP32, FP32 fused")
+    yield true("A4", "prepare and convert give a working model", "code", "answers for two images")
+    yield true("A5", "fuse after converting", "code")
+    yield at_most("A6", "min-max, MSE or entropy calibrate", 1, "points", what, "FP32, the worst of the three")
+    yield at_most("A7a", "dynamic quantization suits an LSTM", 1, "points", ways, "FP32, dynamic INT8")
+    yield faster("A7b", "static is faster than dynamic", ways, "dynamic, static; three linear layers")
+    yield true("A7c", "static may need calibrating again", ways, "SQNR as calibrated, on brighter images")
+    yield more("A8a", "dynamic is more accurate than static", "dB", ways, "SQNR of the two; three linear layers")
+    yield true("A8b", "fusing costs you debuggability", fusing, "what hooks see")
+    yield true("A9", "QAT learns scale and zero point", ways, "parameters before and after prepare_qat")
+
+    results, code = "Results (Sample)", "code"
+    yield about("B1a", "PTQ: 44.7 to 11.2 MB", 44.7 / 11.2, "x", results, "file of FP32, of the printed PTQ")
+    yield about("B1b", "PTQ: 12.3 to 6.8 ms", 12.3 / 6.8, "x", results, "FP32, the printed PTQ; batch 1")
+    yield true("B2a", "QAT gives a model that runs", code)
+    yield about("B2b", "QAT: 44.7 to 11.1 MB", 44.7 / 11.1, "x", results, "file of FP32, of a repaired QAT")
+    yield about("B2c", "QAT: 12.3 to 6.4 ms", 12.3 / 6.4, "x", results, "FP32, a repaired QAT; batch 1")
+    yield more("B4", "QAT beats PTQ at low bit widths", "points", "text", "PTQ, QAT of a compact network")
+    yield about("B5a", "an INT8 weight takes a quarter of the bytes", 4, "x", "benefits", "bytes of one number")
+    yield faster("B5b", "integer arithmetic is faster", "benefits", "a linear layer in FP32, in INT8")
+    yield more("B5c", "INT8 needs less memory to run", "x", "benefits", "peak of a run, FP32 and INT8", than=1)
+    yield true("B5d", "INT8 saves energy", "benefits")
+
+    yield at_most("C1", "accuracy is almost unchanged", 1, "points", "results", "FP32, static INT8")
+    yield about("C2", "about 3.6 times faster", 3.6, "x", "results", "FP32, static INT8; batch 1, 224 px")
+    yield about("C3", "the file is about 4 times smaller", 4, "x", "results", "file of FP32, of static INT8")
+    yield true("C4", "to load, convert uncalibrated, then fill in", "loading", "outputs before and after")
+    yield at_most("C5", "100 calibration images are enough", 1, "dB", "calibration", "SQNR with 100 images, with 500")
+    yield at_most("C6", "as ONNX it loads, and is as accurate", 1, "points", "ONNX", "PyTorch's INT8, ONNX Runtime's")
+    yield true("C7", "sums are INT32: hence the INT8 activations", "why activations", "sums of codes against 8 bits")
+    yield true("C8a", "return (endstart)", "code, speed test")
+    yield true("C8b", "if i == 10: break, for 100 images", "code, calibration", "images that it shows")
+    yield true("C8c", "ImageNet's mean is 0.485, 0.465, 0.406", "code, images", "torchvision's constants")
+
+    yield more("D1a", "INT8 mostly costs less than 1 point", "%", "text on Table 1", "rows of Table 1", than=50)
+    yield at_most(
+        "D1b", "INT8 costs less than 1 point", 1, "points", "text on Table 1", "FP32, INT8 of two networks here"
+    )
+    yield at_most(
+        "D1c", "these are the sizes of the networks", 10, "%", "Table 1", "its FP32 sizes, parameters counted"
+    )
+    yield more("D2a", "QAT is within 1 point in various networks", "%", "text on Table 2", "rows of Table 2", than=50)
+    yield at_most(
+        "D2b", "QAT is within 1 point", 1, "points", "text on Table 2", "FP32, QAT at 8 bits, a compact network"
+    )
+    yield true("D3a", "one scale ruins compact nets, many do not", "Table 3", "weights per tensor, per channel")
+    yield true("D3b", "Table 3 is about activations", "text on Table 3", "accuracy with weights alone rounded")
+    yield more(
+        "D4a", "under 4 bits accuracy falls", "points", "text on Table 4", "rows of Table 4, 32 and 3 bits", than=1
+    )
+    yield more(
+        "D4b", "under 4 bits accuracy falls", "points", "text on Table 4", "FP32, 3-bit weights, not trained", than=1
+    )
+    yield more("D5", "folding first leaves less error", "dB", "equations", "SQNR, quantized unfused and fused")
+    yield at_most("D6", "100 to 1000 images are enough", 1, "dB", "Figure 4", "SQNR with 1000 images, with 100")
+    yield at_most("D7a", "weights may be symmetric", 1, "dB", "Figure 3", "SQNR of a weight, both ways")
+    yield more("D7b", "activations should be asymmetric", "dB", "Figure 3", "SQNR after a ReLU, both ways")
+    yield at_most("D8", "batch-norm statistics calibrate without data", 3, "dB", "text", "SQNR with data, without")
+
+    yield about(
+        "E1", "fused INT8 saves 20 to 30% of memory", (20, 30), "%", "memory", "FP32 unfused, INT8 fused; bytes"
+    )
+    yield true("E2", "unfused INT8 goes through FP32 at each step", "memory", "dtypes inside an unfused model")
+    yield true("E3", "prepare and convert a model as it was built", "examples 1 and 2")
+    yield true("E4", "a converted model returns a quantized tensor", "examples", "dtype of its output")
+    yield true("E5", "feed it a quantized tensor", "example 3")
+    yield at_most(
+        "E6", "scale and zero point minimise the loss", 0.1, "dB", "precision", "SQNR of min-max, of the best range"
+    )
+
+
+CLAIMS = {claim.id: claim for claim in _claims()}
+"""By id. Where a claim names no limit ("almost", "hardly"), it is ours: 1 point, 1 dB."""
 
 TABLE_1 = {
     "AlexNet": (233, 58, 54.8, 54.68),

@@ -437,7 +437,7 @@ def compared(confidence=0.99, **times):
 @pytest.mark.parametrize(
     ("second", "outcome"),
     [
-        ([5.0, 5.1] * 6, "2.00 times as fast as first (1.96 to 2.00): a gain."),
+        ([5.0, 5.1] * 6, "1.98 times as fast as first (1.96 to 2.00): a gain."),
         ([20.0] * 12, "0.50 times as fast as first (0.50 to 0.50): a loss."),
         ([10.0, 9.9, 10.1] * 4, f"1.00 times as fast as first (0.99 to 1.01): {SAME}"),
         ([3.0, 30.0, 10.0] * 4, f"1.00 times as fast as first (0.33 to 3.33): {DISTURBED}"),
@@ -466,3 +466,23 @@ def test_two_entries_are_held_against_each_other_round_by_round():
 
 def test_what_cannot_be_told_from_the_fastest_is_named_with_it():
     assert compared(a=[10.0, 9.0] * 6, b=[9.8, 9.3] * 6, c=[20.0] * 12).fastest() in ("a, or b", "b, or a")
+
+
+@pytest.mark.parametrize(
+    ("flipped", "low", "high"),
+    [
+        (Flips(images=1000, changed=60, lost=40, gained=4), -0.0418, -0.0249),  # 4 of 44: 2.5 to 21.7 percent
+        (Flips(images=597, changed=0, lost=0, gained=0), -0.0062, 0.0062),
+        (Flips(images=100, changed=20, lost=10, gained=10), -0.0912, 0.0912),
+    ],
+)
+def test_the_difference_of_two_accuracies_has_an_interval(flipped, low, high):
+    assert flipped.interval() == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_interval_excludes_no_difference_where_mcnemar_says_that_it_is_no_chance(lost, gained):
+    flipped = Flips(images=100, changed=lost + gained, lost=lost, gained=gained)
+    low, high = flipped.interval()
+    assert low <= flipped.difference <= high
+    assert (low > 0 or high < 0) == (flipped.p_value < 0.05)

@@ -3,9 +3,11 @@
 import math
 
 from qtutor import plots, published
+from qtutor.benchmark import Comparison, Flips
 from qtutor.claims import SOURCES, VERDICTS, Claim, Ledger, judge, table
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +18,7 @@ SAVING = Claim("B1", "saves 20 to 30%", (20, 30), "%", nothing=0)
 SIZE = Claim("C1", "takes 100 MB", 100, "MB")
 LOSS = Claim("D1", "costs under 1 point", 1, "points", "at most")
 FASTER = Claim("E1", "is faster", 1, "x", "above")
-TRUTH = Claim("M1", "runs in FP32")
+TRUTH = Claim("E2", "runs in FP32")
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -30,25 +32,29 @@ numbers = st.floats(-1e6, 1e6)
         (SPEED, 1.5, (1.4, 1.6), "smaller here"),
         (SPEED, 3.0, (2.9, 3.1), "larger here"),
         (SPEED, 2.5, (2.1, 2.9), "holds"),
-        (SPEED, 1.0, (0.9, 1.2), "false"),
-        (SPEED, 0.5, None, "false"),
-        (SPEED, 1.03, None, "false"),  # less than a tenth of the claimed effect
+        (SPEED, 2.5, (1.7, 5.0), "not measurable here"),  # it spans a factor of two
+        (SPEED, 1.0, (0.9, 1.2), "not seen here"),
+        (SPEED, 0.8, (0.7, 0.85), "contradicted"),
+        (SPEED, 0.5, None, "contradicted"),
+        (SPEED, 1.03, None, "contradicted"),  # counted: less than a tenth of the claimed effect
+        (SPEED, 1.03, (1.02, 1.04), "not seen here"),
         (SPEED, 1.4, (0.8, 2.0), "not measurable here"),
         (SAVING, 25, None, "holds"),
         (SAVING, 60, None, "larger here"),
         (SAVING, 10, None, "smaller here"),
-        (SAVING, -3, None, "false"),
+        (SAVING, -3, None, "contradicted"),
         (SIZE, 105, None, "holds"),
         (SIZE, 45, None, "smaller here"),
         (SIZE, 200, None, "larger here"),
         (LOSS, 1.0, None, "holds"),
         (LOSS, -4.0, None, "holds"),
-        (LOSS, 1.2, None, "false"),
+        (LOSS, 1.2, None, "contradicted"),
         (LOSS, 0.9, (0.2, 1.6), "not measurable here"),
         (FASTER, 1.2, (1.1, 1.3), "holds"),
-        (FASTER, 1.0, (0.98, 1.02), "false"),
-        (FASTER, 0.5, (0.4, 0.6), "false"),
-        (FASTER, 1.1, (0.9, 1.4), "not measurable here"),
+        (FASTER, 1.0, (0.98, 1.02), "not seen here"),
+        (FASTER, 0.5, (0.4, 0.6), "contradicted"),
+        (FASTER, 1.1, (0.9, 1.4), "not seen here"),
+        (FASTER, 1.1, (0.4, 3.0), "not measurable here"),
     ],
 )
 def test_a_number_is_judged_by_its_interval(claim, measured, interval, verdict):
@@ -60,7 +66,7 @@ def test_a_number_is_judged_by_its_interval(claim, measured, interval, verdict):
 
 @given(st.floats(1.2, 100), st.floats(0.01, 1000))
 def test_a_larger_measurement_never_gets_a_smaller_verdict(claimed, measured):
-    order = ["false", "smaller here", "holds", "larger here"]
+    order = ["contradicted", "smaller here", "holds", "larger here"]
     claim = Claim("A1", "is faster", claimed, "x", nothing=1)
     ranks = [order.index(judge(claim, value).verdict) for value in (measured, 1.5 * measured)]
     assert ranks == sorted(ranks)
@@ -81,7 +87,7 @@ def test_true_and_false_say_what_was_seen():
 
 def test_an_error_is_told_in_its_first_line():
     judgement = judge(SPEED, error=AssertionError("no fuser\nand a long story"), because="fuse first")
-    assert (judgement.verdict, judgement.reason) == ("cannot run", "AssertionError: no fuser; fuse first")
+    assert (judgement.verdict, judgement.reason) == ("cannot run as printed", "AssertionError: no fuser; fuse first")
     assert judge(SPEED, error=KeyError()).reason == "KeyError"
 
 
@@ -128,14 +134,14 @@ def test_a_claim_that_nothing_could_meet_is_refused(arguments, message):
 
 
 def test_printed_code_that_fails_is_judged_and_does_not_stop_the_lesson(capsys):
-    ledger = Ledger({"A1": SPEED, "M1": TRUTH})
-    with ledger.as_printed("M1"):
+    ledger = Ledger({"A1": SPEED, "E2": TRUTH})
+    with ledger.as_printed("E2"):
         raise NameError("endstart")
-    assert capsys.readouterr().out == "M1: CANNOT RUN. runs in FP32: NameError: endstart.\n"
-    with ledger.as_printed("M1"):
+    assert capsys.readouterr().out == "E2: CANNOT RUN AS PRINTED. runs in FP32: NameError: endstart.\n"
+    with ledger.as_printed("E2"):
         pass
     assert [j.verdict for j in ledger] == ["holds"]
-    with pytest.raises(KeyboardInterrupt), ledger.as_printed("M1"):
+    with pytest.raises(KeyboardInterrupt), ledger.as_printed("E2"):
         raise KeyboardInterrupt
 
 
@@ -153,7 +159,7 @@ def test_a_ledger_keeps_the_order_of_the_claims_and_the_last_judgement():
 
 def test_a_table_sorts_by_verdict_and_by_ratio():
     found = table([judge(SPEED, 4.0), judge(TRUTH, False, because="all INT8"), judge(SIZE, 100), judge(LOSS, -1)])
-    assert found.sort_values("verdict").index.tolist() == ["C1", "D1", "A1", "M1"]
+    assert found.sort_values("verdict").index.tolist() == ["C1", "D1", "A1", "E2"]
     assert found["ratio"].tolist() == pytest.approx([2, math.nan, 1, math.nan], nan_ok=True)
     assert found.loc["A1", ["claimed", "measured"]].tolist() == ["2x", "4x"]
     with pytest.raises(ValueError, match="judged twice: A1"):
@@ -175,7 +181,7 @@ def test_the_picture_shows_every_claim_once_with_the_shape_of_its_verdict():
     marks = [t for t in drawn.data if t.mode == "markers+text" and t.x and t.x[0] is not None]
     assert {t.name: t.marker.symbol for t in marks} == {
         "larger here": "triangle-right",
-        "false": "x",
+        "contradicted": "x",
         "not measurable here": "circle-open",
     }
     assert sum(len(t.x) for t in marks) == len(judgements)
@@ -199,12 +205,24 @@ def test_a_picture_of_nothing_is_refused():
         plots.claims([])
 
 
-def test_every_source_and_every_claim_of_the_articles_is_there():
-    expected = {f"A{n}" for n in range(1, 9)} | {f"B{n}" for n in range(1, 6)} | {f"C{n}" for n in range(1, 7)}
-    expected |= {f"D{n}" for n in range(1, 9)} | {f"E{n}" for n in range(1, 7)} | {"C bug", "C text"}
-    ids = set(published.CLAIMS)
-    assert {name for name in expected if any(id.startswith(name) for id in ids)} == expected
-    assert {id[0] for id in ids} == set(SOURCES)
+def test_every_claim_says_where_it_stands_and_what_it_compares():
+    assert {claim.id[0] for claim in published.CLAIMS.values()} == set(SOURCES)
+    for claim in published.CLAIMS.values():
+        assert claim.where
+        assert claim.claimed is None or claim.compares or claim.id == "A1a"
+        assert claim.source.title
+        assert claim.source.by
+
+
+def test_a_comparison_and_flips_are_judged_by_their_own_intervals():
+    times = pd.DataFrame({"first": [10.0] * 12, "second": [5.0, 5.1] * 6})
+    rows = pd.DataFrame({"error": ""}, index=["first", "second"])
+    ledger = Ledger({"A1": SPEED, "D1": LOSS})
+    ledger.speed("A1", Comparison(rows, times, 0.99, None, {}), "second")
+    ledger.points("D1", Flips(images=1000, changed=60, lost=40, gained=4))
+    assert [(j.verdict, round(j.measured, 2)) for j in ledger] == [("holds", 1.98), ("contradicted", 3.6)]
+    ledger.speed("A1", Comparison(rows, times[:2], 0.5, None, {}), "second")
+    assert [j.verdict for j in ledger] == ["not measurable here", "contradicted"]
 
 
 def test_the_tables_of_d_say_what_its_text_overlooks():

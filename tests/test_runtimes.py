@@ -97,6 +97,13 @@ def test_fx_int8_runs_without_python_and_computes_the_same_codes(network, batche
         assert torch.equal(entry(images), quantized(images))
 
 
+@pytest.mark.parametrize("engine", [e for e in torch.backends.quantized.supported_engines if e != "none"])
+def test_fx_int8_computes_the_same_whatever_engine_is_set(engine, network, batches, monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", engine)
+    entry = runtimes.build(network, batches, names=["FX INT8"])["FX INT8"]
+    assert torch.equal(entry(batches[0]), quantize_static(network, batches)(batches[0]))
+
+
 def test_int8_and_bf16_are_smaller_by_their_factors():
     model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)).eval()
     entries = runtimes.build(model, [torch.rand(8, 512)])

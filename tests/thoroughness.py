@@ -2,9 +2,9 @@
 
 from hypothesis import settings
 
-FEW = 100
+FEW = 50
 settings.register_profile("push", deadline=None, derandomize=True, database=None, max_examples=FEW)
-settings.register_profile("night", deadline=None, max_examples=20 * FEW)
+settings.register_profile("night", deadline=None, max_examples=40 * FEW)
 
 
 def examples(few: int) -> int:

@@ -1,6 +1,6 @@
 """Exercises of lesson 07, fusion."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtutor.exercises.exercise import Lesson
 
@@ -32,8 +32,9 @@ def every_kind() -> nn.Sequential:
 
 def settled(block: nn.Module) -> nn.Module:
     """Give a block's `bn` statistics unlike those of its input, and fix it: eval mode, and no gradients."""
+    norm: Any = block.bn
     for _ in range(20):
-        block.bn(1 + 2 * torch.randn(8, block.bn.num_features, 9, 9))
+        norm(1 + 2 * torch.randn(8, norm.num_features, 9, 9))
     return block.eval().requires_grad_(False)
 
 

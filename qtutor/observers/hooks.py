@@ -1,10 +1,11 @@
-"""Observers at the layers of a model."""
+"""Observers at the layers of a model, and what the ranges that they chose do to it."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from qtutor.affine import QParams, fake_quantize
 from qtutor.observers.observer import Observer
 
 from torch import Tensor, nn
@@ -46,14 +47,11 @@ def observing(
     if not isinstance(observers, Mapping):
         given = type(observers).__name__
         raise TypeError(f"observing needs a dict from names of layers to observers, got {given}")
-    layers = dict(model.named_modules(remove_duplicate=False))
     for name, observer in observers.items():
         if isinstance(observer, type) or not hasattr(observer, "observe"):
             made = f"the class {observer.__name__}" if isinstance(observer, type) else type(observer).__name__
             raise TypeError(f"observing: layer {name!r} needs an observer such as MinMaxObserver(), got {made}")
-        if name not in layers:
-            near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
-            raise ValueError(f"observing: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
+    layers = _layers(model, observers, "observing")
 
     def see(name: str, layer: nn.Module, args: tuple, output: object = None) -> None:
         value = (args[0] if args else None) if inputs else output
@@ -73,3 +71,53 @@ def observing(
             register = layers[name].register_forward_pre_hook if inputs else layers[name].register_forward_hook
             hooks.callback(register(partial(see, name)).remove)
         yield observers
+
+
+@contextmanager
+def rounding_outputs(model: nn.Module, qparams: Mapping[str, QParams]) -> Iterator[nn.Module]:
+    """Round what some layers of any model give to a grid while the block runs; the rest stays in floating point.
+
+    The hooks are gone when the block ends, however it ends.
+
+    Args:
+        model: any module.
+        qparams: the qualified name of a layer to the grid of its output.
+
+    Yields:
+        `model`.
+
+    Raises:
+        ValueError: the model has no layer of that name.
+        TypeError: `model` is not a module; in the block, where a layer gives something else than a tensor.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Identity())
+        >>> with rounding_outputs(model, {"0": QParams(scale=0.25, zero_point=4, quant_min=0, quant_max=15)}):
+        ...     model(torch.tensor([0.3, 3.4])).tolist()
+        [0.25, 2.75]
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"rounding_outputs needs a torch.nn.Module, got {type(model).__name__}")
+    layers = _layers(model, qparams, "rounding_outputs")
+
+    def rounded(name: str, layer: nn.Module, args: tuple, output: object) -> Tensor:
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise TypeError(f"rounding_outputs: layer {name!r} ({type(layer).__name__}) gives a {kind}, not a tensor")
+        return fake_quantize(output, qparams[name])
+
+    with ExitStack() as hooks:
+        for name in qparams:
+            hooks.callback(layers[name].register_forward_hook(partial(rounded, name)).remove)
+        yield model
+
+
+def _layers(model: nn.Module, names: Iterable[str], caller: str) -> dict[str, nn.Module]:
+    """The layers of a model by name, among them all that are asked for."""
+    layers = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        if name not in layers:
+            near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
+            raise ValueError(f"{caller}: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
+    return layers

@@ -12,8 +12,9 @@ _LOOKS = {  # colour, symbol, width of its outline
     "holds": (GREEN, "circle", 0),
     "larger here": (BLUE, "triangle-right", 0),
     "smaller here": (PURPLE, "triangle-left", 0),
-    "false": (VERMILLION, "x", 0),
-    "cannot run": (INK, "square", 0),
+    "not seen here": (INK, "diamond-open", 2),
+    "contradicted": (VERMILLION, "x", 0),
+    "cannot run as printed": (INK, "square", 0),
     "not measurable here": (GREY, "circle-open", 2),
 }
 

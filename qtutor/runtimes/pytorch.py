@@ -8,6 +8,8 @@ from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model
 from qtutor.runtimes.exported import Exported, no_notices
 from qtutor.workflows import needs_compiler, quantize_static
+from qtutor.workflows.backends import at_work
+from qtutor.workflows.recipe import recipe_of
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +59,10 @@ def compiled(exported: Exported) -> tuple[Callable, int]:
 
 def fx(exported: Exported) -> tuple[Callable, int]:
     model = quantize_static(exported.model, map(Batch, exported.batches))
-    return _traced(model, exported.batches[0]), size_bytes(model)
+    recipe = recipe_of(model)
+    assert recipe is not None
+    with at_work(recipe.engine):  # freezing packs the weights anew
+        return _traced(model, exported.batches[0]), size_bytes(model)
 
 
 def pt2e(exported: Exported) -> tuple[Callable, int]:
