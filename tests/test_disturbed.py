@@ -38,7 +38,7 @@ def printed(notebook):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("notebook", timed())
+@pytest.mark.parametrize("notebook", list(timed()))
 def test_no_sentence_is_contradicted_by_its_interval(notebook):
     """Every interval spans a factor of 900 and "no difference", so nothing may be said to be faster."""
     notebook.cells.insert(0, nbformat.v4.new_code_cell(NOISE))
