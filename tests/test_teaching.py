@@ -5,6 +5,7 @@ import math
 import re
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 from qtutor import cli
 from qtutor.benchmark.comparison import _outcome
@@ -432,3 +433,11 @@ def test_the_wheel_holds_all_that_the_package_reads(tmp_path):
         held = {*archive.namelist()}
     package = {path for path in (COURSE / "qtutor").rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert {path.relative_to(COURSE).as_posix() for path in package} <= held
+
+
+def test_the_reference_run_names_no_folder_of_the_computer_that_ran_it():
+    output = nbformat.v4.new_output("stream", name="stdout", text=f"refused at {COURSE / 'qtutor' / 'samples.py'}:50\n")
+    cells = [nbformat.v4.new_markdown_cell("## Part"), nbformat.v4.new_code_cell("1", outputs=[output])]
+    said = reference.section(LESSONS[5], nbformat.v4.new_notebook(cells=cells), "Run here.")
+    assert f"refused at {Path('qtutor') / 'samples.py'}:50" in said
+    assert not re.search(r"(?<![\w.:/])/(?:home|root|tmp|work|Users)/", PAGES["reference"])

@@ -46,6 +46,10 @@ class Comparison:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{versions}, with {threads} on {cpu}{features}."
 
+    @property
+    def _baseline(self) -> str:
+        return str(self.table.index[0])
+
     def ratio(self, name: str, against: str | None = None) -> tuple[float, float, float]:
         """How many times as fast one entry is as another, and the interval of that: medians of paired ratios.
 
@@ -56,7 +60,7 @@ class Comparison:
         Raises:
             ValueError: one of the two is no entry, or failed.
         """
-        against = str(self.table.index[0]) if against is None else against
+        against = self._baseline if against is None else against
         for entry in (name, against):
             if entry not in self.times:
                 why = self.table["error"].get(entry, f"the entries are {', '.join(self.table.index)}")
@@ -71,8 +75,8 @@ class Comparison:
 
         Args and errors are those of `ratio`.
         """
+        against = self._baseline if against is None else against
         value, low, high = self.ratio(name, against)
-        against = str(self.table.index[0]) if against is None else against
         said = f"{name} is {value:.2f} times as fast as {against} ({low:.2f} to {high:.2f})"
         return f"{said}: {_outcome(low, high, self.confidence)}{', as recorded' if self.recorded else ''}."
 
@@ -124,7 +128,7 @@ class Comparison:
             yield f"RECORDED {self.recorded}, and not measured here:"
 
     def _sentences(self) -> Iterator[str]:
-        first = self.table.index[0]
+        first = self._baseline
         against = f"the speed-up is against {first}" if first in self.times else f"no speed-up, because {first} failed"
         yield f"Medians of {len(self.times)} rounds, with {self.confidence:.3g} confidence intervals; {against}."
         yield self.setting

@@ -5,6 +5,7 @@ as `05 08`, only these lessons are run, and the rest of the page stays as it is.
 """
 
 import datetime
+import os
 import re
 import sys
 import textwrap
@@ -21,6 +22,8 @@ from qtutor.manifest import LESSONS, TEACHING, Lesson
 import nbformat
 
 PAGE = TEACHING / "reference.md"
+COURSE = TEACHING.parents[2]
+"""The folder that holds the package: no folder of a computer is named in the page."""
 
 OPENING = """\
 # Reference run
@@ -84,6 +87,7 @@ def _lines(output: nbformat.NotebookNode) -> Iterator[str]:
         text = output.get("data", {}).get("text/plain", "")
         if _WIDGET in output.get("data", {}) and not text.endswith("."):  # a progress bar; an explorer says a sentence
             text = ""
+    text = text.replace(f"{COURSE}{os.sep}", "")
     text = re.sub(r"^… Open\..*\n?|^\d+ of \d+ right in this lesson\.\n?", "", text, flags=re.MULTILINE)
     text = text.replace("You made no guess; the answer is", "The answer is").translate(_ASCII)
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
@@ -117,8 +121,7 @@ def main(numbers: list[str]) -> int:
     if unknown:
         print(f"There is no lesson {', '.join(sorted(unknown))}.", file=sys.stderr)
         return 1
-    beside = TEACHING.parents[2]
-    course = beside if (beside / LESSONS[0].notebook).exists() else Path.cwd()
+    course = COURSE if (COURSE / LESSONS[0].notebook).exists() else Path.cwd()
     for lesson in LESSONS:
         if numbers and lesson.number not in numbers:
             continue

@@ -49,7 +49,8 @@ def recorded(name: str) -> Comparison:
 
     if name not in RECORDED:
         raise ValueError(f"there is no record {name!r}: choose from {', '.join(map(repr, RECORDED))}")
-    file, found = _read(), _read()[name]
+    file = _read()
+    found = file[name]
     times = pd.DataFrame(found["times"]).rename_axis("round")
     table, confidence = summarize(times, times.columns, found["confidence"], found["extras"])
     table["error"] = ""
