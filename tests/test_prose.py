@@ -16,10 +16,11 @@ lessons = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.n
 
 
 def texts(lesson, start=1):
-    """The cells of text after the head, without headings, programs and formulas."""
+    """The cells of text after the head, without headings, programs and formulas, but with their links."""
     for cell in NOTEBOOKS[lesson].cells[start:]:
         if cell.cell_type == "markdown":
-            yield re.sub(r"^#+ .*$|`[^`\n]*`", " ", reading.prose(cell.source), flags=re.MULTILINE)
+            source = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$\n]+\$", " ", cell.source, flags=re.DOTALL)
+            yield re.sub(r"^#+ .*$|`[^`\n]*`", " ", source, flags=re.MULTILINE)
 
 
 def explains(term, text):
