@@ -17,6 +17,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     repair       equalize, correct biases, choose layers to keep in floating point
     diagnosis    which layer hurts, on any model, and what helps
     benchmark    size, accuracy and latency, compared fairly
+    shipping     from a diagnosis to a model that is shipped, and what came out, in sentences
     runtimes     one model in every CPU runtime that is here
     lottery      how threads that wait for one another slow a busy machine down
     roofline     what this machine could do at most, and where each layer sits
@@ -25,7 +26,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     plots        a result in, a plotly figure out; plotly imported without what no kernel needs
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
-    course       timetables, a notebook run whole, whether a computer is ready, the course as a site, what is generated
+    course       timetables, lessons run whole, whether a computer is ready, the course as a site, what is generated
     cli          the `qtutor` command, one module a subcommand
 
 Nothing is re-exported here: `from qtutor.affine import quantize` shows where a name lives. Importing it before torch

@@ -69,10 +69,10 @@ class Lesson:
         """What a learner should have done before, as the lesson says it."""
         if not self.needs:
             return "**You need** a little Python and PyTorch: what a module, a tensor and a training loop are."
-        *first, last = self.needs
+        first, last = self.needs[:-1], self.needs[-1]
         named = f"lesson{'s' if first else ''} {', '.join(first)}{' and ' if first else ''}{last}"
-        more = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
-        more = f", and what {'they build' if first else 'it builds'} on" if more else ""
+        builds = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
+        more = f", and what {'they build' if first else 'it builds'} on" if builds else ""
         return f"**You need** {named}{more}."
 
     @property
@@ -133,7 +133,7 @@ LESSONS = (
         title="Observers and calibration",
         summary="which range to represent, and how many images it takes to know",
         needs=("01",),
-        exercises=8,
+        exercises=23,
         seconds=40,
         models=("digits_cnn",),
         explorer="ObserverExplorer",
@@ -143,8 +143,8 @@ LESSONS = (
         name="04_dynamic_quantization",
         title="Dynamic quantization",
         summary="recurrent and linear layers in one call, when it pays, torchao",
-        needs=("03",),
-        exercises=7,
+        needs=("02", "03"),
+        exercises=23,
         seconds=30,
         first_seconds=5,
         models=("digits_lstm", "digits_gru", "digits_mlp"),
@@ -214,7 +214,7 @@ LESSONS = (
         title="Your own model",
         summary="find the layer that hurts, repair it, ship the result",
         needs=("04", "06", "07"),
-        exercises=5,
+        exercises=23,
         seconds=30,
         first_seconds=5,
         models=("digits_depthwise",),

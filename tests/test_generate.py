@@ -195,13 +195,15 @@ class TestAMadeUpLesson:
         notes = read(f"qtutor/course/teaching/{NAME}.md")
         assert "- **count_bits**: 8. A byte has eight bits.\n- **double**: Twice is two times.\n" in notes
         assert "  def double(x):\n      return 2 * x\n" in notes
-        plan = read("qtutor/course/teaching/plans.md").partition("### Day two")[2]
-        places = [plan.index(row) for row in (f"| 15 | {NUMBER}, core |", f"| 10 | {NUMBER}, discussion |", "| test")]
+        plan = read("qtutor/course/teaching/plans.md").partition("### The days")[2]
+        places = [
+            plan.index(row) for row in (f"| 15 | {NUMBER}, core |", f"| 10 | {NUMBER}, discussion |", "| test, after")
+        ]
         assert places == sorted(places)
 
     def test_is_trained_for_told_by_doctor_counted_and_opened_in_the_browser(self, grown):
         told, models, counted, sliders = json.loads(run(grown, "-c", ASKED))
-        assert told == f"{NAME}: 45 minutes, of which this computer computes about 10.0."
+        assert told == f"{NAME}: 15 minutes, of which this computer computes about 10.0."
         assert models[-1] == "flowers_depthwise"
         assert counted[NAME] == ["count_bits", "double"]
         assert sliders[NAME] == ["Target"]
@@ -214,5 +216,5 @@ class TestAMadeUpLesson:
             "tests/test_teaching.py",
             "tests/test_exercises.py",
         ]
-        chosen = f"{NAME} or generated or every_notebook or two_days"
+        chosen = f"{NAME} or generated or every_notebook or whole_course"
         run(grown, "-m", "pytest", "-n0", "-q", "-m", "not slow", *named, "-k", chosen)

@@ -14,7 +14,8 @@ from lab import COURSE
 from test_faults import needs_namespaces, unshared
 
 WORKSHOP = (COURSE / "binder" / "workshop.md").read_text(encoding="utf-8")
-KIT, ROOM, LATER, COLLECT = re.findall(r"^```sh\n(.*?)\n```$", WORKSHOP, re.MULTILINE | re.DOTALL)
+COMMANDS = re.findall(r"^```sh\n(.*?)\n```\n\n```powershell\n(.*?)\n```$", WORKSHOP, re.MULTILINE | re.DOTALL)
+KIT, ROOM, LATER, COLLECT = [unix for unix, _ in COMMANDS]
 
 
 @pytest.mark.system
@@ -32,6 +33,7 @@ def test_a_room_is_installed_and_used_with_no_network(tmp_path):
     online.pop("PYTHONPATH", None)
     subprocess.run(["bash", "-ec", KIT], cwd=stick, env=online, check=True, capture_output=True, timeout=1500)
     assert list((stick / "kit").glob("qtutor-*.whl"))
+    assert sum(wheel.stat().st_size for wheel in (stick / "kit").iterdir()) < 600e6, "the page says how large it is"
     shutil.copytree(stick, room, ignore=shutil.ignore_patterns(".venv"))
     shutil.rmtree(stick)
 
@@ -47,9 +49,27 @@ def test_a_room_is_installed_and_used_with_no_network(tmp_path):
         return finished.stdout
 
     assert in_room("bash", "-ec", ROOM).endswith("Ready.\n")
+    asked = (
+        "from qtutor import runtimes; print(sorted({'ONNX Runtime INT8', 'OpenVINO INT8'} & runtimes.missing().keys()))"
+    )
+    assert in_room(str(room / ".venv/bin/python"), "-c", asked) == "[]\n"
     assert "built" in in_room("bash", "-ec", f"{LATER.splitlines()[0]} digits_cnn")
     lesson = room / LESSONS[1].notebook
     in_room(str(room / ".venv/bin/python"), "-W", "ignore", "-m", "qtutor.course.notebooks", str(lesson))
+
+
+def test_the_wheels_are_those_of_the_course_and_of_every_runtime():
+    assert KIT.endswith('pip wheel --wheel-dir kit ".[runtimes]"')
+    assert 'pip install --no-index --find-links kit "qtutor[runtimes]"' in ROOM
+
+
+@pytest.mark.parametrize(("unix", "windows"), COMMANDS)
+def test_windows_is_told_the_same_as_unix(unix, windows):
+    there = (
+        unix.replace(" && ", "; ").replace(".venv/bin/", ".venv\\Scripts\\").replace("python3 -m venv", "py -m venv")
+    )
+    assert windows == there
+    assert WORKSHOP.count("```sh\n") == WORKSHOP.count("```powershell\n") == len(COMMANDS)
 
 
 def test_the_commands_are_those_of_the_course():

@@ -10,6 +10,7 @@ from qtutor.observers import (
     PercentileObserver,
     StreamingHistogram,
     observing,
+    rounding_outputs,
     squared_error,
 )
 
@@ -468,3 +469,28 @@ def test_observing_a_layer_that_returns_a_tuple_says_so():
     with observing(model, {"": MinMaxObserver()}, inputs=True) as observers:
         model(torch.ones(2, 1, 3))
     assert observers[""].range() == (1, 1)
+
+
+def test_outputs_are_rounded_to_their_grids_while_the_block_runs():
+    model, x = nn.Sequential(nn.Identity(), nn.ReLU()), torch.tensor([-0.3, 0.3, 3.4])
+    qparams = QParams(scale=0.25, zero_point=4, quant_min=0, quant_max=15)
+    with rounding_outputs(model, {"0": qparams, "1": qparams}) as rounded:
+        assert rounded is model
+        assert model(x).tolist() == [0.0, 0.25, 2.75]
+    with pytest.raises(ZeroDivisionError), rounding_outputs(model, {"1": qparams}):
+        raise ZeroDivisionError
+    assert torch.equal(model(x), x.relu())
+
+
+def test_rounding_of_outputs_says_what_it_cannot_round():
+    qparams = QParams(scale=0.25, zero_point=4, quant_min=0, quant_max=15)
+    with (
+        pytest.raises(ValueError, match="rounding_outputs: the model has no layer '1'; near it are '0'"),
+        rounding_outputs(nn.Sequential(nn.ReLU()), {"1": qparams}),
+    ):
+        raise AssertionError
+    with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got int"), rounding_outputs(3, {}):
+        raise AssertionError
+    recurrent = nn.LSTM(3, 3)
+    with rounding_outputs(recurrent, {"": qparams}), pytest.raises(TypeError, match=r"\(LSTM\) gives a tuple"):
+        recurrent(torch.rand(1, 3))

@@ -4,7 +4,7 @@ Source: McNemar 1947, "Note on the sampling error of the difference between corr
 here its exact form).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Model = Callable[..., Any]
-Batches = Iterable[Sequence[Tensor]]
+Batches = Iterable[Sequence[Any]]
 
 
 def accuracy(model: Model, loader: Batches) -> float:
@@ -26,7 +26,8 @@ def accuracy(model: Model, loader: Batches) -> float:
     Args:
         model: images -> `(N, classes)` scores, or `(N, classes, ...)` of a dense output; alone, or as `logits` or
             `out` of several outputs.
-        loader: `(images, labels)` batches, labels `(N,)` or `(N, ...)` integers.
+        loader: `(images, labels)` batches, labels `(N,)` or `(N, ...)` integers; a tuple in place of the images is
+            several inputs, a mapping is named ones.
 
     Raises:
         TypeError, ValueError: the loader is empty, a batch or a score has the wrong type or shape, or
@@ -123,17 +124,25 @@ def _predict(models: Sequence[Model], loader: Batches) -> tuple[list[Tensor], Te
     with torch.inference_mode():
         for number, batch in enumerate(loader):
             if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-                raise TypeError(f"batch {number} of the loader must be (images, labels), got {kind_of(batch)}")
+                pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+                got = kind_of(batch) if not pair else f"{kind_of(batch[1])} for labels"
+                raise TypeError(f"batch {number} of the loader must be (images, labels), got {got}")
             if batch[1].ndim == 0 or batch[1].is_floating_point():
                 raise ValueError(
                     f"labels must be integers, (N,) or (N, ...), got {tuple(batch[1].shape)} {batch[1].dtype} in batch "
                     f"{number}"
                 )
-            predicted.append([_classes(model(batch[0]), batch[1]) for model in models])
+            predicted.append([_classes(_called(model, batch[0]), batch[1]) for model in models])
             labels.append(batch[1].cpu().flatten())
     if not sum(map(len, labels)):
         raise ValueError("the loader has no images: a generator that was read before is empty, give a list of batches")
     return [torch.cat(parts) for parts in zip(*predicted, strict=True)], torch.cat(labels)
+
+
+def _called(model: Model, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 def _classes(output: Any, labels: Tensor) -> Tensor:

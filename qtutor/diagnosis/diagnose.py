@@ -26,7 +26,7 @@ from qtutor.diagnosis.result import Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
 from qtutor.diagnosis.trials import Metric, Score, Trial, spread
 from qtutor.models.batches import Batch, read_some
-from qtutor.models.running import first_not_finite
+from qtutor.models.running import agreement, first_not_finite
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
 from qtutor.simulation import Configuration, Simulation
 
@@ -41,6 +41,7 @@ _COLUMNS = (
     *("weight_spread", "activation_spread", "bias_shift", "parameters", "finding", "suggestion"),
 )
 _NOTHING: Trial = frozenset()
+_REPEATS = 60.0  # dB: the same sum in another order is closer than this
 
 
 def diagnose(
@@ -214,7 +215,8 @@ def _first_runs(
 
     Also return whether the labels of all batches are classes of its outputs.
     """
-    simulation, good, classes, problem = None, [], True, None
+    good: list[Batch] = []
+    simulation, classes, problem = None, True, None
     for number, batch in enumerate(batches):
         try:
             if simulation is None:
@@ -231,6 +233,11 @@ def _first_runs(
             place = first_not_finite(simulation.model, partial(simulation.run, batch))
             raise ValueError(
                 f"the model itself gives NaN or infinity on batch {number}{place}: there is nothing to compare with"
+            )
+        if not good and agreement(floats_in(output), floats_in(simulation.run(batch))) < _REPEATS:
+            raise ValueError(
+                "the model itself gives another output each time it gets the same input, in eval mode too: there is "
+                "nothing to compare with. A functional dropout needs training=self.training"
             )
         if comparing and not floats_in(output):
             raise ValueError("the output of the model holds no floating-point tensor to compare: pass metric=")

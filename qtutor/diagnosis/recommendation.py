@@ -42,6 +42,9 @@ class Goal:
             return not got.sqnr < GOOD_ENOUGH
         return got.metric >= self.metric - 1e-9 and not got.sqnr < _LEAST
 
+    def __str__(self) -> str:
+        return f"{GOOD_ENOUGH:.0f} dB" if self.metric is None else f"a metric of {self.metric:.4g} and {_LEAST:.0f} dB"
+
 
 @dataclass
 class Search:

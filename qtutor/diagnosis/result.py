@@ -180,7 +180,7 @@ class Diagnosis:
         shown = self.table[[c for c in (*columns, "finding", "suggestion") if c in self.table.columns]]
         shown = shown.rename(columns=lambda name: name.replace("_", " "))
         notes = [*self.notes, *(f"Skipped: {r.layer} ({r.kind}): {r.reason}" for r in self.skipped.itertuples())]
-        words = "<style>.qtutor-diagnosis td:nth-last-child(-n+2) {text-align: left; min-width: 16em}</style>"
+        words = "<style>.qtutor-diagnosis :is(td, th):nth-last-child(-n+2) {text-align: left; min-width: 16em}</style>"
         table = shown.to_html(index=False, float_format=lambda value: f"{value:.3g}", border=0)
         said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
         return f"<div class='qtutor-diagnosis'>{words}{table}{said}</div>"

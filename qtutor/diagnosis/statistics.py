@@ -210,8 +210,11 @@ def _of_the_weights(statistics: LayerStatistics) -> tuple[str, str]:
     output = statistics.spread
     if ratio >= UNEVEN:
         if output is not None and len(output) == len(ranges) and output[widest] <= 1e-3 * output.median():
-            finding = f"dead channel: {widest} gives a constant, by weights {ratio:.0f} times as wide as the median's"
-            return finding, "a scale for each channel, or equalize"
+            return (
+                f"dead channel: channel {widest} gives the same value for every input, and its weights are {ratio:.0f} "
+                "times as wide as those of the median channel",
+                "a scale for each channel, or equalize",
+            )
         return (
             f"uneven weights: channel {widest} is {ratio:.0f} times as wide as the median",
             "a scale for each channel, or equalize",

@@ -202,7 +202,10 @@ beat_the_frontier = lesson.mission(
     "beat_the_frontier",
     _cheaper_goal,
     answer={"weights": "channel", "keep_float": ()},
-    hints=["Floating point is a dear way to repair weights. What shares a scale?", "A scale per channel, no floats."],
+    hints=[
+        "A float takes 3 bytes more a weight. What takes 4 bytes a channel?",
+        "A scale per channel, no floats.",
+    ],
     mistakes=[
         ({"weights": "tensor", "keep_float": ("features.1.conv",)}, "What else can you change?"),
         (

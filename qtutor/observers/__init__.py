@@ -9,7 +9,8 @@ Observing is collecting statistics of a stream of batches; only then is a range 
     HistogramObserver              the range that costs least, by squared error or by entropy
 
 Each works per tensor, per channel (`axis`) or per group of a weight (`group_size`), in memory that
-does not grow with the stream, in any module through `observing`.
+does not grow with the stream, in any module through `observing`; `rounding_outputs` shows
+what the chosen ranges do to it.
 
 `observer` has what every observer does, `extremes` the first two, `histograms` the others; `squared_error` and
 `divergence` judge ranges on the histogram of `streaming`, which `counting` fills at speed.
@@ -17,7 +18,7 @@ does not grow with the stream, in any module through `observing`.
 
 from qtutor.observers.extremes import MinMaxObserver, MovingAverageMinMaxObserver
 from qtutor.observers.histograms import BINS, HistogramObserver, PercentileObserver
-from qtutor.observers.hooks import observing, rounding
+from qtutor.observers.hooks import observing, rounding_outputs
 from qtutor.observers.observer import Observer
 from qtutor.observers.squared_error import squared_error
 from qtutor.observers.streaming import StreamingHistogram
@@ -31,6 +32,6 @@ __all__ = [
     "PercentileObserver",
     "StreamingHistogram",
     "observing",
-    "rounding",
+    "rounding_outputs",
     "squared_error",
 ]

@@ -1,4 +1,4 @@
-"""Observers at the layers of a model."""
+"""Observers at the layers of a model, and what the ranges that they chose do to it."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,39 +74,50 @@ def observing(
 
 
 @contextmanager
-def rounding(model: nn.Module, qparams: Mapping[str, QParams]) -> Iterator[nn.Module]:
-    """Round the outputs of layers of any model to their grids while the block runs.
+def rounding_outputs(model: nn.Module, qparams: Mapping[str, QParams]) -> Iterator[nn.Module]:
+    """Round what some layers of any model give to a grid while the block runs; the rest stays in floating point.
+
+    The hooks are gone when the block ends, however it ends.
 
     Args:
         model: any module.
-        qparams: the qualified name of a layer to the grid of its output, as `observer.qparams()` gives it.
+        qparams: the qualified name of a layer to the grid of its output.
 
     Yields:
         `model`.
 
     Raises:
         ValueError: the model has no layer of that name.
+        TypeError: `model` is not a module; in the block, where a layer gives something else than a tensor.
 
     Example:
         >>> import torch
-        >>> from qtutor.affine import choose_qparams
-        >>> with rounding(nn.Sequential(nn.ReLU()), {"0": choose_qparams(0.0, 2.55)}) as model:
-        ...     model(torch.tensor([-1.0, 0.104, 9.0]))
-        tensor([0.0000, 0.1000, 2.5500])
+        >>> model = nn.Sequential(nn.Identity())
+        >>> with rounding_outputs(model, {"0": QParams(scale=0.25, zero_point=4, quant_min=0, quant_max=15)}):
+        ...     model(torch.tensor([0.3, 3.4])).tolist()
+        [0.25, 2.75]
     """
-    layers = _layers(model, qparams, "rounding")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"rounding_outputs needs a torch.nn.Module, got {type(model).__name__}")
+    layers = _layers(model, qparams, "rounding_outputs")
+
+    def rounded(name: str, layer: nn.Module, args: tuple, output: object) -> Tensor:
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise TypeError(f"rounding_outputs: layer {name!r} ({type(layer).__name__}) gives a {kind}, not a tensor")
+        return fake_quantize(output, qparams[name])
+
     with ExitStack() as hooks:
-        for name, grid in qparams.items():
-            hook = layers[name].register_forward_hook(lambda layer, args, y, grid=grid: fake_quantize(y, grid))
-            hooks.callback(hook.remove)
+        for name in qparams:
+            hooks.callback(layers[name].register_forward_hook(partial(rounded, name)).remove)
         yield model
 
 
-def _layers(model: nn.Module, names: Iterable[str], doing: str) -> dict[str, nn.Module]:
-    """All layers of a model by name; raise ValueError where one of `names` is none of them."""
+def _layers(model: nn.Module, names: Iterable[str], caller: str) -> dict[str, nn.Module]:
+    """The layers of a model by name, among them all that are asked for."""
     layers = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         if name not in layers:
             near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
-            raise ValueError(f"{doing}: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
+            raise ValueError(f"{caller}: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
     return layers

@@ -59,7 +59,9 @@ def compiled(exported: Exported) -> tuple[Callable, int]:
 
 def fx(exported: Exported) -> tuple[Callable, int]:
     model = quantize_static(exported.model, map(Batch, exported.batches))
-    with at_work(recipe_of(model).engine):  # freezing packs the weights anew
+    recipe = recipe_of(model)
+    assert recipe is not None
+    with at_work(recipe.engine):  # freezing packs the weights anew
         return _traced(model, exported.batches[0]), size_bytes(model)
 
 
