@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import re
 import sys
 
 from qtutor import runtimes
@@ -176,14 +177,36 @@ def test_sessions_follow_pytorchs_number_of_threads(network, batches, tmp_path):
         torch.set_num_threads(before)
 
 
-def test_the_advised_way_leaves_no_convolution_in_float(network, batches, tmp_path):
+def test_unsigned_activations_leave_no_convolution_in_float(network, batches, tmp_path):
     here("ONNX Runtime INT8")
     runtimes.export_onnx(network, (batches[0],), tmp_path / "float.onnx")
-    runtimes.quantize_onnx(tmp_path / "float.onnx", tmp_path / "int8.onnx", [(x,) for x in batches])
+    given = [(x,) for x in batches]
+    runtimes.quantize_onnx(tmp_path / "float.onnx", tmp_path / "int8.onnx", given, unsigned=True)
     counts = runtimes.onnx_operators(tmp_path / "int8.onnx")
     assert counts["QLinearConv"] == 4
     assert "Conv" not in counts
     assert runtimes.onnx_operators(tmp_path / "float.onnx")["Conv"] == 4
+
+
+@pytest.mark.parametrize("name", runtimes.RECORDED)
+def test_a_record_is_a_comparison_that_says_where_and_when(name):
+    comparison = runtimes.recorded(name)
+    assert re.match(r"RECORDED on \d{4}-\d\d-\d\d, on .+, and not measured here", str(comparison))
+    assert comparison._repr_html_().startswith("<p>RECORDED")
+    assert comparison.confidence == 0.99
+    assert not comparison.table["error"].any()
+    for entry in comparison.times:
+        assert comparison.finding(entry).endswith(", as recorded.")
+
+
+def test_the_records_hold_what_the_lesson_shows():
+    assert tuple(runtimes.recorded("every runtime").table.index) == runtimes.NAMES
+    assert runtimes.recorded("every runtime").table["accuracy"].between(0.9, 1).all()
+    operators = runtimes.recorded_operators()
+    assert operators.columns.tolist() == runtimes.recorded("ONNX Runtime").table.index.tolist()
+    assert operators["unsigned"].get("Conv", 0) == 0
+    with pytest.raises(ValueError, match="there is no record 'another'"):
+        runtimes.recorded("another")
 
 
 def test_the_files_go_when_the_entries_do(network, batches, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from qtutor.benchmark import intervals, timing
-from qtutor.benchmark.comparison import Comparison
+from qtutor.benchmark.comparison import Comparison, summarize
 from qtutor.benchmark.predictions import Batches, Model, accuracy
 from qtutor.machine import describe
 from qtutor.models.operators import kind_of
@@ -96,20 +96,9 @@ def compare(
             extras["accuracy"] = contest.each(lambda name: accuracy(entries[name], loader))
     times = times[[name for name in entries if name not in contest.failed]]
 
-    first = next(iter(entries))
-    ratios = times.rdiv(times[first], axis=0) if first in times else times * math.nan
-    columns: dict[str, Any] = {}
-    for samples, *titles in (
-        (times, "latency_ms", "latency_low", "latency_high"),
-        (ratios, "speedup", "speedup_low", "speedup_high"),
-    ):
-        found = samples.apply(lambda column: intervals.of_median(column, confidence), result_type="expand")
-        columns |= {title: row for title, (_, row) in zip(titles, found.iterrows(), strict=True)}
-    table = pd.DataFrame(columns | {name: pd.Series(found, dtype=float) for name, found in extras.items()})
-    table = table.reindex(pd.Index(entries, name="name"))
+    table, found = summarize(times, entries, confidence, extras)
     table["error"] = [_describe(contest.failed[name]) if name in contest.failed else "" for name in entries]
-    covered = intervals.coverage(len(times), intervals.left_out(len(times), confidence))
-    return Comparison(table, times, min(confidence, covered), machine, timing.versions())
+    return Comparison(table, times, found, machine, timing.versions())
 
 
 class _Contest:

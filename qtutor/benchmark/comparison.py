@@ -26,6 +26,7 @@ class Comparison:
         confidence: of the intervals; lower than asked for where there were too few rounds.
         machine: where it ran, and with how many threads.
         versions: of the runtimes that were loaded.
+        recorded: where and when, for the end of a sentence, if it was not measured by this process; else "".
     """
 
     table: "pd.DataFrame"
@@ -33,6 +34,7 @@ class Comparison:
     confidence: float
     machine: Machine
     versions: Mapping[str, str]
+    recorded: str = ""
 
     @property
     def setting(self) -> str:
@@ -75,7 +77,7 @@ class Comparison:
         value, low, high = self.ratio(name, against)
         against = str(self.table.index[0]) if against is None else against
         said = f"{name} is {value:.2f} times as fast as {against} ({low:.2f} to {high:.2f})"
-        return f"{said}: {_outcome(low, high, self.confidence)}."
+        return f"{said}: {_outcome(low, high, self.confidence)}{', as recorded' if self.recorded else ''}."
 
     def fastest(self, among: Iterable[str] | None = None) -> str:
         """Name the entry of the best median, and those that this measurement cannot tell from it.
@@ -94,12 +96,16 @@ class Comparison:
         return f"{best}{', or ' if rivals else ''}{' or '.join(rivals)}"
 
     def __str__(self) -> str:
-        return "\n".join((self._view().to_string(), *self._sentences()))
+        return "\n".join((*self._warning(), self._view().to_string(), *self._sentences()))
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        return self._view().to_html() + "".join(f"<p>{escape(sentence)}</p>" for sentence in self._sentences())
+        above, below = (
+            "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+            for sentences in (self._warning(), self._sentences())
+        )
+        return above + self._view().to_html() + below
 
     def _view(self) -> "pd.DataFrame":
         """The table, rounded to what a reader takes in."""
@@ -116,6 +122,10 @@ class Comparison:
             view[titles[column]] = ["–" if math.isnan(x) else form.format(x) for x in table[column]]
         return view
 
+    def _warning(self) -> Iterator[str]:
+        if self.recorded:
+            yield f"RECORDED {self.recorded}, and not measured here:"
+
     def _sentences(self) -> Iterator[str]:
         first = self.table.index[0]
         against = f"the speed-up is against {first}" if first in self.times else f"no speed-up, because {first} failed"
@@ -124,6 +134,33 @@ class Comparison:
         for name, error in self.table["error"].items():
             if error:
                 yield f"{name} failed: {' '.join(error.split())}"
+
+
+def summarize(
+    times: "pd.DataFrame", names: Iterable[str], confidence: float, extras: Mapping[str, Mapping[str, float]]
+) -> tuple["pd.DataFrame", float]:
+    """Return the `table` of a comparison, but for its errors, and the confidence that its intervals have.
+
+    Args:
+        times: of the entries that ran to the end: ms for a run, one row a round.
+        names: of all entries; the first is what the others are held against.
+        confidence: asked for.
+        extras: more columns, by their names: a number for each entry that has one.
+    """
+    import pandas as pd
+
+    names = list(names)
+    ratios = times.rdiv(times[names[0]], axis=0) if names[0] in times else times * math.nan
+    columns: dict[str, pd.Series] = {}
+    for samples, *titles in (
+        (times, "latency_ms", "latency_low", "latency_high"),
+        (ratios, "speedup", "speedup_low", "speedup_high"),
+    ):
+        found = samples.apply(lambda column: intervals.of_median(column, confidence), result_type="expand")
+        columns |= {title: row for title, (_, row) in zip(titles, found.iterrows(), strict=True)}
+    table = pd.DataFrame(columns | {name: pd.Series(found, dtype=float) for name, found in extras.items()})
+    covered = intervals.coverage(len(times), intervals.left_out(len(times), confidence))
+    return table.reindex(pd.Index(names, name="name")), min(confidence, covered)
 
 
 def _outcome(low: float, high: float, confidence: float) -> str:

@@ -135,12 +135,12 @@ choose_runtime = lesson.value(
     "choose_runtime",
     "b",
     hints=[
-        "Which rows can be told apart? Look at the intervals before you look at the medians.",
-        "The two fastest overlap, so speed does not decide between them. The requirement on size does.",
+        "Which rows can be told apart? Look at the ratios within rounds, and whether their intervals hold 1.",
+        "Speed does not decide between b and c. The requirement on size does.",
     ],
     mistakes={
         "a": "It meets the requirement on accuracy and no other: it is neither small nor fast.",
-        "c": "Its interval overlaps that of B, so it is not known to be faster, and it is larger than allowed.",
+        "c": "Its ratio to b may be 1: it is not known to be faster, and it is larger than allowed.",
         "d": "17 flips to the worse against 2 to the better are no chance: p is below 0.001.",
     },
     because="B and C cannot be told apart in speed, and of the two only B fits. D really lost accuracy.",

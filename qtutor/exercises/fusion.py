@@ -1,15 +1,42 @@
 """Exercises of lesson 07, fusion."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtutor.exercises.exercise import Lesson
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from qtutor.explorers import FusionExplorer
 
 lesson = Lesson("07_fusion")
+
+
+def every_kind() -> nn.Sequential:
+    """A network that holds every kind of fusion, in float64, its batch norms with statistics to fold."""
+    layers = [
+        *(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)),
+        *(nn.Conv2d(8, 4, 1), nn.ReLU()),
+        *(nn.ConvTranspose2d(4, 6, 2), nn.BatchNorm2d(6), nn.ReLU6()),
+        nn.Flatten(),
+        *(nn.Linear(6 * 13 * 13, 20), nn.BatchNorm1d(20)),
+        *(nn.Linear(20, 5), nn.ReLU()),
+    ]
+    network = nn.Sequential(*layers).double().requires_grad_(False)
+    for _ in range(3):
+        network(torch.randn(16, 3, 16, 16).double())
+    return network.eval()
+
+
+def settled(block: nn.Module) -> nn.Module:
+    """Give a block's `bn` statistics unlike those of its input, and fix it: eval mode, and no gradients."""
+    norm: Any = block.bn
+    for _ in range(20):
+        norm(1 + 2 * torch.randn(8, norm.num_features, 9, 9))
+    return block.eval().requires_grad_(False)
+
 
 # --- Compute by hand.
 

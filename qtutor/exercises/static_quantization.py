@@ -252,12 +252,11 @@ choose_flow = lesson.value(
 def explorer() -> "IntegerExplorer":
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import IntegerExplorer
+    from qtutor.models.running import input_and_output
     from qtutor.samples import digits
     from qtutor.workflows import quantize_static
 
     images = (digits().train.images[:8] - 0.3) / 0.4
-    seen: dict[str, torch.Tensor] = {}
     model = quantize_static(edge_filters(), [images])
-    model.get_submodule("0").register_forward_pre_hook(lambda layer, inputs: seen.update(x=inputs[0]))
-    model(images)
-    return IntegerExplorer(model.get_submodule("0"), seen["x"])
+    patches, _ = input_and_output(model, "0", images)
+    return IntegerExplorer(model.get_submodule("0"), patches)

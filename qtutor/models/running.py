@@ -3,8 +3,9 @@
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from qtutor.affine import decibels
@@ -31,6 +32,67 @@ def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the tensors that a model gives for inputs, which stay as they are."""
     with torch.inference_mode(False), torch.no_grad():
         return [tensor.detach().clone() for tensor in tensors_in(model(*(x.clone() for x in inputs)))]
+
+
+def layer_outputs(model: nn.Module, names: Iterable[str], *inputs: Tensor) -> dict[str, Tensor]:
+    """Run a model once and return what some of its layers give.
+
+    Args:
+        model: any module; what watches it is gone afterwards.
+        names: qualified names of layers that give one tensor each.
+        inputs: what the model is called with.
+
+    Raises:
+        AttributeError: the model has no layer of that name.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU(), nn.Flatten())
+        >>> layer_outputs(model, ["0"], torch.tensor([[-1.0, 2.0]]))
+        {'0': tensor([[0., 2.]])}
+    """
+    return {name: output for name, (_, output) in _passing(model, names, inputs).items()}
+
+
+def input_and_output(model: nn.Module, layer: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a model, and return what goes into one of its layers, and what comes out of it.
+
+    Args:
+        layer: its qualified name, "" for the model itself.
+        inputs: of the model.
+
+    Raises:
+        AttributeError: the model has no such layer.
+        ValueError: `forward` does not call it, or passes it no tensor by place.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU(), nn.Flatten())
+        >>> [tuple(x.shape) for x in input_and_output(model, "1", torch.ones(2, 3, 4))]
+        [(2, 3, 4), (2, 12)]
+    """
+    given, output = _passing(model, [layer], inputs).get(layer, ([], None))
+    if not given:
+        raise ValueError(f"the model does not call {layer!r} with a tensor")
+    return given[0], output
+
+
+def _passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, tuple[list[Tensor], Any]]:
+    """What goes into some layers, copied before they may write into it, and what comes out, at the last call."""
+    before: dict[str, list[Tensor]] = {}
+    seen: dict[str, tuple[list[Tensor], Any]] = {}
+
+    def enter(name: str, layer: nn.Module, given: tuple) -> None:
+        before[name] = [x.clone() for x in tensors_in(given)]
+
+    def leave(name: str, layer: nn.Module, given: tuple, output: Any) -> None:
+        seen[name] = before[name], output
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name in names:
+            layer = model.get_submodule(name)
+            hooks.callback(layer.register_forward_pre_hook(partial(enter, name)).remove)
+            hooks.callback(layer.register_forward_hook(partial(leave, name)).remove)
+        model(*inputs)
+    return seen
 
 
 def agreement(exact: list[Tensor], other: list[Tensor]) -> float:

@@ -8,20 +8,23 @@
     FX INT8              PyTorch's INT8 kernels, with no Python between them       torch.ao
     PT2E INT8            Inductor's INT8 kernels                                   torchao, a C++ compiler
     ONNX Runtime FP32    ONNX Runtime, on the exported graph                       the extra `runtimes`
-    ONNX Runtime INT8    the same, quantized as its makers advise                  the extra `runtimes`
+    ONNX Runtime INT8    the same, quantized as the tool's docstring advises       the extra `runtimes`
     OpenVINO FP32        OpenVINO, on the exported graph                           the extra `runtimes`
     OpenVINO INT8        the same, quantized by NNCF                               the extra `runtimes`
 
 A runtime that is not here, or that cannot take the model, still gets an entry: calling it raises an
-error that says why and what to do, and so its row in a comparison says it too.
+error that says why and what to do, and so its row in a comparison says it too. For such a computer
+`recorded` has what another one measured.
 """
 
 from qtutor.runtimes.entries import NAMES, Runtime, build, missing
 from qtutor.runtimes.exported import export_onnx
 from qtutor.runtimes.onnx_runtime import onnx_operators, onnx_session, quantize_onnx
+from qtutor.runtimes.recorded import RECORDED, recorded, recorded_operators
 
 __all__ = [
     "NAMES",
+    "RECORDED",
     "Runtime",
     "build",
     "export_onnx",
@@ -29,4 +32,6 @@ __all__ = [
     "onnx_operators",
     "onnx_session",
     "quantize_onnx",
+    "recorded",
+    "recorded_operators",
 ]

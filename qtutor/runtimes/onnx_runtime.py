@@ -1,7 +1,9 @@
 """ONNX Runtime, in floating point and in INT8.
 
-Source: onnxruntime.ai/docs/performance/model-optimizations/quantization.html (pre-process; U8S8 and
-7-bit weights on x86).
+Source: the docstring of `onnxruntime.quantization.quantize_static`, "Choosing parameters for CPU inference" (unsigned
+activations on x86, there with 7-bit weights where VNNI is missing; signed on ARM); to pre-process first:
+onnxruntime.ai/docs/performance/model-optimizations/quantization.html, a page that calls signed activations the first
+choice everywhere.
 """
 
 import logging
@@ -29,17 +31,24 @@ def int8(exported: Exported) -> tuple[Callable, int]:
     return exported.like_the_model(onnx_session(path)), path.stat().st_size
 
 
-def quantize_onnx(path: Path | str, quantized: Path | str, batches: Batches, *, advised: bool = True) -> None:
+def quantize_onnx(
+    path: Path | str,
+    quantized: Path | str,
+    batches: Batches,
+    *,
+    unsigned: bool | None = None,
+    preprocessed: bool = True,
+) -> None:
     """Quantize an ONNX model with ONNX Runtime's own tools, weights per channel, calibrated by min-max.
 
     Args:
         path: the float model, from `export_onnx`.
         quantized: where to write the INT8 model.
         batches: to calibrate with; each the inputs of one call.
-        advised: as its makers advise: pre-process first, which makes each bias a constant that can be
-            folded into an integer kernel; on x86 unsigned activations, as VNNI multiplies unsigned by
-            signed bytes; and 7-bit weights where there is no VNNI, whose predecessor saturates. False:
-            quantize_static with its defaults.
+        unsigned: whether activations have codes from 0 on; else they have codes around 0, as is the tool's default.
+            None: as the tool's docstring advises for this processor. On x86 without VNNI unsigned activations go
+            with 7-bit weights, since products of two bytes saturate there.
+        preprocessed: simplify the float model first, with the tool that its makers provide.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -52,18 +61,14 @@ def quantize_onnx(path: Path | str, quantized: Path | str, batches: Batches, *, 
             batch = next(self.left, None)
             return batch and {f"input{i}": tensor.numpy() for i, tensor in enumerate(batch)}
 
-    settings = {}
+    unsigned = not on_arm() if unsigned is None else unsigned
+    settings = {"activation_type": quantization.QuantType.QUInt8 if unsigned else quantization.QuantType.QInt8}
+    settings["reduce_range"] = unsigned and not (on_arm() or describe().has_int8_dot_product)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, no_root_logging():
-        if advised:
+        if preprocessed:
             prepared = str(Path(folder, "prepared.onnx"))
             quant_pre_process(str(path), prepared, skip_symbolic_shape=True)
             path = prepared
-            if not on_arm():
-                settings = {
-                    "activation_type": quantization.QuantType.QUInt8,
-                    "weight_type": quantization.QuantType.QInt8,
-                    "reduce_range": not describe().has_int8_dot_product,
-                }
         quantization.quantize_static(str(path), str(quantized), Reader(), per_channel=True, **settings)
 
 

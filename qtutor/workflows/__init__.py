@@ -14,6 +14,7 @@ from qtutor.workflows.backends import Unavailable, needs_compiler
 from qtutor.workflows.dynamic import quantize_dynamic
 from qtutor.workflows.flows import convert, load, prepare_qat, quantize_static, save
 from qtutor.workflows.notices import REPLACEMENTS, hide_torch_notices
+from qtutor.workflows.reference import reference_form, rounding_pairs
 
 __all__ = [
     "REPLACEMENTS",
@@ -25,5 +26,7 @@ __all__ = [
     "prepare_qat",
     "quantize_dynamic",
     "quantize_static",
+    "reference_form",
+    "rounding_pairs",
     "save",
 ]

@@ -45,7 +45,8 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
         if type(module) in _KINDS and (coarse := _coarse(module)) < _FINE:
             tell(
                 f"{name} ({kind_of(module)}) keeps its weights to {coarse:.1f} dB only: each of its tensors has one "
-                "scale, and a few weights are far larger than the rest. Equalize them, or keep 16 bits"
+                "scale, and a few weights are far larger than the rest. Equalize them; 16 bits would keep them, in a "
+                "file as large as before"
             )
     with at_work(recipe.engine):
         return convert(model, recipe)
