@@ -50,8 +50,7 @@ def play(explorer: Explorer, lesson: str, presets: dict) -> None:
     """Display the recording of a lesson's explorer, with its missions; a page plays it."""
     from IPython.display import HTML, display
 
-    exercises = import_module(f"qtutor.exercises.{lesson[3:]}").lesson.exercises.values()
-    missions = [exercise for exercise in exercises if isinstance(exercise.answer, dict)]
+    missions = import_module(f"qtutor.exercises.{lesson[3:]}").lesson.missions
     display(HTML(record(explorer, missions=missions, presets=presets).element()))
 
 

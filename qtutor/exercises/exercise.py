@@ -268,6 +268,11 @@ class Lesson:
         invitation = "Move the explorer's controls, then run this cell again."
         return self._add(Exercise(self, name, answer, tuple(hints), judge, untouched, mistakes, because, invitation))
 
+    @property
+    def missions(self) -> list[Exercise]:
+        """The exercises that are played in the lesson's explorer."""
+        return [exercise for exercise in self.exercises.values() if isinstance(exercise.answer, dict)]
+
     def _add(self, exercise: Exercise) -> Exercise:
         self.exercises[exercise.name] = exercise
         return exercise

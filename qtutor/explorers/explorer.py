@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qtutor import storage
 from qtutor.plots import quick  # noqa: F401  before plotly
 
 import anywidget
@@ -190,7 +191,7 @@ class Explorer(ipywidgets.VBox):
         from qtutor.explorers.recording import record
 
         path = Path(path)
-        path.write_text(record(self, **how).page(), encoding="utf-8")
+        storage.write_atomically(path, record(self, **how).page().encode())
         return path
 
     def set(self, **values: Any) -> None:

@@ -237,8 +237,9 @@ class GranularityExplorer(Explorer):
         sizes, factors = self.data.group_sizes, FACTORS
         return {
             "granularity": ("tensor", "channel", "group"),
-            "group_size": sizes[:: math.ceil(len(sizes) / 6)],
-            "bits": range(2, 9),
+            "axis": (self.controls["axis"].value,),
+            "group_size": sizes[:: math.ceil(len(sizes) / 4)],
+            "bits": (2, 3, 4, 6, 8),
             "factor": factors,
             "symmetric": (False, True),
         }

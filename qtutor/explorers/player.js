@@ -35,7 +35,7 @@
       const controls = make("div", { className: "qtutor-controls" }, ...tape.axes.map((axis, i) => this.control(axis, i)));
       const buttons = make("div", { className: "qtutor-buttons" }, ...this.buttons());
       const fewer = tape.axes.filter((axis) => axis.kind === "slider" && !axis.all).map((axis) => axis.label);
-      const note = fewer.length ? `On this page ${fewer.join(" and ")} has fewer stops than in the notebook.` : "";
+      const note = fewer.length ? `Fewer stops than in the notebook: ${fewer.join("; ")}.` : "";
       const frame = make("div", { className: "qtutor-drawing" }, this.plot);
       root.append(controls, buttons, this.sentence, this.verdict, frame, make("p", { className: "qtutor-note" }, note));
       this.show(true);

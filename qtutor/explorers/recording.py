@@ -117,7 +117,7 @@ class Recording:
         """A page of its own, which needs no other file and no network."""
         library = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
         parts = {
-            "TITLE": html.escape(title or self.name),
+            "TITLE": html.escape(title or self.name.replace("Explorer", " explorer")),
             "STYLE": (_HERE / "player.css").read_text(encoding="utf-8"),
             "PLOTLY": library.read_text(encoding="utf-8"),
             "PLAYER": (_HERE / "player.js").read_text(encoding="utf-8"),
@@ -159,7 +159,7 @@ def record(
         explorer: an `Explorer` with controls.
         stops: by the name of a control, the values to record; None for the explorer's own choice, `explorer.stops()`. A
             control that is not named keeps its value and is not on the page.
-        missions: exercises that are played in this explorer; what they say is recorded.
+        missions: exercises that are played in this explorer; what they say is recorded, and their answers are stops.
         presets: by what stands on a button, values of controls.
         progress: called with the fraction done.
 
@@ -173,6 +173,8 @@ def record(
         raise ValueError(f"no control named {', '.join(sorted(unknown))}: there are {', '.join(explorer.controls)}")
     presets = {"Start again": {}, **(presets or {})}
     needed = [*presets.values(), *(mission.answer for mission in missions)]
+    if left := {name for each in needed for name in each} - wanted.keys():
+        raise ValueError(f"a preset or a mission moves {', '.join(sorted(left))}: give stops for it too")
     axes = tuple(
         axis for name, values in wanted.items() for axis in _axes(name, explorer.controls[name], values, needed)
     )
