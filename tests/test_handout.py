@@ -21,7 +21,7 @@ def shipped(tmp_path):
 
 def test_an_empty_folder_gets_every_lesson_and_a_second_time_nothing(shipped, tmp_path):
     mine = tmp_path / "mine"
-    assert lay_out(mine, shipped, "1.0") == [f"2 lessons are in {mine}."]
+    assert lay_out(mine, shipped, "1.0") == [f"Laid into {mine}: 00_a.ipynb, 01_b.ipynb."]
     assert (mine / "01_b.ipynb").read_text() == "01_b as it was"
     assert lay_out(mine, shipped, "1.0") == []
 
@@ -51,7 +51,7 @@ def test_a_lesson_that_was_thrown_away_comes_back(shipped, tmp_path):
     mine = tmp_path / "mine"
     lay_out(mine, shipped, "1.0")
     (mine / "01_b.ipynb").unlink()
-    assert lay_out(mine, shipped, "1.0") == [f"1 lessons are in {mine}."]
+    assert lay_out(mine, shipped, "1.0") == [f"Laid into {mine}: 01_b.ipynb."]
 
 
 def test_the_wheel_holds_the_lessons(tmp_path):

@@ -16,8 +16,8 @@ _RECORD = ".qtutor.json"  # in the learner's folder: which version of each lesso
 def lay_out(folder: Path, shipped: Path = SHIPPED, version: str = qtutor.__version__) -> list[str]:
     """Lay the lessons into a folder, and return what a learner should know of it, in sentences.
 
-    A lesson that is missing is laid there. One that is there stays as it is: where the course has a newer version of it,
-    that is laid beside it under a name of its own, once.
+    A lesson that is missing is laid there. One that is there stays as it is: where the course has a newer version of
+    it, that is laid beside it under a name of its own, once.
 
     Raises:
         storage.Unwritable: the folder is read-only, the disk is full, or the like.
@@ -40,7 +40,7 @@ def lay_out(folder: Path, shipped: Path = SHIPPED, version: str = qtutor.__versi
             beside.append(target.name)
         laid[lesson.name] = mark
     storage.write_atomically(record, json.dumps(laid, indent=1).encode())
-    said = [f"{len(new)} lessons are in {folder}."] if new else []
+    said = [f"Laid into {folder}: {', '.join(new)}."] if new else []
     if beside:
         said.append(f"Your lessons stay as they are; newer versions lie beside them: {', '.join(beside)}.")
     return said
