@@ -15,7 +15,7 @@ from qtutor.benchmark import timing
 
 def turn(run, runs, generator=random.Random(0)):
     run()
-    return 1e-3 * generator.choice((1 / 30, 1, 30))
+    return 1e-3 * generator.lognormvariate(0, 4)
 
 timing.turn = turn
 """
@@ -38,9 +38,9 @@ def printed(notebook):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("notebook", timed())
+@pytest.mark.parametrize("notebook", list(timed()))
 def test_no_sentence_is_contradicted_by_its_interval(notebook):
-    """Every interval spans a factor of 900 and "no difference", so nothing may be said to be faster."""
+    """Where an interval spans a factor of two and holds "no difference", nothing may be said to be faster."""
     notebook.cells.insert(0, nbformat.v4.new_code_cell(NOISE))
     wide = 0
     for line in printed(notebooks.run(notebook)):

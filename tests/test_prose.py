@@ -108,3 +108,20 @@ def test_a_lesson_ends_with_three_questions_whose_answers_fold_out(lesson):
     answers = re.findall(r"<details><summary>(.+?)</summary>(.+?)</details>", recap, re.DOTALL)
     assert len(answers) == 3
     assert all(question.strip().endswith(("?", ".")) and len(answer.split()) >= 5 for question, answer in answers)
+
+
+RANKED = re.compile(
+    r"\b(?:is|are|was|were|runs?|becomes?) (?:[\w*]+ ){0,3}"
+    r"(?:faster|slower|quicker|the fastest|the slowest|as fast as)\b"
+)
+HEDGED = re.compile(r"[\"?]|\b(?:if|where|may|whether|no|not|until|can|say|says|said)\b", re.IGNORECASE)
+
+
+@lessons
+def test_no_ranking_by_speed_is_typed(lesson):
+    """A cell says who is faster: a sentence of text asks, quotes, says when, or belongs to an exercise."""
+    for text in texts(lesson):
+        for paragraph in re.split(r"\n\n|\n(?=- )", text):
+            for sentence in re.split(r"(?<=[.!?:])\s+", paragraph.replace("\n", " ")):
+                given = GIVEN.search(paragraph) or HEDGED.search(sentence)
+                assert given or not RANKED.search(sentence), sentence

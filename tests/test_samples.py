@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from urllib.error import URLError
 
 from qtutor import samples
@@ -439,3 +440,22 @@ def test_pretrained_weights_load_from_their_file_and_damage_is_said(offline, hom
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(RuntimeError, match=re.escape(f"are damaged: delete {file} and call again, or use")):
         samples.pretrained_resnet18()
+
+
+def test_a_real_encoder_is_asked_for_in_one_sentence_and_loads_where_it_is(tmp_path, monkeypatch):
+    from qtutor.samples import downloads
+
+    monkeypatch.setattr(downloads, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps Resemblyzer"):
+        downloads.speaker_encoder()
+    monkeypatch.setattr(downloads, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[tmp_path]))
+    made = downloads.SpeakerEncoder()
+    weights = {**made.state_dict(), "similarity_bias": torch.zeros(1)}
+    torch.save({"step": 1, "model_state": weights}, tmp_path / "pretrained.pt")
+    found = downloads.speaker_encoder()
+    spectra = torch.rand(2, 5, 40)
+    assert torch.equal(found(spectra), made.eval()(spectra))
+    assert torch.allclose(found(spectra).norm(dim=1), torch.ones(2))
+    (tmp_path / "pretrained.pt").write_bytes(b"no weights")
+    with pytest.raises(RuntimeError, match="install Resemblyzer again"):
+        downloads.speaker_encoder()

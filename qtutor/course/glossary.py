@@ -85,7 +85,7 @@ TERMS = (
     Term("PT2E", "the flow that exports a model to a graph of basic operators and compiles it"),
     Term("PTQ", "post-training quantization: no training step", "PTQ|post-training"),
     Term("QAT", "quantization-aware training: training with the rounding in place", "QAT|quantization-aware"),
-    Term("qconfig", "PyTorch's pair of observers for a layer, one for its input's codes, one for its weight"),
+    Term("qconfig", "PyTorch's pair of observers for a layer, one for activations, one for weights"),
     Term("range", "the least and the largest number that a grid represents"),
     Term(
         "reduce range",

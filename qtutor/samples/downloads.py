@@ -1,4 +1,4 @@
-"""The real flowers and a real pretrained network, for who is online and asks for them: no lesson does.
+"""The real flowers and real pretrained networks, for who is online and asks for them: no lesson needs them.
 
 Their errors say in one sentence what is missing, how to get it, and what serves without a network.
 """
@@ -6,6 +6,7 @@ Their errors say in one sentence what is missing, how to get it, and what serves
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.error import URLError
@@ -17,7 +18,7 @@ from qtutor import (
 from qtutor.samples.data import Images
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def flowers102(root: Path | str | None = None, download: bool = False) -> Images:
@@ -58,6 +59,43 @@ def pretrained_resnet18() -> nn.Module:
     fix, instead = f"are damaged: delete {file} and call again", 'use trained("flowers_resnet"), which needs no network'
     with _in_one_sentence("The weights of ResNet-18", fix, instead):
         return resnet18(weights=weights).eval()
+
+
+class SpeakerEncoder(nn.Module):
+    """Three LSTM layers over `(N, frames, 40)` mel spectra; `(N, 256)` unit vectors come out, alike for one speaker."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(40, 256, num_layers=3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+
+    def forward(self, spectra: Tensor) -> Tensor:
+        _, (hidden, _) = self.lstm(spectra)
+        vectors = torch.relu(self.linear(hidden[-1]))
+        return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+def speaker_encoder() -> SpeakerEncoder:
+    """Return a real speaker encoder in eval mode, with the weights that the package Resemblyzer carries (17 MB).
+
+    Source: https://github.com/resemble-ai/Resemblyzer (Apache 2.0).
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; the message says how.
+        RuntimeError: its weights are damaged.
+    """
+    found = find_spec("resemblyzer")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "no speaker encoder here: python -m pip install --no-deps Resemblyzer brings its weights (17 MB)"
+        )
+    file = Path(found.submodule_search_locations[0], "pretrained.pt")
+    fix = "are damaged: install Resemblyzer again"
+    with _in_one_sentence("The weights of the speaker encoder", fix, 'use trained("digits_lstm")'):
+        state = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
+    encoder = SpeakerEncoder()
+    encoder.load_state_dict({name: weight for name, weight in state.items() if not name.startswith("similarity")})
+    return encoder.eval()
 
 
 @contextmanager
