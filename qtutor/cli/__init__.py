@@ -8,7 +8,7 @@ import argparse
 import sys
 
 import qtutor
-from qtutor.cli import bench, book, diagnose, doctor, lab, own, prepare, progress, teach
+from qtutor.cli import bench, book, diagnose, doctor, explorer, lab, own, prepare, progress, teach
 from qtutor.cli.surroundings import GivenUp
 
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="qtutor", description="A JupyterLab course on neural-network quantization.")
     parser.add_argument("--version", action="version", version=f"qtutor {qtutor.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for subcommand in (lab, doctor, prepare, diagnose, own, book, progress, bench, teach):
+    for subcommand in (lab, doctor, prepare, diagnose, own, book, explorer, progress, bench, teach):
         subcommand.add(commands)
     arguments, arguments.rest = parser.parse_known_args(argv)
     if arguments.rest and arguments.command != "lab":

@@ -5,7 +5,8 @@ from argparse import Namespace
 from pathlib import Path
 
 import qtutor
-from qtutor.cli.surroundings import course, needed, prepend, use_own_kernel
+from qtutor.cli.surroundings import GivenUp, course, needed, prepend, use_own_kernel
+from qtutor.course.handout import SHIPPED, lay_out
 from qtutor.manifest import LESSONS
 
 
@@ -21,8 +22,11 @@ def add(commands) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Open JupyterLab on the first lesson, with the kernel of this environment."""
-    root = course("lab")
+    """Open JupyterLab on the first lesson, with the kernel of this environment.
+
+    Installed from a wheel, it lays the lessons into the folder `lessons` of the current one first.
+    """
+    root = _workplace() if SHIPPED.is_dir() else course("lab")
     with needed():
         from jupyterlab.labapp import LabApp
 
@@ -43,3 +47,13 @@ def run(arguments: Namespace) -> int:
     missing = [option for option, names in ours.items() if not any(word.startswith(names) for word in given)]
     LabApp.launch_instance([*missing, *given])
     return 0
+
+
+def _workplace() -> Path:
+    """The current folder, with the lessons in it."""
+    try:
+        for sentence in lay_out(Path.cwd() / "lessons"):
+            print(sentence, flush=True)
+    except OSError as error:
+        raise GivenUp(f"{Path.cwd()} cannot take the lessons: {error.strerror}. Go to a folder of your own.") from error
+    return Path.cwd()

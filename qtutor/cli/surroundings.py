@@ -31,13 +31,14 @@ def needed() -> Iterator[None]:
 
 
 def course(command: str) -> Path:
-    """Return the folder that holds the lessons: beside the package, or the current one.
+    """Return the folder that holds the lessons: beside the package, the current one, or in the package itself.
 
     Raises:
-        GivenUp: neither does.
+        GivenUp: none does.
     """
-    beside, here = Path(qtutor.__file__).resolve().parent.parent, Path.cwd()
-    for folder in (beside, here):
+    package, here = Path(qtutor.__file__).resolve().parent, Path.cwd()
+    beside = package.parent
+    for folder in (beside, here, package):
         if (folder / LESSONS[0].notebook).is_file():
             return folder
     raise GivenUp(

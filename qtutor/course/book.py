@@ -2,7 +2,8 @@
 
 A notebook that was saved after a full run is taken as it is; any other is run once, and the run is
 kept until the lesson or qtutor changes. Figures stay live plotly figures; an explorer, which needs a
-kernel, appears as its picture and its sentence.
+kernel, is recorded where its lesson opens it, and the page plays the recording. A value exercise is checked on the
+page, and what answers a guess waits until the reader has made one.
 """
 
 import copy
@@ -13,11 +14,13 @@ import shutil
 import sys
 import tempfile
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import qtutor
-from qtutor import storage
-from qtutor.course import notebooks
+from qtutor import explorers, storage
+from qtutor.course import alive, notebooks
+from qtutor.manifest import LESSONS, Lesson
 
 import nbformat
 
@@ -36,8 +39,8 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 html_theme = "furo"
 html_static_path = ["_static"]
-html_js_files = ["plotly.js"]
-html_css_files = ["book.css"]
+html_js_files = ["plotly.js", "player.js", "reader.js"]
+html_css_files = ["book.css", "player.css"]
 html_show_search_summary = False  # a page opened from disk may not fetch another
 html_copy_source = html_show_sourcelink = False
 mathjax_path = "mathjax.js"
@@ -46,7 +49,11 @@ mathjax_path = "mathjax.js"
 _STYLE = """
 .qtutor-picture { margin: 0.5em 0; overflow-x: auto; background: white; }
 .qtutor-picture > div { min-width: 640px; }
-.qtutor-picture figcaption { color: #1f2933; padding: 0.5em 1em; }
+.content { width: 56em; }
+.cell_input pre, .cell_output pre { white-space: pre-wrap; font-size: 0.8rem; }
+.qtutor-form { margin: 0.6em 0; padding: 0.6em 1em; border-left: 4px solid #0072b2; }
+.qtutor-form input, .qtutor-form button { font: inherit; padding: 0.2em 0.6em; }
+.qtutor-form p { margin: 0.4em 0 0; }
 """
 
 
@@ -73,7 +80,8 @@ def build(lessons: Path, out: Path) -> Path:
         source, built = Path(folder, "source"), Path(folder, "built")
         (source / "_static").mkdir(parents=True)
         for path in paths:
-            nbformat.write(readable(executed(path)), source / path.name)
+            nbformat.write(readable(executed(path), _lesson(path)), source / path.name)
+            shutil.copyfile(path, source / "_static" / path.name)
         _furnish(source, paths)
         _run_sphinx(source, built)
         (built / _MARK).touch()
@@ -99,21 +107,36 @@ def executed(path: Path) -> nbformat.NotebookNode:
     for module in sorted(Path(qtutor.__file__).parent.rglob("*.py")):
         fingerprint.update(module.read_bytes())
     place = storage.cache_dir() / "book" / f"{path.stem}-{fingerprint.hexdigest()[:12]}"
-    kept = storage.once(place, lambda: nbformat.writes(_run(notebook, path.name)).encode(), f"the run of {path.stem}")
+    played = alive.recorded(notebook, _lesson(path))
+    kept = storage.once(place, lambda: nbformat.writes(_run(played, path.name)).encode(), f"the run of {path.stem}")
     return nbformat.reads(kept.decode(), 4)
 
 
-def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def _lesson(path: Path) -> Lesson | None:
+    return next((lesson for lesson in LESSONS if lesson.name == path.stem), None)
+
+
+def readable(notebook: nbformat.NotebookNode, lesson: Lesson | None = None) -> nbformat.NotebookNode:
     """Return a copy whose outputs need neither JupyterLab nor a kernel."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata.pop("widgets", None)
     titles = 0
+    if lesson:
+        notebook.cells[
+            0
+        ].source += f"\n\nThis page is for reading. [The notebook](_static/{lesson.name}.ipynb) is for working."
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
             titles, cell.source = _with_one_title(cell.source, titles)
         if cell.cell_type == "code":
             outputs = [_readable(output, f"figure-{number}-{i}") for i, output in enumerate(cell.outputs)]
             cell.outputs = [output for output in outputs if output is not None]
+            if form := alive.form(cell.source, lesson):
+                cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": form})]
+    for before, cell in pairwise(notebook.cells):
+        if cell.get("id") == alive.RECORDING:
+            before.outputs = cell.outputs
+    notebook.cells = [cell for cell in notebook.cells if cell.get("id") != alive.RECORDING]
     return notebook
 
 
@@ -155,7 +178,7 @@ def _picture(figure: dict, caption: str, place: str) -> str:
         f'<figure class="qtutor-picture" tabindex="0" aria-label="{html.escape(title or "Figure")}">'
         f'<div id="{place}"></div>{told}</figure><script>addEventListener("DOMContentLoaded", () => {{ '
         f'const figure = {drawing}; Plotly.newPlot("{place}", figure.data, figure.layout, '
-        f"{{responsive: true, displaylogo: false}}); }});</script>"
+        f"{{responsive: true, displayModeBar: false}}); }});</script>"
     )
 
 
@@ -175,12 +198,15 @@ def _furnish(source: Path, paths: list[Path]) -> None:
     mathjax = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg-full.js"
     shutil.copyfile(mathjax, static / "mathjax.js")
     shutil.copyfile(Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js", static / "plotly.js")
+    for program in (Path(explorers.__file__).parent / "player.js", Path(__file__).with_name("reader.js")):
+        shutil.copyfile(program, static / program.name)
+    shutil.copyfile(Path(explorers.__file__).parent / "player.css", static / "player.css")
     static.joinpath("book.css").write_text(_STYLE, encoding="utf-8")
     source.joinpath("conf.py").write_text(_CONFIGURATION, encoding="utf-8")
     entries = "\n".join(path.stem for path in paths)
     source.joinpath("index.md").write_text(
         "# Neural-network quantization\n\nA course to run in JupyterLab, here to read: every output was measured when "
-        "the lessons ran. Explorers appear as a picture and a sentence; to move their controls, run the lessons.\n\n"
+        "the lessons ran. The explorers move: each shows what Python computed for the stops of its controls.\n\n"
         f"```{{toctree}}\n:maxdepth: 2\n\n{entries}\n```\n",
         encoding="utf-8",
     )

@@ -74,6 +74,7 @@ class Exercise:
         invitation: what to do first, said while the exercise is open.
         judge: None for a right answer, else the hint for the wrong one.
         is_blank: whether an answer is what the notebook leaves there.
+        tolerance: of a value that is a number.
     """
 
     lesson: "Lesson"
@@ -85,6 +86,7 @@ class Exercise:
     mistakes: list[tuple[Any, str]] = field(default_factory=list)
     because: str = ""
     invitation: str = "Replace the ... with your answer, then run the cell again."
+    tolerance: float = 0.0
     _hinted: int = 0
 
     def __repr__(self) -> str:
@@ -177,7 +179,10 @@ class Lesson:
                 return f"The answer is {kind}. {show(given)} is not."
             return f"{show(given)} is not it. {hints[0]}"
 
-        return self._add(Exercise(self, name, answer, tuple(hints), judge, _is_open, list(mistakes.items()), because))
+        wrong = list(mistakes.items())
+        return self._add(
+            Exercise(self, name, answer, tuple(hints), judge, _is_open, wrong, because, tolerance=tolerance)
+        )
 
     def function(
         self,
@@ -262,6 +267,11 @@ class Lesson:
 
         invitation = "Move the explorer's controls, then run this cell again."
         return self._add(Exercise(self, name, answer, tuple(hints), judge, untouched, mistakes, because, invitation))
+
+    @property
+    def missions(self) -> list[Exercise]:
+        """The exercises that are played in the lesson's explorer."""
+        return [exercise for exercise in self.exercises.values() if isinstance(exercise.answer, dict)]
 
     def _add(self, exercise: Exercise) -> Exercise:
         self.exercises[exercise.name] = exercise

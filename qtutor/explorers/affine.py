@@ -13,7 +13,7 @@ from qtutor.affine import (
     measure_error,
     quantize,
 )
-from qtutor.explorers.explorer import Explorer, slider_range, start
+from qtutor.explorers.explorer import Explorer, Stops, slider_range, start
 from qtutor.explorers.words import counted
 from qtutor.plots import look
 
@@ -198,6 +198,17 @@ class AffineExplorer(Explorer):
 
     def compute(self, state: AffineState) -> AffineResult:
         return explore_affine(self.data, state)
+
+    def stops(self) -> Stops:
+        slider = self.controls["clip"]
+        low, high = slider.value
+
+        def sevenths(end: float, outer: float) -> list[float]:
+            found = [end * part / 7 for part in range(1, 8)] + [outer]
+            return [round(value / slider.step) * slider.step for value in found]
+
+        ends = sevenths(low, slider.min), sevenths(high, slider.max)
+        return {"bits": range(2, 9), "clip": ends, "symmetric": (False, True)}
 
     def draw(self, result: AffineResult) -> None:
         staircase, follow, quantized, parts = (self.figure.data[i] for i in (1, 2, 4, 5))

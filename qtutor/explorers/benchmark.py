@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 
 from qtutor.benchmark import Comparison, Model, check_entries, compare
-from qtutor.explorers.explorer import Explorer, start, toggles
+from qtutor.explorers.explorer import Explorer, Stops, start, toggles
 from qtutor.explorers.words import counted
 from qtutor.plots import look
 
@@ -205,6 +205,10 @@ class BenchmarkExplorer(Explorer):
         chosen = ", ".join(state.models) or "no model"
         following = f"Run compares {chosen} at batch {state.batch_size} on {counted(state.threads, 'thread')}."
         return explore_benchmark(self._timings, state, f"{self._measured} {following}", self.comparison)
+
+    def stops(self) -> Stops:
+        runs = list(self.controls["runs"].options)
+        return {"order": ORDERS, "runs": runs, "summary": SUMMARIES, "warm_up": (False, True)}
 
     def draw(self, result: BenchmarkResult) -> None:
         fair, unfair, *bars = self.figure.data

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
-from qtutor.explorers.explorer import Explorer, start
+from qtutor.explorers.explorer import Explorer, Stops, start
 from qtutor.explorers.words import decibels
 from qtutor.observers import MinMaxObserver
 from qtutor.plots import look
@@ -197,6 +197,10 @@ class DynamicRangeExplorer(Explorer):
 
     def compute(self, state: DynamicRangeState) -> DynamicRangeResult:
         return explore_dynamic_range(self.batch, state)
+
+    def stops(self) -> Stops:
+        rows = range(0, len(self.batch.x), math.ceil(len(self.batch.x) / 3))
+        return {"factor": FACTORS, "shift": (-1.5, -0.5, 0.0, 0.5, 1.5), "bits": (2, 4, 6, 8), "row": rows}
 
     def draw(self, result: DynamicRangeResult) -> None:
         state, count = self.state, len(self.batch.x)

@@ -9,10 +9,11 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qtutor import storage
 from qtutor.plots import quick  # noqa: F401  before plotly
 
 import anywidget
@@ -21,6 +22,9 @@ import plotly.graph_objects as go
 import torch
 import traitlets
 from torch import Tensor
+
+Stops = dict[str, Iterable]
+"""Values of controls by name; of a control with two handles, those of either."""
 
 
 class Sentence(anywidget.AnyWidget):
@@ -166,6 +170,29 @@ class Explorer(ipywidgets.VBox):
     def make_state(self, **values: Any) -> Any:
         """Make the immutable state from the controls' values."""
         raise NotImplementedError
+
+    def stops(self) -> Stops:
+        """The values of its controls for which a page without a kernel keeps what Python computed.
+
+        By the name of a control; of one with two handles, those of either. A control that is not named stays as it is.
+        """
+        raise NotImplementedError
+
+    def save(self, path: str | Path, **how: Any) -> Path:
+        """Write a page of its own that plays this explorer in a browser, without a kernel and without a network.
+
+        Args:
+            path: of the page, such as "mine.html".
+            how: of `recording.record`: which stops, missions and presets.
+
+        Returns:
+            The path.
+        """
+        from qtutor.explorers.recording import record
+
+        path = Path(path)
+        storage.write_atomically(path, record(self, **how).page().encode())
+        return path
 
     def set(self, **values: Any) -> None:
         """Set several controls at once, with one redraw.

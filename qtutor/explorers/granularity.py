@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
-from qtutor.explorers.explorer import Explorer, every, start, toggles
+from qtutor.explorers.explorer import Explorer, Stops, every, start, toggles
 from qtutor.explorers.words import decibels
 from qtutor.observers import MinMaxObserver
 from qtutor.plots import look
@@ -232,6 +232,17 @@ class GranularityExplorer(Explorer):
 
     def compute(self, state: GranularityState) -> GranularityResult:
         return explore_granularity(self.data, state)
+
+    def stops(self) -> Stops:
+        sizes, factors = self.data.group_sizes, FACTORS
+        return {
+            "granularity": ("tensor", "channel", "group"),
+            "axis": (self.controls["axis"].value,),
+            "group_size": sizes[:: math.ceil(len(sizes) / 4)],
+            "bits": (2, 3, 4, 6, 8),
+            "factor": factors,
+            "symmetric": (False, True),
+        }
 
     def draw(self, result: GranularityResult) -> None:
         state, shown = self.state, self._shown

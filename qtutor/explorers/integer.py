@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qtutor.explorers.explorer import Explorer, every
+from qtutor.explorers.explorer import Explorer, Stops, every
 from qtutor.plots import look
 
 import ipywidgets
@@ -272,6 +272,13 @@ class IntegerExplorer(Explorer):
     def compute(self, state: IntegerState) -> IntegerResult:
         result = self.layer.walk(state)
         return replace(result, sentence=_sentence(self.layer, result))
+
+    def stops(self) -> Stops:
+        few = {"sample": 2, "channel": 4}
+        return {
+            name: range(0, control.max + 1, math.ceil((control.max + 1) / few.get(name, 8)))
+            for name, control in self.controls.items()
+        }
 
     def draw(self, result: IntegerResult) -> None:
         state, layer = self.state, self.layer

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from qtutor.diagnosis import Diagnosis, Measured
 from qtutor.diagnosis.statistics import ChannelSums
-from qtutor.explorers.explorer import Explorer, every, start, toggles
+from qtutor.explorers.explorer import Explorer, Stops, every, start, toggles
 from qtutor.explorers.words import decibels
 from qtutor.plots import look
 
@@ -109,6 +110,12 @@ class LayerExplorer(Explorer):
         measured = self.measure(state.weights, state.keep_float)
         result = LayerResult(measured, self.frontier(state.weights), "")
         return replace(result, sentence=self._sentence(state, result))
+
+    def stops(self) -> Stops:
+        names = list(self.controls["keep_float"].options)
+        few = 4 if len(names) <= 12 else 2
+        kept = [chosen for size in range(few + 1) for chosen in combinations(names, size)]
+        return {"keep_float": kept, "weights": ("tensor", "channel"), "layer": names[:1]}
 
     def draw(self, result: LayerResult) -> None:
         state, figure = self.state, self.figure

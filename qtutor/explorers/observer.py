@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qtutor.affine import QParams, choose_qparams, grid
 from qtutor.explorers.dynamic_range import random_rows
-from qtutor.explorers.explorer import Explorer, start
+from qtutor.explorers.explorer import Explorer, Stops, start
 from qtutor.explorers.words import decibels
 from qtutor.observers import (
     BINS,
@@ -230,6 +230,15 @@ class ObserverExplorer(Explorer):
 
     def compute(self, state: ObserverState) -> ObserverResult:
         return explore_observers(self.stream, state)
+
+    def stops(self) -> Stops:
+        last = len(self.stream)
+        return {
+            "seen": range(1, last + 1, math.ceil(last / 16)),
+            "strength": STRENGTHS,
+            "hot_batch": (1, self.controls["hot_batch"].value, last),
+            "bits": (3, 4, 6, 8),
+        }
 
     def draw(self, result: ObserverResult) -> None:
         seen, last = torch.arange(1, self.state.seen + 1).numpy(), self.state.seen

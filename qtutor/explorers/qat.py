@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from qtutor.affine import grid
-from qtutor.explorers.explorer import Explorer, start
+from qtutor.explorers.explorer import Explorer, Stops, start
 from qtutor.explorers.words import counted
 from qtutor.plots import look
 
@@ -152,6 +152,10 @@ class QATExplorer(Explorer):
 
     def compute(self, state: QATState) -> QATResult:
         return explore_qat(self.weight, self.scale, state)
+
+    def stops(self) -> Stops:
+        targets = [value for _, value in self.controls["target"].options]
+        return {"step": range(0, STEPS + 1, 4), "target": targets[::8], "rate": RATES, "bits": (2, 3, 4)}
 
     def draw(self, result: QATResult) -> None:
         low, high = grid(self.state.bits)

@@ -1,0 +1,37 @@
+"""`qtutor explorer`: one explorer as a page of its own."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from qtutor.cli.surroundings import GivenUp, needed
+from qtutor.manifest import LESSONS
+
+NAMES = {lesson.explorer.removesuffix("Explorer").lower(): lesson for lesson in LESSONS if lesson.explorer}
+"""The lesson of each explorer, by the explorer's name."""
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("explorer", help="write one explorer as a page", description=run.__doc__)
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("out", metavar="OUT.html", help="a new file")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Write an explorer, with its lesson's missions, as one page that opens from disk, without a kernel or a network.
+
+    For a tensor or a model of your own, in a notebook: AffineExplorer(x).save("mine.html").
+    """
+    with needed():
+        from qtutor import exercises
+
+    path = Path(arguments.out).expanduser()
+    if path.exists():
+        raise GivenUp(f"{path} is there already, and stays as it is: name another file.")
+    module = exercises.of(NAMES[arguments.name])
+    try:
+        module.explorer().save(path, missions=module.lesson.missions)
+    except OSError as error:
+        raise GivenUp(f"{path} cannot be written: {error.strerror}.") from error
+    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,324 @@
+"""An explorer as a page that needs no kernel: what Python computed for every stop of its controls.
+
+The page holds no formula. `record` runs the explorer's own `compute` and `draw` over a lattice of its controls and
+keeps what changes: the data of the figure, the sentence, and what each mission says. `player.js` shows the recorded
+state that the controls stand for.
+"""
+
+import base64
+import html
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import plotly
+import plotly.graph_objects as go
+
+DIGITS = 6
+"""Significant digits of what is drawn: more than a page has pixels."""
+MOST = 20_000
+"""States of one recording."""
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One recorded control.
+
+    Attributes:
+        name: of the control.
+        label: what stands beside it.
+        kind: "slider", "choice" (one of a few), "switch" (on or off) or "several" (any of a few).
+        values: what was recorded, in order; of "several", tuples of options.
+        texts: how a reader sees each value; of "several", the options.
+        all: whether the control has no other values.
+        end: of a control with two handles, 0 for the lower, 1 for the upper; None for one value.
+    """
+
+    name: str
+    label: str
+    kind: str
+    values: tuple
+    texts: tuple[str, ...]
+    all: bool
+    end: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What a page needs to play an explorer.
+
+    Attributes:
+        name: of the explorer's class.
+        axes: the controls, in the order in which states are counted, the last the fastest.
+        start: the place on each axis where the page opens.
+        figure: the figure in that state.
+        columns: what changes, by its path in the figure: its different values, and which of them each state has.
+        said: the sentence, and what each mission says, in the same form.
+        presets: what a button does: the place on each axis, by what stands on it.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    start: tuple[int, ...]
+    figure: dict
+    columns: dict[str, tuple[list, list[int]]]
+    said: dict[str, tuple[list, list[int]]]
+    presets: dict[str, tuple[int, ...]]
+
+    @property
+    def states(self) -> int:
+        """How many there are."""
+        return math.prod(len(axis.values) for axis in self.axes)
+
+    def place(self, **values: Any) -> int:
+        """The number of the state in which the controls have these values, the others where the page opens.
+
+        Raises:
+            ValueError: a value was not recorded.
+        """
+        number = 0
+        for axis, where in zip(self.axes, self.start, strict=True):
+            if axis.name in values:
+                value = _value(values, axis)
+                if value not in axis.values:
+                    raise ValueError(f"{axis.name} was not recorded at {value!r}: it has {axis.values}")
+                where = axis.values.index(value)
+            number = number * len(axis.values) + where
+        return number
+
+    def packed(self) -> str:
+        """All of it as text: JSON, deflated, in base64."""
+        content = {
+            "name": self.name,
+            "axes": [{**vars(axis), "values": _masks(axis)} for axis in self.axes],
+            "start": self.start,
+            "figure": self.figure,
+            "columns": self.columns,
+            "said": self.said,
+            "presets": self.presets,
+        }
+        compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return base64.b64encode(zlib.compress(compact.encode(), 9)).decode()
+
+    def element(self) -> str:
+        """A piece of HTML that `player.js` brings to life."""
+        return f'<div class="qtutor-player"><script type="application/octet-stream">{self.packed()}</script></div>'
+
+    def page(self, title: str = "") -> str:
+        """A page of its own, which needs no other file and no network."""
+        library = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+        parts = {
+            "TITLE": html.escape(title or self.name.replace("Explorer", " explorer")),
+            "STYLE": (_HERE / "player.css").read_text(encoding="utf-8"),
+            "PLOTLY": library.read_text(encoding="utf-8"),
+            "PLAYER": (_HERE / "player.js").read_text(encoding="utf-8"),
+            "ELEMENT": self.element(),
+        }
+        text = (_HERE / "player.html").read_text(encoding="utf-8")
+        for name, part in parts.items():
+            text = text.replace(f"<!--{name}-->", part)
+        return text
+
+
+@dataclass
+class _Column:
+    """The different values of one thing, and which of them each state has."""
+
+    values: list = field(default_factory=list)
+    which: list[int] = field(default_factory=list)
+    known: dict[str, int] = field(default_factory=dict)
+
+    def add(self, value: Any) -> None:
+        key = json.dumps(value, ensure_ascii=False)
+        if key not in self.known:
+            self.known[key] = len(self.values)
+            self.values.append(value)
+        self.which.append(self.known[key])
+
+
+def record(
+    explorer: Any,
+    stops: Mapping[str, Iterable] | None = None,
+    *,
+    missions: Sequence[Any] = (),
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Callable[[float], object] = lambda fraction: None,
+) -> Recording:
+    """Run an explorer over a lattice of its controls; it stands afterwards where it stood.
+
+    Args:
+        explorer: an `Explorer` with controls.
+        stops: by the name of a control, the values to record; None for the explorer's own choice, `explorer.stops()`. A
+            control that is not named keeps its value and is not on the page.
+        missions: exercises that are played in this explorer; what they say is recorded, and their answers are stops.
+        presets: by what stands on a button, values of controls.
+        progress: called with the fraction done.
+
+    Raises:
+        ValueError: there is nothing to control, no control of that name, or there are more than `MOST` states.
+    """
+    if not explorer.controls:
+        raise ValueError(f"there is nothing to record: {explorer.sentence.text}")
+    wanted = dict(explorer.stops() if stops is None else stops)
+    if unknown := wanted.keys() - explorer.controls.keys():
+        raise ValueError(f"no control named {', '.join(sorted(unknown))}: there are {', '.join(explorer.controls)}")
+    presets = {"Start again": {}, **(presets or {})}
+    needed = [*presets.values(), *(mission.answer for mission in missions)]
+    if left := {name for each in needed for name in each} - wanted.keys():
+        raise ValueError(f"a preset or a mission moves {', '.join(sorted(left))}: give stops for it too")
+    axes = tuple(
+        axis for name, values in wanted.items() for axis in _axes(name, explorer.controls[name], values, needed)
+    )
+    count = math.prod(len(axis.values) for axis in axes)
+    if count > MOST:
+        sizes = " x ".join(f"{len(axis.values)} {axis.name}" for axis in axes)
+        raise ValueError(f"{count:,} states are too many ({sizes}): at most {MOST:,}, give fewer stops")
+    first = {name: control.value for name, control in explorer.controls.items()}
+    start = tuple(axis.values.index(_value(first, axis)) for axis in axes)
+
+    columns: dict[str, _Column] = {}
+    said = {name: _Column() for name in ("sentence", *(mission.name for mission in missions))}
+    state, result, live = explorer.state, explorer.result, explorer.figure
+    explorer.figure = go.Figure(live)  # as a plain figure: nothing is sent to a page
+    try:
+        for number, values in enumerate(itertools.product(*(axis.values for axis in axes))):
+            explorer.state = explorer.make_state(**(first | _chosen(axes, values)))
+            explorer.result = explorer.compute(explorer.state)
+            explorer.draw(explorer.result)
+            for path, value in _leaves(explorer.figure.to_plotly_json()):
+                column = columns.setdefault(path, _Column(which=[]))
+                column.which += [-1] * (number - len(column.which))  # it was not there before
+                column.add(value)
+            said["sentence"].add(explorer.result.sentence)
+            for mission in missions:
+                hint = mission.judge(explorer)
+                said[mission.name].add(["right", mission.because] if hint is None else ["wrong", hint])
+            progress((number + 1) / count)
+        explorer.figure = go.Figure(live)
+        explorer.state, explorer.result = state, result
+        explorer.draw(result)
+        figure = _plain(explorer.figure.to_plotly_json())
+    finally:
+        explorer.state, explorer.result, explorer.figure = state, result, live
+    for column in columns.values():
+        column.which += [-1] * (count - len(column.which))
+    changing = {path: (c.values, c.which) for path, c in columns.items() if len(set(c.which)) > 1}
+    places = {
+        label: tuple(
+            axis.values.index(_value(values, axis)) if axis.name in values else place
+            for axis, place in zip(axes, start, strict=True)
+        )
+        for label, values in presets.items()
+    }
+    heard = {name: (column.values, column.which) for name, column in said.items()}
+    return Recording(type(explorer).__name__, axes, start, figure, changing, heard, places)
+
+
+def _chosen(axes: Sequence[Axis], values: Sequence) -> dict[str, Any]:
+    """The values of controls at one state: two axes make the value of a control with two handles."""
+    chosen: dict[str, Any] = {}
+    for axis, value in zip(axes, values, strict=True):
+        chosen[axis.name] = value if axis.end is None else (*chosen.get(axis.name, ()), value)
+    return chosen
+
+
+def _value(values: Mapping[str, Any], axis: Axis) -> Any:
+    """What a control's value is on one axis."""
+    value = _kept(values[axis.name])
+    return value if axis.end is None else value[axis.end]
+
+
+def _axes(name: str, control: Any, values: Any, needed: Sequence[Mapping]) -> Iterable[Axis]:
+    """The recorded values of a control: those that are asked for, where it stands, and what missions need."""
+    if isinstance(control, ipywidgets.FloatRangeSlider):
+        for end, side in enumerate(("minimum", "maximum")):
+            more = (control.value[end], *(each[name][end] for each in needed if name in each))
+            kept = tuple(sorted({float(f"{value:.12g}") for value in (*values[end], *more)}))
+            texts = tuple(map(_number, kept))
+            yield Axis(name, f"{control.description}, {side}", "slider", kept, texts, False, end)
+        return
+    offered = {_kept(value): text for value, text in _offered(control)}
+    asked = [*map(_kept, values), _kept(control.value), *(_kept(each[name]) for each in needed if name in each)]
+    kept = [value for value in offered if value in asked] if offered else sorted(set(asked))
+    if isinstance(control, ipywidgets.Checkbox):
+        kind, texts = "switch", ("off", "on")
+    elif isinstance(control, ipywidgets.SelectMultiple):
+        kind, texts = "several", tuple(str(text) for _, text in _options(control))
+        kept = sorted(set(asked), key=lambda value: (len(value), value))
+    else:
+        kind = "choice" if isinstance(control, (ipywidgets.ToggleButtons, ipywidgets.Dropdown)) else "slider"
+        texts = tuple(offered[value] if offered else _number(value) for value in kept)
+    everything = len(kept) == (2 ** len(texts) if kind == "several" else len(offered)) if offered else False
+    yield Axis(name, control.description, kind, tuple(kept), texts, everything)
+
+
+def _options(control: Any) -> list[tuple]:
+    return [(value, label) for label, value in zip(control._options_labels, control._options_values, strict=True)]
+
+
+def _offered(control: Any) -> list[tuple]:
+    """All values of a control with their texts, or none where they are too many to list."""
+    if isinstance(control, ipywidgets.Checkbox):
+        return [(False, "off"), (True, "on")]
+    if hasattr(control, "_options_labels"):
+        return [(value, str(label)) for value, label in _options(control)]
+    if isinstance(control, ipywidgets.IntSlider):
+        return [(value, f"{value}") for value in range(control.min, control.max + 1, control.step)]
+    return []
+
+
+def _kept(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _masks(axis: Axis) -> list:
+    """What the page finds a choice by: which of the options are in it; of other controls nothing."""
+    if axis.kind != "several":
+        return []
+    return [sum(2**i for i, text in enumerate(axis.texts) if text in map(str, value)) for value in axis.values]
+
+
+def _leaves(figure: dict) -> Iterable[tuple[str, Any]]:
+    """Yield the path and the value of all that a drawing may change: what is no dictionary, below data and layout."""
+
+    def walk(path: tuple, value: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, dict) and "bdata" not in value:
+            for name, below in value.items():
+                if name != "template":
+                    yield from walk((*path, name), below)
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(below, dict) for below in value):
+            for place, below in enumerate(value):
+                yield from walk((*path, place), below)
+        else:
+            yield json.dumps(path), _plain(value)
+
+    return walk((), figure)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: lists, and numbers of `DIGITS` digits, where NaN and infinity are nothing."""
+    if isinstance(value, dict) and "bdata" in value:  # as plotly writes arrays
+        shape = [int(size) for size in str(value.get("shape", "-1")).split(",")]
+        value = np.frombuffer(base64.b64decode(value["bdata"]), value["dtype"]).reshape(shape)
+    if isinstance(value, dict):
+        return {name: _plain(below) for name, below in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(below) for below in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
