@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from qtutor.benchmark import compare
 from qtutor.machine import describe
+from qtutor.models.running import passing
 from qtutor.workflows.backends import at_work
 
 import torch
@@ -108,26 +109,16 @@ def layers(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, seco
     import pandas as pd
 
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    names = [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
     rows, runs = {}, {}
-
-    def see(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    for name, ((x, *_), y) in passing(model, names, inputs).items():
+        layer = model.get_submodule(name)
         weight = layer.get_parameter("weight")
         operations = 2 * y.numel() * (weight.numel() // len(weight))  # each output is a filter's sum
         moved = x.nbytes + y.nbytes + weight.nbytes
         rows[name] = {"operations": operations, "bytes": moved, "intensity": operations / moved}
         runs[name] = lambda _, layer=layer, x=x: layer(x).flatten()[:0]
-
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
-    hooks = [
-        layer.register_forward_hook(lambda layer, x, y, name=name: see(name, layer, x[0], y)) for name, layer in named
-    ]
-    try:
-        with torch.inference_mode():
-            model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not rows:
         raise ValueError(f"{type(model).__name__} calls no convolution and no linear layer: there is nothing to place")
     timed = compare(runs, inputs, seconds=seconds).table["latency_ms"]

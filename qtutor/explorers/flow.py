@@ -18,7 +18,7 @@ from qtutor.observers import MinMaxObserver
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 _NAMES = {torch.float32: "FP32", torch.float64: "FP64", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
@@ -133,7 +133,7 @@ class FusionData:
 
     def _run(self, interpreter: fx.Interpreter) -> Tensor:
         """Run on copies of the inputs; all floating-point outputs as one vector."""
-        copies = [tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, x) for x in self.inputs]
+        copies = [tree_map_only(Tensor, Tensor.clone, x) for x in self.inputs]
         outputs = [t.flatten().double() for t in tensors_in(interpreter.run(*copies)) if t.is_floating_point()]
         return torch.cat(outputs) if outputs else torch.zeros(0)
 

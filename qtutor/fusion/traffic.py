@@ -12,7 +12,7 @@ from qtutor.models.tracing import Tracer, function_name, label, trace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def traffic(
     with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version, which Meter needs
         tracer = trace(model, "traffic", inputs)
         meter = Meter(tracer, activation_bytes, weight_bytes)
-        meter.run(*(tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, i) for i in inputs if tensors_in(i)))
+        meter.run(*(tree_map_only(Tensor, Tensor.clone, i) for i in inputs if tensors_in(i)))
     rows = dict(meter.rows)
     if getattr(model, "_counts_as_fused", False) if fused is None else fused:
         for fusion, nodes in patterns(tracer):

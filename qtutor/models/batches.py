@@ -12,7 +12,7 @@ from typing import Any
 from qtutor.models.tensors import tensors_in
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Batch:
 
     def clone(self) -> tuple[tuple, dict[str, Any]]:
         """Return the inputs as copies, which a model may change."""
-        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs))
+        return tree_map_only(Tensor, Tensor.clone, (self.args, self.kwargs))
 
 
 def read(data: Iterable, name: str = "data") -> Iterator[Batch]:

@@ -50,7 +50,7 @@ def layer_outputs(model: nn.Module, names: Iterable[str], *inputs: Tensor) -> di
         >>> layer_outputs(model, ["0"], torch.tensor([[-1.0, 2.0]]))
         {'0': tensor([[0., 2.]])}
     """
-    return {name: output for name, (_, output) in _passing(model, names, inputs).items()}
+    return {name: output for name, (_, output) in passing(model, names, inputs).items()}
 
 
 def input_and_output(model: nn.Module, layer: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,14 +69,14 @@ def input_and_output(model: nn.Module, layer: str, *inputs: Tensor) -> tuple[Ten
         >>> [tuple(x.shape) for x in input_and_output(model, "1", torch.ones(2, 3, 4))]
         [(2, 3, 4), (2, 12)]
     """
-    given, output = _passing(model, [layer], inputs).get(layer, ([], None))
+    given, output = passing(model, [layer], inputs).get(layer, ([], None))
     if not given:
         raise ValueError(f"the model does not call {layer!r} with a tensor")
     return given[0], output
 
 
-def _passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, tuple[list[Tensor], Any]]:
-    """What goes into some layers, copied before they may write into it, and what comes out, at the last call."""
+def passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, tuple[list[Tensor], Any]]:
+    """Return what goes into some layers, copied before they may write into it, and what comes out, at the last call."""
     before: dict[str, list[Tensor]] = {}
     seen: dict[str, tuple[list[Tensor], Any]] = {}
 
@@ -89,8 +89,8 @@ def _passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str,
     with ExitStack() as hooks, torch.no_grad():
         for name in names:
             layer = model.get_submodule(name)
-            hooks.callback(layer.register_forward_pre_hook(partial(enter, name)).remove)
-            hooks.callback(layer.register_forward_hook(partial(leave, name)).remove)
+            hooks.enter_context(layer.register_forward_pre_hook(partial(enter, name)))
+            hooks.enter_context(layer.register_forward_hook(partial(leave, name)))
         model(*inputs)
     return seen
 
@@ -124,17 +124,14 @@ def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str:
     """Say which module first gives NaN or infinity while `run` runs a model: " (first in ...)", or ""."""
     found: list[str] = []
 
-    def note(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            if not found and not all(x.isfinite().all() for x in floats_in(output)):
-                found.append(f" (first in {name}, {kind_of(module)})")
+    def note(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if not found and not all(x.isfinite().all() for x in floats_in(output)):
+            found.append(f" (first in {name}, {kind_of(module)})")
 
-        return hook
-
-    with ExitStack() as stack:
+    with ExitStack() as hooks:
         for name, module in model.named_modules():
             if name and next(module.children(), None) is None:
-                stack.callback(module.register_forward_hook(note(name)).remove)
+                hooks.enter_context(module.register_forward_hook(partial(note, name)))
         run()
     return found[0] if found else ""
 

@@ -69,7 +69,7 @@ def observing(
     with ExitStack() as hooks:
         for name in observers:
             register = layers[name].register_forward_pre_hook if inputs else layers[name].register_forward_hook
-            hooks.callback(register(partial(see, name)).remove)
+            hooks.enter_context(register(partial(see, name)))
         yield observers
 
 
@@ -109,7 +109,7 @@ def rounding_outputs(model: nn.Module, qparams: Mapping[str, QParams]) -> Iterat
 
     with ExitStack() as hooks:
         for name in qparams:
-            hooks.callback(layers[name].register_forward_hook(partial(rounded, name)).remove)
+            hooks.enter_context(layers[name].register_forward_hook(partial(rounded, name)))
         yield model
 
 

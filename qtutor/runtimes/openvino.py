@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from qtutor.machine import describe, on_arm
 from qtutor.runtimes.exported import Exported, Session
@@ -67,7 +68,7 @@ def _openvino(exported: Exported, model: Any, name: str) -> tuple[Callable, int]
 
 def _quiet_nncf() -> ModuleType:
     """NNCF, which otherwise reports each use over the network and writes to the notebook."""
-    with _environment(NNCF_CI="1"):
+    with mock.patch.dict(os.environ, NNCF_CI="1"):
         nncf = importlib.import_module("nncf")
     nncf.set_log_level(logging.ERROR)
     return nncf
@@ -85,17 +86,3 @@ def _no_progress_bars() -> Iterator[None]:
         yield
     finally:
         vars(console).update(before)
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

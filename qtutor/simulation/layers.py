@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qtutor.fusion.folding import Uses, foldable_kind
@@ -178,11 +179,12 @@ class _Trace(TorchFunctionMode):
         with ExitStack() as stack:
             for name, module in self.modules.items():
                 if name in self.layers:
-                    stack.callback(module.register_forward_pre_hook(self._enter(name), with_kwargs=True).remove)
-                    stack.callback(module.register_forward_hook(self._leave(name)).remove)
+                    enter, leave = partial(self._enter, name), partial(self._leave, name)
+                    stack.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+                    stack.enter_context(module.register_forward_hook(leave))
                 elif isinstance(module, _BatchNorm):
-                    stack.callback(module.register_forward_pre_hook(self._norm(name)).remove)
-                    stack.callback(module.register_forward_hook(self._normed(name)).remove)
+                    stack.enter_context(module.register_forward_pre_hook(partial(self._norm, name)))
+                    stack.enter_context(module.register_forward_hook(partial(self._normed, name)))
             yield
         for norm, sources in self.norms.items():
             layer = self.layers.get(sources[0])
@@ -193,44 +195,31 @@ class _Trace(TorchFunctionMode):
             layer.relu = self.followed[name, "normed" if layer.norm else "raw"] == {"relu"}
             layer.source = next(iter(self.sources[name])) if len(self.sources[name]) == 1 else ""
 
-    def _enter(self, name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            layer = self.layers[name]
-            layer.called = True
-            self.calls[name] += 1
-            self.order.append(name)
-            self.inside.append(name)
-            inputs: list[Tensor] = []
-            each_input(args, kwargs, inputs.append)
-            sources = {tag[0] if (tag := _tag(x)) else "" for x in inputs}
-            layer.reads |= "" in sources
-            self.sources[name] |= sources
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        layer = self.layers[name]
+        layer.called = True
+        self.calls[name] += 1
+        self.order.append(name)
+        self.inside.append(name)
+        inputs: list[Tensor] = []
+        each_input(args, kwargs, inputs.append)
+        sources = {tag[0] if (tag := _tag(x)) else "" for x in inputs}
+        layer.reads |= "" in sources
+        self.sources[name] |= sources
 
-        return hook
+    def _leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        self.inside.remove(name)
+        if (value := gives(output)) is not None:
+            _mark(value, name, "raw")
 
-    def _leave(self, name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            self.inside.remove(name)
-            value = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(value, Tensor) and value.is_floating_point():
-                _mark(value, name, "raw")
+    def _norm(self, name: str, module: nn.Module, args: tuple) -> None:
+        layer, stage = (args and _tag(args[0])) or ("", "")
+        self.calls[name] += 1
+        self.norms[name].append(layer if stage == "raw" else "")
 
-        return hook
-
-    def _norm(self, name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
-            layer, stage = (args and _tag(args[0])) or ("", "")
-            self.calls[name] += 1
-            self.norms[name].append(layer if stage == "raw" else "")
-
-        return hook
-
-    def _normed(self, name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if source := self.norms[name][-1]:
-                _mark(output, source, "normed")
-
-        return hook
+    def _normed(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if source := self.norms[name][-1]:
+            _mark(output, source, "normed")
 
 
 def _mark(x: Tensor, layer: str, stage: str) -> None:
@@ -269,6 +258,12 @@ def each_input(args: tuple, kwargs: dict, see: Callable[[Tensor], Any]) -> tuple
     named = {key: treat(x) if key in _ARGUMENTS else x for key, x in kwargs.items()}
     places = 3 if len(args) + sum(key in ("query", "key", "value") for key in kwargs) >= 3 else 1  # an attention
     return (*map(treat, args[:places]), *args[places:]), named
+
+
+def gives(output: Any) -> Tensor | None:
+    """Return the floating-point tensor that a layer gives, which is the first of several; None where it is none."""
+    value = output[0] if isinstance(output, tuple) and output else output
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None
 
 
 def _trouble(module: nn.Module, path: str) -> str:

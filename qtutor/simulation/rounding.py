@@ -10,20 +10,20 @@ copy in eval mode; the given model is never touched.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from qtutor.affine import QParams, fake_quantize, grid
+from qtutor.affine import QParams, decibels, fake_quantize, grid
 from qtutor.fusion.folding import factor
 from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model, plain_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import no_fast_attention
 from qtutor.observers import HistogramObserver, MinMaxObserver, Observer, squared_error
-from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, parameter_at
+from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, gives, parameter_at
 from qtutor.simulation.scheme import Scheme
 
 import torch
@@ -137,7 +137,7 @@ class Simulation:
             float(estimate(each.scale.view(1, 1), each.zero_point.view(1, 1), each.quant_min, each.quant_max))
             for each in (qparams, best.qparams())
         )
-        return 10 * math.log10(now / then) if now > 0 and then > 0 else 0.0
+        return decibels(now, then) if now > 0 and then > 0 else 0.0
 
     def histogram(self, name: str, side: str) -> tuple[Tensor, Tensor]:
         """The `(bins,)` left edges and counts of what a layer reads or gives; exact zeros are left out."""
@@ -183,9 +183,11 @@ class Simulation:
                 for path, weight in rounding.weights[name].items():
                     stack.enter_context(_replaced(module, path, weight))
                 if qparams := rounding.inputs.get(name):
-                    stack.callback(module.register_forward_pre_hook(_input_hook(qparams), with_kwargs=True).remove)
+                    hook = partial(_round_inputs, qparams)
+                    stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
                 if qparams := rounding.outputs.get(name):
-                    stack.callback(self.module(layer.output).register_forward_hook(_output_hook(qparams)).remove)
+                    rounds = partial(_round_output, qparams)
+                    stack.enter_context(self.module(layer.output).register_forward_hook(rounds))
             yield
 
     @contextmanager
@@ -194,20 +196,18 @@ class Simulation:
         kept: dict[str, list[Tensor]] = {}
         left = most
 
-        def keep(name: str) -> Callable:
-            def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-                nonlocal left
-                left -= output.nbytes
-                if left >= 0:
-                    kept.setdefault(name, []).append(output.clone())  # what follows may change it in place
-                else:
-                    kept.pop(name, None)
-
-            return hook
+        def keep(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+            nonlocal left
+            left -= output.nbytes
+            if left >= 0:
+                kept.setdefault(name, []).append(output.clone())  # what follows may change it in place
+            else:
+                kept.pop(name, None)
 
         with ExitStack() as stack:
             for name in self.products:
-                stack.callback(self.module(self.layers[name].output).register_forward_hook(keep(name)).remove)
+                giver = self.module(self.layers[name].output)
+                stack.enter_context(giver.register_forward_hook(partial(keep, name)))
             yield kept
 
     @contextmanager
@@ -219,62 +219,49 @@ class Simulation:
         Both are `(channels, n)` float64: what the layer gives, and what it would give with rounded weights.
         """
 
-        def compare(name: str) -> Callable:
-            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-                with ExitStack() as stack:
-                    for path, weight in rounding.weights[name].items():
-                        stack.enter_context(_replaced(module, path, weight))
-                    rounded = module.forward(*args, **kwargs)
-                axis = activation_axis(module, output)
-                see(name, *(x.double().movedim(axis, 0).flatten(1) for x in (output, rounded)))
-
-            return hook
+        def compare(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+            with ExitStack() as stack:
+                for path, weight in rounding.weights[name].items():
+                    stack.enter_context(_replaced(module, path, weight))
+                rounded = module.forward(*args, **kwargs)
+            axis = activation_axis(module, output)
+            see(name, *(x.double().movedim(axis, 0).flatten(1) for x in (output, rounded)))
 
         with ExitStack() as stack:
             for name in names:
-                stack.callback(self.module(name).register_forward_hook(compare(name), with_kwargs=True).remove)
+                hook = partial(compare, name)
+                stack.enter_context(self.module(name).register_forward_hook(hook, with_kwargs=True))
             yield
 
     @contextmanager
     def watching(self, see: Callable[[tuple[str, str], Tensor], None]) -> Iterator[None]:
         """Call `see((layer, "input" or "output"), tensor)` for all that is rounded, while the block runs."""
 
-        def before(name: str) -> Callable:
-            def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-                each_input(args, kwargs, lambda x: see((name, "input"), x))
+        def before(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+            each_input(args, kwargs, lambda x: see((name, "input"), x))
 
-            return hook
-
-        def after(name: str, relu: bool) -> Callable:
-            def hook(module: nn.Module, args: tuple, output: Any) -> None:
-                value = output[0] if isinstance(output, tuple) and output else output
-                if isinstance(value, Tensor) and value.is_floating_point():
-                    see((name, "output"), value.clamp(min=0) if relu else value)
-
-            return hook
+        def after(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+            if (value := gives(output)) is not None:
+                see((name, "output"), value.clamp(min=0) if self.layers[name].relu else value)
 
         with ExitStack() as stack:
             for name, layer in self.layers.items():
                 if layer.reads and layer.called:
-                    hook = self.module(name).register_forward_pre_hook(before(name), with_kwargs=True)
-                    stack.callback(hook.remove)
+                    reads = partial(before, name)
+                    stack.enter_context(self.module(name).register_forward_pre_hook(reads, with_kwargs=True))
                 if layer.output:
-                    hook = self.module(layer.output).register_forward_hook(after(name, layer.relu))
-                    stack.callback(hook.remove)
+                    stack.enter_context(self.module(layer.output).register_forward_hook(partial(after, name)))
             yield
 
 
-def _input_hook(qparams: QParams) -> Callable:
-    return lambda module, args, kwargs: each_input(args, kwargs, lambda x: fake_quantize(x, qparams))
+def _round_inputs(qparams: QParams, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return each_input(args, kwargs, lambda x: fake_quantize(x, qparams))
 
 
-def _output_hook(qparams: QParams) -> Callable:
-    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return fake_quantize(output, qparams)
-        return (fake_quantize(output[0], qparams), *output[1:])
-
-    return hook
+def _round_output(qparams: QParams, module: nn.Module, args: tuple, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return fake_quantize(output, qparams)
+    return (fake_quantize(output[0], qparams), *output[1:])
 
 
 @contextmanager

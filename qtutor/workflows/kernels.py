@@ -7,6 +7,7 @@ rare depthwise shapes. No list of them is complete, so each layer of each model 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from qtutor.models.operators import kind_of
 from qtutor.models.running import outputs
@@ -108,19 +109,16 @@ def compute_in_floats(model: nn.Module, weights: Weights, names: Iterable[str]) 
 def _first_wrong(model: nn.Module, weights: Weights, inputs: tuple[Tensor, ...]) -> str:
     wrong: list[str] = []
 
-    def compare(name: str) -> Callable:
-        def hook(layer: nn.Module, args: tuple, output: Tensor) -> None:
-            if not wrong:
-                expected = InFloats(layer, *weights[layer]).forward(args[0])
-                strays = (output.int_repr().int() - expected.int_repr().int()).abs() > 1
-                if strays.double().mean() > _STRAY:
-                    wrong.append(name)
+    def compare(name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
+        if not wrong:
+            expected = InFloats(layer, *weights[layer]).forward(args[0])
+            strays = (output.int_repr().int() - expected.int_repr().int()).abs() > 1
+            if strays.double().mean() > _STRAY:
+                wrong.append(name)
 
-        return hook
-
-    with ExitStack() as stack:
+    with ExitStack() as hooks:
         for name, layer in model.named_modules():
             if layer in weights and hasattr(layer, "scale"):
-                stack.callback(layer.register_forward_hook(compare(name), prepend=True).remove)
+                hooks.enter_context(layer.register_forward_hook(partial(compare, name), prepend=True))
         outputs(model, inputs)
     return wrong[0] if wrong else ""
