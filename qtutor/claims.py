@@ -226,11 +226,13 @@ def judge(
 
 def _verdict(claim: Claim, low: float, high: float, *, counted: bool) -> str:
     """The rule of this module, for a number between `low` and `high`."""
+    from qtutor.benchmark import intervals
+
     least, most = claim.ends
     if claim.kind == "at most":
         return "holds" if high <= most else "contradicted" if low > most else "not measurable here"
     reaches = low <= most + _MARGIN * abs(most) and high >= least - _MARGIN * abs(least)
-    noisy = claim.unit == "x" and high > 2 * low
+    noisy = claim.unit == "x" and intervals.disturbed(low, high)
     nothing = claim.claimed if claim.kind == "above" else claim.nothing
     if nothing is not None:
         some = 0.0 if claim.kind == "above" else _MARGIN * (least - nothing)  # less than that is no effect
@@ -279,7 +281,9 @@ class Ledger:
 
         Fewer rounds than give a 90 percent interval are no measurement.
         """
-        if comparison.confidence < 0.9:
+        from qtutor.benchmark import intervals
+
+        if comparison.confidence < intervals.LEAST:
             self.record(id, because=f"the computer is too slow or too busy: {len(comparison.times)} rounds")
         else:
             measured, *interval = comparison.ratio(name, against)

@@ -174,7 +174,7 @@ def describe() -> Machine:
         cpu=(capabilities or {}).get("cpu_name") or _attempt(platform.processor) or None,
         kernels=_attempt(torch.backends.cpu.get_cpu_capability),
         features=None if capabilities is None else tuple(_FEATURES[key] for key in _FEATURES if capabilities.get(key)),
-        cores=_attempt(lambda: len(os.sched_getaffinity(0))) or os.cpu_count(),
+        cores=_attempt(threads.cores),
         threads=torch.get_num_threads(),
         waiting=threads.waiting(),
         memory_total=memory_total,

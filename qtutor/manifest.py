@@ -11,6 +11,9 @@ from pathlib import Path
 TEACHING = Path(__file__).parent / "course" / "teaching"
 """The folder of the pages for instructors."""
 
+COURSE = TEACHING.parents[2]
+"""The folder that holds the package, and in a clone the lessons: the root of the repository."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:

@@ -81,7 +81,7 @@ def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return what to add to an environment, so that threads wait calmly and are no more than the cores they get."""
     added = {} if any(name in given for name in VARIABLES) else dict(WAYS[SHORT_SPIN])
     share = quota()
-    if share is not None and "OMP_NUM_THREADS" not in given and share < _cores():
+    if share is not None and "OMP_NUM_THREADS" not in given and share < (cores() or 1):
         added["OMP_NUM_THREADS"] = str(max(1, math.ceil(share)))
     return added
 
@@ -111,11 +111,12 @@ def waiting(environ: Mapping[str, str] = os.environ) -> str:
     return next((way for way, asked in WAYS.items() if asked[variable] == value), f"with {variable}={value}")
 
 
-def _cores() -> int:
+def cores() -> int | None:
+    """Return how many logical cores this process may use; None where the system does not tell."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # Linux only
-        return os.cpu_count() or 1
+    except (AttributeError, OSError):  # Linux only
+        return os.cpu_count()
 
 
 def _others() -> float:

@@ -140,8 +140,8 @@ def test_values_that_are_not_finite_are_refused(bad):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.arange(5), r"floating-point tensor, got torch.int64.*\.float\(\)"),
-        ([1.0, 2.0], r"needs a tensor, got list.*torch\.tensor"),
+        (torch.arange(5), r"floating-point tensor, got a tensor of torch.int64.*\.float\(\)"),
+        ([1.0, 2.0], r"needs a floating-point tensor, got list.*torch\.tensor"),
     ],
 )
 def test_what_is_not_a_float_tensor_is_refused_with_what_to_do(x, message):

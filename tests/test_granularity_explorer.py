@@ -224,7 +224,7 @@ def test_a_channel_of_zeros_costs_nothing_and_leaves_a_gap_in_the_picture(weight
             r"output_axis=2 is not an axis of a weight of shape \(2, 3\)",
         ),
         (torch.ones(2, 3), {"output_axis": 1.0}, TypeError, "output_axis must be a whole number, got 1.0"),
-        (torch.eye(3).to_sparse(), {}, TypeError, r"dense weight, got torch\.sparse_coo"),
+        (torch.eye(3).to_sparse(), {}, TypeError, r"dense tensor, got torch\.sparse_coo"),
         (torch.ones(2, 3), {"bits": 9}, ValueError, "bits cannot be 9: it goes from 2 to 8"),
         (torch.ones(2, 3), {"granularity": "row"}, ValueError, "granularity cannot be 'row'"),
     ],

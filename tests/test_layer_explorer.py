@@ -74,7 +74,7 @@ def test_each_layer_shows_its_own_weights_and_finding(diagnosis):
         explorer.set(layer=name)
         assert f"{name}: {diagnosis.table.set_index('layer').loc[name, 'finding']}" in explorer.sentence.text
         assert len(explorer.figure.data[6].x) == channels
-        assert sum(v for v in explorer.figure.data[4].y if v == v) == diagnosis.statistics[name].size[0]
+        assert sum(v for v in explorer.figure.data[4].y if v == v) == diagnosis.statistics[name].parameters
 
 
 @pytest.mark.parametrize("given", [None, nn.Linear(2, 2), "diagnosis"])

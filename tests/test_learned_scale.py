@@ -87,8 +87,8 @@ def test_values_are_those_of_fake_quantize_with_a_zero_point_too():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"x": torch.arange(3)}, TypeError, "x must be a floating-point tensor, got a tensor of torch.int64"),
-        ({"scale": 0.5}, TypeError, "scale must be a floating-point tensor, got float"),
+        ({"x": torch.arange(3)}, TypeError, "x needs a floating-point tensor, got a tensor of torch.int64"),
+        ({"scale": 0.5}, TypeError, "scale needs a floating-point tensor, got float"),
         ({"scale": torch.tensor(0.0)}, ValueError, "positive and finite"),
         ({"scale": torch.tensor(-1.0)}, ValueError, "positive and finite"),
         ({"scale": torch.tensor(torch.nan)}, ValueError, "positive and finite"),

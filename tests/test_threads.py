@@ -36,7 +36,7 @@ def test_threads_wait_with_a_short_spin_unless_the_user_has_said_how(given, monk
 @pytest.mark.parametrize(("share", "expected"), [(1.0, "1"), (0.25, "1"), (1.5, "2"), (8.0, None), (None, None)])
 def test_there_are_no_more_threads_than_a_containers_quota_feeds(share, expected, monkeypatch):
     monkeypatch.setattr(threads, "quota", lambda: share)
-    monkeypatch.setattr(threads, "_cores", lambda: 8)
+    monkeypatch.setattr(threads, "cores", lambda: 8)
     assert threads.environment({}).get("OMP_NUM_THREADS") == expected
     assert "OMP_NUM_THREADS" not in threads.environment({"OMP_NUM_THREADS": "3"})
 

@@ -5,6 +5,8 @@ import operator
 import torch
 from torch import Tensor
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def as_tensor(value: object, name: str) -> Tensor:
     """Return a number or a tensor as a tensor without gradient; refuse all else with a TypeError."""
@@ -44,13 +46,26 @@ def broadcasts(shape: torch.Size, onto: torch.Size) -> bool:
         return False
 
 
+def check_floats(x: object, caller: str, cure: str = "") -> None:
+    """Refuse what is not a dense tensor of the floating-point numbers that are computed with, with a TypeError."""
+    if not isinstance(x, Tensor) or x.dtype not in _FLOATS:
+        cure = cure or f"convert it, for example with {'.float()' if isinstance(x, Tensor) else 'torch.tensor(...)'}"
+        raise TypeError(f"{caller} needs a floating-point tensor, got {kind(x)}: {cure}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{caller} needs a dense tensor, got {x.layout}: convert it with .to_dense()")
+
+
 def check_finite(x: Tensor, caller: str) -> None:
     """Refuse an empty tensor, NaN and infinity with a ValueError."""
     if x.numel() == 0:
         raise ValueError(f"{caller}: the tensor of shape {tuple(x.shape)} is empty, there is nothing to measure")
     low, high = x.aminmax()
     if not (low.isfinite() and high.isfinite()):
-        raise ValueError(f"{caller}: {int((~x.isfinite()).sum())} of {x.numel()} values are NaN or infinite")
+        bad = int((~x.isfinite()).sum())
+        raise ValueError(
+            f"{caller}: {bad} of {x.numel()} values are NaN or infinite: replace them first, for example with "
+            "torch.nan_to_num"
+        )
 
 
 def check_values(values: Tensor, ok: Tensor, name: str, rule: str) -> None:

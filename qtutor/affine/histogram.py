@@ -16,7 +16,7 @@ their own, so they cost nothing; spread over a bin they would seem to.
 
 from dataclasses import dataclass
 
-from qtutor.affine.checks import check_finite, kind
+from qtutor.affine.checks import check_finite, check_floats
 from qtutor.affine.error import QuantizationError, measure_error
 from qtutor.affine.qparams import QParams
 
@@ -54,8 +54,7 @@ class Histogram:
             TypeError: `x` is not a floating-point tensor.
             ValueError: `x` is empty or holds NaN or infinity, or there is not one bin.
         """
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"Histogram needs a floating-point tensor, got {kind(x)}")
+        check_floats(x, "Histogram")
         if bins < 1:
             raise ValueError(f"Histogram needs at least one bin, got {bins}")
         x = x.detach().flatten().to(torch.float32)

@@ -13,7 +13,7 @@ Source: Esser et al. 2020, "Learned Step Size Quantization", eqs. 1 to 3 and sec
 
 import math
 
-from qtutor.affine.checks import broadcasts, kind
+from qtutor.affine.checks import broadcasts, check_floats
 from qtutor.affine.qparams import EPS
 
 import torch
@@ -59,8 +59,7 @@ def learned_fake_quantize(
         2.8
     """
     for name, tensor in (("x", x), ("scale", scale)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise TypeError(f"learned_fake_quantize: {name} must be a floating-point tensor, got {kind(tensor)}")
+        check_floats(tensor, f"learned_fake_quantize: {name}")
     if not quant_min < quant_max or not quant_min <= zero_point <= quant_max:
         raise ValueError(f"the grid [{quant_min}, {quant_max}] must have two codes and hold zero_point={zero_point}")
     values = scale.detach()

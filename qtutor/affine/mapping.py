@@ -1,13 +1,12 @@
 """q = clamp(round(x / s) + z, q_min, q_max), x_hat = (q - z) * s, and d x_hat / d x = 1 inside the grid, else 0."""
 
-from qtutor.affine.checks import broadcasts, check_values, kind
+from qtutor.affine.checks import broadcasts, check_floats, check_values, kind
 from qtutor.affine.qparams import QParams
 
 import torch
 from torch import Tensor
 
 _CODE_DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
-_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NARROW = 1 << 23  # codes up to here, either sign: float32 holds every one of them and every difference of two
 
 
@@ -144,8 +143,7 @@ def real_values_(codes: Tensor, qparams: QParams) -> Tensor:
 
 def check_input(x: Tensor, qparams: QParams, caller: str) -> None:
     """Refuse what `caller` cannot quantize, with a TypeError or a ValueError."""
-    if not isinstance(x, Tensor) or x.dtype not in _FLOAT_DTYPES:
-        raise TypeError(f"{caller} needs a floating-point tensor, got {kind(x)}: convert it, for example with .float()")
+    check_floats(x, caller)
     if not isinstance(qparams, QParams):
         raise TypeError(f"{caller} needs QParams, got {kind(qparams)}: choose_qparams makes them from a range")
     _check_shapes(x, qparams, caller)

@@ -166,8 +166,9 @@ def summarize(
 
 def _outcome(low: float, high: float, confidence: float) -> str:
     """What an interval of a ratio lets one say: its confidence is low where there were too few rounds."""
-    if confidence >= 0.9 and (low > 1 or high < 1):
-        return "a gain" if low > 1 else "a loss"
-    if confidence < 0.9 or high > 2 * low:
-        return "disturbed, run it again when the computer is quiet"
-    return "no difference that this measurement can tell"
+    told = confidence >= intervals.LEAST
+    if told and (side := intervals.side(low, high, 1)):
+        return side
+    if told and not intervals.disturbed(low, high):
+        return "no difference that this measurement can tell"
+    return "disturbed, run it again when the computer is quiet"

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+LEAST = 0.9
+"""The confidence without which nothing is said: there were too few samples."""
+
+
 def enough(confidence: float) -> int:
     """How many samples it takes until their whole range spans the median with this confidence."""
     return 1 + math.ceil(-math.log2(1 - confidence))
@@ -38,3 +42,13 @@ def of_median(samples: "pd.Series", confidence: float) -> tuple[float, float, fl
     """The median of samples, and the ends of its interval: all of them where there are too few."""
     ordered, left = samples.sort_values(), left_out(len(samples), confidence)
     return float(ordered.median()), float(ordered.iloc[left]), float(ordered.iloc[-1 - left])
+
+
+def side(low: float, high: float, nothing: float) -> str:
+    """Say on which side of what would be no difference an interval lies, "a gain" or "a loss"; "" where it holds it."""
+    return "a gain" if low > nothing else "a loss" if high < nothing else ""
+
+
+def disturbed(low: float, high: float) -> bool:
+    """Whether the interval of a ratio is noise: it spans a factor of two."""
+    return high > 2 * low

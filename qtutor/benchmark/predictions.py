@@ -4,10 +4,11 @@ Source: McNemar 1947, "Note on the sampling error of the difference between corr
 here its exact form).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qtutor.models.batches import read
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import chosen, shape_of
 
@@ -122,27 +123,21 @@ def _predict(models: Sequence[Model], loader: Batches) -> tuple[list[Tensor], Te
         check_eval(model)
     predicted, labels = [], []
     with torch.inference_mode():
-        for number, batch in enumerate(loader):
-            if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-                pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-                got = kind_of(batch) if not pair else f"{kind_of(batch[1])} for labels"
-                raise TypeError(f"batch {number} of the loader must be (images, labels), got {got}")
-            if batch[1].ndim == 0 or batch[1].is_floating_point():
+        for number, batch in enumerate(read(loader, "the loader")):
+            truth = batch.labels
+            if not isinstance(truth, Tensor):
+                got = "none" if truth is None else kind_of(truth)
+                raise TypeError(f"batch {number} of the loader must be (images, labels), got {got} for labels")
+            if truth.ndim == 0 or truth.is_floating_point():
+                shape = tuple(truth.shape)
                 raise ValueError(
-                    f"labels must be integers, (N,) or (N, ...), got {tuple(batch[1].shape)} {batch[1].dtype} in batch "
-                    f"{number}"
+                    f"labels must be integers, (N,) or (N, ...), got {shape} {truth.dtype} in batch {number}"
                 )
-            predicted.append([_classes(_called(model, batch[0]), batch[1]) for model in models])
-            labels.append(batch[1].cpu().flatten())
+            predicted.append([_classes(model(*batch.args, **batch.kwargs), truth) for model in models])
+            labels.append(truth.cpu().flatten())
     if not sum(map(len, labels)):
         raise ValueError("the loader has no images: a generator that was read before is empty, give a list of batches")
     return [torch.cat(parts) for parts in zip(*predicted, strict=True)], torch.cat(labels)
-
-
-def _called(model: Model, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 def _classes(output: Any, labels: Tensor) -> Tensor:

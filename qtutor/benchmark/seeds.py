@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from qtutor.benchmark import intervals
 
-_CONFIDENCE = 0.9
-
 
 def spread(values: Sequence[float]) -> str:
     """Return the median of some results, and the ends of its interval.
@@ -45,10 +43,9 @@ def seed_by_seed(name: str, ours: Sequence[float], against: str, theirs: Sequenc
         raise ValueError(f"seeds are compared in pairs, got {len(ours)} of {name} and {len(theirs)} of {against}")
     value, low, high = _interval([a - b for a, b in zip(ours, theirs, strict=True)])
     said = f"{name} minus {against}: {value:+.1f} points ({low:+.1f} to {high:+.1f}, {len(ours)} seeds)"
-    if len(ours) < intervals.enough(_CONFIDENCE):
+    if len(ours) < intervals.enough(intervals.LEAST):
         return f"{said}: too few seeds to tell."
-    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference that these seeds can tell"
-    return f"{said}: {verdict}."
+    return f"{said}: {intervals.side(low, high, 0) or 'no difference that these seeds can tell'}."
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -56,4 +53,4 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
 
     if not len(values):
         raise ValueError("there is no result of any seed")
-    return intervals.of_median(pd.Series(values), _CONFIDENCE)
+    return intervals.of_median(pd.Series(values), intervals.LEAST)

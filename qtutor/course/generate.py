@@ -13,12 +13,9 @@ from qtutor import exercises
 from qtutor.course.glossary import TERMS
 from qtutor.course.plans import timetables
 from qtutor.exercises.exercise import Exercise
-from qtutor.manifest import LESSONS, TEACHING, Lesson
+from qtutor.manifest import COURSE, LESSONS, TEACHING, Lesson
 
 import nbformat
-
-COURSE = TEACHING.parents[2]
-"""The root of the repository."""
 
 
 def contents() -> dict[Path, str]:

@@ -30,9 +30,8 @@ def cores(notebook: nbformat.NotebookNode) -> list[list[nbformat.NotebookNode]]:
     """The cells of each core of a lesson, without what stands under *Go deeper*."""
     parts: list[list[nbformat.NotebookNode]] = [[]]
     for cell in notebook.cells:
-        if cell.cell_type == "markdown" and re.search(f"^{DEEPER}", cell.source, re.MULTILINE):
-            above = cell.source[: re.search(f"^{DEEPER}", cell.source, re.MULTILINE).start()]
-            parts[-1].append(nbformat.v4.new_markdown_cell(above))
+        if cell.cell_type == "markdown" and (found := re.search(f"^{DEEPER}", cell.source, re.MULTILINE)):
+            parts[-1].append(nbformat.v4.new_markdown_cell(cell.source[: found.start()]))
             break
         parts[-1].append(cell)
         if cell.cell_type == "markdown" and STOP in cell.source:

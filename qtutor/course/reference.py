@@ -17,13 +17,11 @@ from importlib import metadata
 from pathlib import Path
 
 from qtutor.course import notebooks
-from qtutor.manifest import LESSONS, TEACHING, Lesson
+from qtutor.manifest import COURSE, LESSONS, TEACHING, Lesson
 
 import nbformat
 
 PAGE = TEACHING / "reference.md"
-COURSE = TEACHING.parents[2]
-"""The folder that holds the package: no folder of a computer is named in the page."""
 
 OPENING = """\
 # Reference run
@@ -87,7 +85,7 @@ def _lines(output: nbformat.NotebookNode) -> Iterator[str]:
         text = output.get("data", {}).get("text/plain", "")
         if _WIDGET in output.get("data", {}) and not text.endswith("."):  # a progress bar; an explorer says a sentence
             text = ""
-    text = text.replace(f"{COURSE}{os.sep}", "")
+    text = text.replace(f"{COURSE}{os.sep}", "")  # no folder of a computer is named in the page
     text = re.sub(r"^… Open\..*\n?|^\d+ of \d+ right in this lesson\.\n?", "", text, flags=re.MULTILINE)
     text = text.replace("You made no guess; the answer is", "The answer is").translate(_ASCII)
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from qtutor.diagnosis.experiment import Experiment, Measured
 from qtutor.repair.search import fewest
 from qtutor.simulation import Configuration
+from qtutor.workflows.checks import USUAL
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GOOD_ENOUGH = 20.0
-"""SQNR of the output in dB that is aimed for where there are no labels: an error of a tenth of the signal."""
+GOOD_ENOUGH = USUAL
+"""SQNR of the output in dB that is aimed for where there are no labels."""
 
 _LEAST = 10.0  # dB: labels or not, an output with more noise than this is another function
 _TRIES = 24  # sets of layers to keep in floating point

@@ -119,9 +119,8 @@ class Diagnosis:
         """Return the values of a layer's weights and of what it reads or gives, as left edges and counts of bins."""
         simulation, _ = self.experiment.prepare(self.configuration)
         weights = torch.cat([w.flatten() for w in simulation.weights(name).values()]).float()
-        low, high = float(weights.min()), float(weights.max())
-        edges = torch.linspace(low, high if high > low else low + 1, 61)[:-1]
-        found = {"weights": (edges, weights.histc(60, low, high if high > low else low + 1))}
+        counts, edges = torch.histogram(weights, 60)
+        found = {"weights": (edges[:-1], counts)}
         for side in self.statistics[name].sides:
             found[side] = simulation.histogram(name, side)
         return found

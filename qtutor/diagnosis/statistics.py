@@ -5,10 +5,10 @@ All are sums over batches, one number a channel: memory does not grow with the d
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from qtutor.affine import decibels, fake_quantize, sqnr
+from qtutor.affine import decibels, fake_quantize
 from qtutor.models.batches import Batch
 from qtutor.simulation import Rounding, Simulation
 from qtutor.simulation.layers import activation_axis, channel_axis
@@ -30,7 +30,7 @@ _FAR = 30.0  # times the root mean square: further out than any bell-shaped dist
 class ChannelSums:
     """Sums over all values of each channel, float64; and its extremes."""
 
-    count: int = 0
+    count: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     signal: Tensor = field(default_factory=lambda: torch.zeros(()))
     noise: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -40,11 +40,16 @@ class ChannelSums:
     def add(self, rows: Tensor, rounded: Tensor) -> None:
         """Add `(channels, n)` values, and what they are rounded to."""
         exact = rows.double()
-        self.count += rows.shape[1]
+        self.count = self.count + rows.shape[1]
         self.total = self.total + exact.sum(dim=1)
         self.signal = self.signal + exact.square().sum(dim=1)
         self.noise = self.noise + (exact - rounded).square().sum(dim=1)
         self.low, self.high = torch.minimum(self.low, rows.amin(dim=1)), torch.maximum(self.high, rows.amax(dim=1))
+
+    @classmethod
+    def cat(cls, parts: "list[ChannelSums]") -> "ChannelSums":
+        """Return the sums of the channels of several tensors, one behind the other."""
+        return cls(*(torch.cat([vars(p)[f.name].expand_as(p.total) for p in parts]) for f in fields(cls)))
 
     @property
     def std(self) -> Tensor:
@@ -79,11 +84,8 @@ class LayerStatistics:
     """What rounding does to the tensors of one layer.
 
     Attributes:
-        size: elements of its weights, bytes of each, output channels.
-        weight_sqnr: of its weights in dB: overall, of the median and of the worst output channel.
-        weight_low: `(channels,)` smallest weight of each output channel, batch norm folded in.
-        weight_high: `(channels,)` the largest.
-        weight_rms: root of the mean squared weight of the widest channel.
+        parameters: how many weights it has.
+        weights: sums of these by output channel, batch norm folded in.
         sides: sums of what is rounded on its account, by "input" and "output".
         shift: `(channels,)` mean of what rounding the weights adds to each output channel.
         shift_noise: mean power of what it adds, to each channel.
@@ -91,11 +93,8 @@ class LayerStatistics:
         gain: dB that the range of least squared error would win over that of all values.
     """
 
-    size: tuple[int, int, int]
-    weight_sqnr: tuple[float, float, float]
-    weight_low: Tensor
-    weight_high: Tensor
-    weight_rms: float
+    parameters: int
+    weights: ChannelSums
     sides: dict[str, ChannelSums] = field(default_factory=dict)
     shift: Tensor | None = None
     shift_noise: Tensor | None = None
@@ -105,7 +104,7 @@ class LayerStatistics:
     @property
     def weight_range(self) -> Tensor:
         """`(channels,)` largest magnitude of each output channel's weights."""
-        return torch.maximum(-self.weight_low, self.weight_high)
+        return self.weights.range
 
     @property
     def worst_side(self) -> str:
@@ -116,7 +115,7 @@ class LayerStatistics:
     def weight_noise(self) -> float:
         """Noise over signal that rounded weights bring into the output."""
         if self.shift_noise is None or self.spread is None:
-            return 10 ** (-self.weight_sqnr[0] / 10)
+            return 10 ** (-self.weights.decibels()[0] / 10)
         power = float(self.spread.square().sum())
         return float(self.shift_noise.sum()) / power if power else 0.0
 
@@ -129,7 +128,8 @@ class LayerStatistics:
     @property
     def amplified(self) -> bool:
         """Whether well rounded weights give a bad output: then it is the input that is extreme."""
-        return self.weight_sqnr[1] >= _WELL and self.weight_noise >= max(0.01, 10 * 10 ** (-self.weight_sqnr[0] / 10))
+        overall, median, _ = self.weights.decibels()
+        return median >= _WELL and self.weight_noise >= max(0.01, 10 * 10 ** (-overall / 10))
 
     @property
     def bias_shift(self) -> float:
@@ -144,12 +144,12 @@ class LayerStatistics:
         activation = self.sides[self.worst_side].decibels() if self.sides else (math.nan,) * 3
         ranges = self.sides[self.worst_side].range if self.sides else None
         return {
-            **dict(zip(("weight_sqnr", "weight_median", "weight_worst"), self.weight_sqnr, strict=True)),
+            **dict(zip(("weight_sqnr", "weight_median", "weight_worst"), self.weights.decibels(), strict=True)),
             **dict(zip(("activation_sqnr", "activation_median", "activation_worst"), activation, strict=True)),
             "weight_spread": unevenness(self.weight_range),
             "activation_spread": math.nan if ranges is None else unevenness(ranges),
             "bias_shift": self.bias_shift,
-            "parameters": self.size[0],
+            "parameters": self.parameters,
         }
 
 
@@ -196,7 +196,7 @@ def explain(statistics: LayerStatistics) -> tuple[str, str]:
     """Say what is wrong with a layer, if anything, and what to do about it."""
     side = statistics.worst_side
     activation, weight = statistics.sides[side].blur if side else 0.0, statistics.weight_noise
-    weight = max(weight, 10 ** (-statistics.weight_sqnr[1] / 10))  # a loud channel must not hide the median one
+    weight = max(weight, 10 ** (-statistics.weights.decibels()[1] / 10))  # a loud channel must not hide the median one
     if max(weight, activation) <= 10 ** (-HARMLESS / 10):
         return "healthy", ""
     return _of_activations(statistics, side) if activation > weight else _of_the_weights(statistics)
@@ -219,7 +219,7 @@ def _of_the_weights(statistics: LayerStatistics) -> tuple[str, str]:
             f"uneven weights: channel {widest} is {ratio:.0f} times as wide as the median",
             "a scale for each channel, or equalize",
         )
-    if ranges.max() >= _FAR * statistics.weight_rms:
+    if ranges[widest] >= _FAR * (statistics.weights.signal / statistics.weights.count)[widest].sqrt():
         return "outlier weights: a few are far larger than the rest of their channel", "keep it in float, or more bits"
     shift, noise = statistics.shift, statistics.shift_noise
     if shift is not None and noise is not None and float(shift.square().sum()) > 0.5 * float(noise.sum()) > 0:
@@ -231,7 +231,7 @@ def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
     sums = statistics.sides[side]
     ratio, gain = unevenness(sums.range), statistics.gain.get(side, 0.0)
     widest = int(sums.range.argmax())
-    mean, std = float(sums.total[widest]) / sums.count, float(sums.std[widest])
+    mean, std = float(sums.total[widest] / sums.count), float(sums.std[widest])
     if abs(mean) >= 10 * std > 0:
         return (
             f"bias shift: channel {widest} of its {side} lies at {mean:.3g} and varies by {std:.2g} only",
@@ -242,7 +242,7 @@ def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
             f"outlier activation: channel {widest} of its {side} is {ratio:.0f} times as wide as the median",
             "equalize, or keep it in float",
         )
-    rms = math.sqrt(float(sums.signal.sum()) / (sums.count * len(sums.signal)))
+    rms = math.sqrt(float(sums.signal.sum() / (sums.count * len(sums.signal))))
     if gain >= 3:
         return (
             f"badly calibrated: rare values set the range of its {side}, {gain:.0f} dB could be won",
@@ -254,17 +254,12 @@ def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
 
 
 def _of_weights(simulation: Simulation, rounding: Rounding, name: str) -> LayerStatistics:
-    layer, module = simulation.layers[name], simulation.module(name)
-    exact, rounded = simulation.weights(name), dict(rounding.weights[name])
-    axis = channel_axis(module)
-    if layer.norm:
-        rounded["weight"] = rounded["weight"] * simulation.factor(name)
-    rows = [(w.movedim(axis, 0).flatten(1), rounded[path].movedim(axis, 0).flatten(1)) for path, w in exact.items()]
-    flat, flat_rounded = (torch.cat([pair[i].flatten() for pair in rows]) for i in (0, 1))
-    each = torch.cat([torch.as_tensor(sqnr(*pair, axis=0)) for pair in rows]).sort().values
-    low, high = torch.cat([w.amin(dim=1) for w, _ in rows]), torch.cat([w.amax(dim=1) for w, _ in rows])
-    widest = int(torch.maximum(-low, high).argmax())
-    channel = [row for w, _ in rows for row in w.unbind()][widest]
-    size = sum(w.numel() for w in exact.values()), next(iter(exact.values())).element_size(), len(each)
-    levels = float(sqnr(flat, flat_rounded)), float(each[(len(each) - 1) // 2]), float(each[0])
-    return LayerStatistics(size, levels, low, high, float(channel.double().square().mean().sqrt()))
+    axis, parts, parameters = channel_axis(simulation.module(name)), [], 0
+    for path, exact in simulation.weights(name).items():
+        rounded = rounding.weights[name][path]
+        if simulation.layers[name].norm:
+            rounded = rounded * simulation.factor(name)
+        parts.append(ChannelSums())
+        parts[-1].add(*(x.movedim(axis, 0).flatten(1) for x in (exact, rounded)))
+        parameters += exact.numel()
+    return LayerStatistics(parameters, ChannelSums.cat(parts))

@@ -198,9 +198,8 @@ class _Packed:
 
 def _work(share: _Share | _Packed, trials: list[Trial]) -> dict[Trial, Score]:
     """One worker's share, on a model of its own and with as many threads as the caller: sums come out the same."""
-    share, before = share.opened(), torch.get_num_threads()
-    torch.set_num_threads(share.threads)
-    try:
+    from torch.utils.benchmark import set_torch_threads
+
+    share = share.opened()
+    with set_torch_threads(share.threads):
         return sweep(share.simulation, share.rounding, share.batches, trials, share.metric)
-    finally:
-        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ from qtutor.affine import (
     measure_error,
     quantize,
 )
+from qtutor.affine.checks import check_finite, check_floats
 from qtutor.explorers.explorer import Explorer, Stops, slider_range, start
 from qtutor.explorers.words import counted
 from qtutor.plots import look
@@ -159,19 +160,11 @@ class AffineExplorer(Explorer):
     """
 
     def __init__(self, x: Tensor, *, bits: int = 4, symmetric: bool = False, signed: bool = True):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"AffineExplorer needs a tensor, got {type(x).__name__}: convert it with torch.tensor(...)")
-        if not x.is_floating_point():
-            raise TypeError(f"AffineExplorer needs a floating-point tensor, got {x.dtype}: convert it with .float()")
-        if not x.isfinite().all():
-            bad = int((~x.isfinite()).sum())
-            raise ValueError(
-                f"AffineExplorer: {bad} of {x.numel():,} values are NaN or infinite: replace them first, "
-                "for example with torch.nan_to_num"
-            )
+        check_floats(x, "AffineExplorer")
         if x.numel() == 0:
             self.show_only(f"The tensor of shape {tuple(x.shape)} is empty: there is no value to quantize.")
             return
+        check_finite(x, "AffineExplorer")
         self.data = AffineData(x)
         low, high = min(self.data.histogram.low, 0.0), max(self.data.histogram.high, 0.0)
         if low == high:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
+from qtutor.affine.checks import check_floats
 from qtutor.explorers.explorer import Explorer, Stops, every, start, toggles
 from qtutor.explorers.words import decibels
 from qtutor.observers import MinMaxObserver
@@ -192,14 +193,10 @@ class GranularityExplorer(Explorer):
 
     def __init__(self, weight: Tensor, *, output_axis: int = 0, granularity: str = "tensor", bits: int = 8):
         name = type(self).__name__
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            given = f"a tensor of {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
-            raise TypeError(f"{name} needs a floating-point tensor, got {given}: pass layer.weight")
+        check_floats(weight, name, "pass layer.weight")
         shape = tuple(weight.shape)
         if not 2 <= weight.dim() <= 5:
             raise ValueError(f"{name} needs a weight of 2 to 5 dimensions, got one of shape {shape}")
-        if weight.layout != torch.strided:
-            raise TypeError(f"{name} needs a dense weight, got {weight.layout}: convert it with .to_dense()")
         if type(output_axis) is not int:
             raise TypeError(f"{name}: output_axis must be a whole number, got {output_axis!r}")
         if not 0 <= output_axis < weight.dim():

@@ -184,7 +184,7 @@ class _Layer:
         return cls(
             _coarser(*histograms["weights"]),
             _coarser(*histograms[side]) if side else ([], []),
-            _ranges(statistics.weight_low, statistics.weight_high),
+            _ranges(statistics.weights.low, statistics.weights.high),
             _ranges(sums.low, sums.high),
             f"Values of its {side}" if side else "No activation is rounded",
         )

@@ -8,12 +8,14 @@ from typing import Any
 
 from qtutor.plots import look
 from qtutor.samples.data import Split
+from qtutor.samples.training import step
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
 from IPython.display import display
 from torch import nn
+from torch.utils.benchmark import set_torch_threads
 
 _HEARS_CLICKS = tuple(map(int, metadata.version("ipykernel").split(".")[:2])) >= (7, 4)  # needs Python 3.11
 _PAUSE = 0.1  # seconds between two redraws of the bar
@@ -123,24 +125,16 @@ class LiveTraining(ipywidgets.VBox):
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(data) // 64))
         model.train()(data.images[:64])
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # on images this small a second thread gains nothing, and on a busy computer they wait
-        try:
+        with set_torch_threads(1):  # on images this small a second one gains nothing, and on a busy computer they wait
             for epoch in range(1, epochs + 1):
                 if last and epoch == epochs:
                     last(model)
-                async for index in self.batches(torch.randperm(len(data), generator=order).split(64)):
-                    loss = nn.functional.cross_entropy(model(data.images[index]), data.labels[index])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
+                async for images, labels in self.batches(data.shuffled(order)):
+                    step(model, images, labels, optimizer, schedule)
                 if self.stopped:
                     break
                 if measure:
                     self.point(name, epoch, measure(model))
-        finally:
-            torch.set_num_threads(threads)
         return model
 
     def point(self, name: str, x: float, y: float) -> None:

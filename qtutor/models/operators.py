@@ -28,6 +28,8 @@ class Trait(Flag):
     """It gives means of what it gets."""
     CHOOSES = auto()
     """On codes, it chooses among them or clamps them: PyTorch has an INT8 kernel, which rounds nothing."""
+    ARITHMETIC = auto()
+    """It adds or multiplies two numbers."""
     ROUNDS = auto()
     """PyTorch has an INT8 kernel, which rounds what it gives."""
 
@@ -78,8 +80,12 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
             *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
             *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.BatchNorm2d, nn.BatchNorm3d),
             *(nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.Sigmoid, nn.Tanh, F.hardswish),
-            *(operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, torch.cat, "add", "mul"),
+            torch.cat,
         ),
+    ),
+    (
+        Trait.ARITHMETIC | Trait.ROUNDS,
+        (operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, "add", "mul"),
     ),
 )
 _TRAITS: dict[type | Callable | str, Trait] = {thing: traits for traits, things in _TABLE for thing in things}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 
 from qtutor.affine import QParams, check_grid, choose_qparams
+from qtutor.affine.checks import check_floats
 
 import torch
 from torch import Tensor
@@ -58,7 +59,9 @@ class Observer(ABC):
             ValueError: `x` is empty, holds NaN, infinity or what float32 cannot hold, or its shape does
                 not fit `axis`, `group_size` or the batches before.
         """
-        self._check_batch(x)
+        check_floats(x, self._name)
+        if x.numel() == 0:
+            raise ValueError(f"{self._name}: a tensor of shape {tuple(x.shape)} is empty, there is nothing to observe")
         rows, shape = self._rows(x.detach())
         if self._shape not in (None, shape):
             raise ValueError(
@@ -121,15 +124,6 @@ class Observer(ABC):
             raise TypeError(f"{self._name}: {name} must be a number, got {value!r}")
         if not 0 < float(value) <= whole:
             raise ValueError(f"{self._name}: {name} must be in (0, {whole}], got {value!r}")
-
-    def _check_batch(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = f"a tensor of {x.dtype} and shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{self._name} needs a floating-point tensor, got {kind}")
-        if x.layout != torch.strided:
-            raise TypeError(f"{self._name} needs a dense tensor, got {x.layout}: convert it with .to_dense()")
-        if x.numel() == 0:
-            raise ValueError(f"{self._name}: a tensor of shape {tuple(x.shape)} is empty, there is nothing to observe")
 
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The values of each scale as a row, and the shape of the qparams."""

@@ -112,6 +112,5 @@ def calibration_size(sizes: Sequence[int], decibels: Tensor, title: str, *, clai
 
 def _histogram(tensor: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """`(bins + 1,)` edges of even bins from the lowest to the highest value but 0, and their counts."""
-    values = tensor[tensor != 0]
-    edges = torch.linspace(float(values.min()), float(values.max()), bins + 1)
-    return edges, values.histc(bins, float(edges[0]), float(edges[-1]))
+    counts, edges = torch.histogram(tensor[tensor != 0].detach(), bins)
+    return edges, counts

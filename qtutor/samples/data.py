@@ -1,6 +1,7 @@
 """Images with labels that need no network: real handwritten digits, and flowers drawn by a formula."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,12 +27,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int | slice) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 
     def batches(self, size: int = 256) -> list[tuple[Tensor, Tensor]]:
         """Cut into `(images, labels)` batches, in order; the last may be smaller. Views: nothing is copied."""
         return list(zip(self.images.split(size), self.labels.split(size), strict=True))
+
+    def shuffled(self, order: torch.Generator, size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `(images, labels)` batches of one epoch in a random order."""
+        return (self[index] for index in torch.randperm(len(self), generator=order).split(size))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from qtutor.samples.data import Split
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 @contextmanager
@@ -37,6 +39,7 @@ def train(
     interrupted at any batch. On images this small a second thread gains nothing, and on a busy
     computer the two wait for each other.
     """
+    from torch.utils.benchmark import set_torch_threads
     from tqdm.auto import tqdm
 
     order = torch.Generator().manual_seed(0)
@@ -45,19 +48,18 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=steps)
     model.train()
     bar = tqdm(total=steps, desc=f"Training {name}", unit="batch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with fixed_random_numbers(), torch.enable_grad(), bar:
-            for _ in range(epochs):
-                for index in torch.randperm(len(data), generator=order).split(batch_size):
-                    images, labels = data[index]
-                    loss = nn.functional.cross_entropy(model(images), labels)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                    bar.update()
-    finally:
-        torch.set_num_threads(before)
+    with set_torch_threads(threads), fixed_random_numbers(), torch.enable_grad(), bar:
+        for _ in range(epochs):
+            for images, labels in data.shuffled(order, batch_size):
+                step(model, images, labels, optimizer, schedule)
+                bar.update()
     return model.eval()
+
+
+def step(model: nn.Module, images: Tensor, labels: Tensor, optimizer: Optimizer, schedule: LRScheduler) -> None:
+    """Train a classifier on one batch, and move on to the next learning rate."""
+    loss = nn.functional.cross_entropy(model(images), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()

@@ -1,7 +1,6 @@
 """The FX flow: torch.fx traces the model, and PyTorch puts observers where integers can be."""
 
 import importlib
-import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -22,7 +21,6 @@ _TENSORS = ("input", "weight", "bias")
 _ARGUMENTS = {"linear": _TENSORS}
 _ARGUMENTS |= {f"conv{n}d": (*_TENSORS, "stride", "padding", "dilation", "groups") for n in (1, 2, 3)}
 _ARGUMENTS |= {f"conv_transpose{n}d": (*_TENSORS, "stride", "padding", "output_padding", "groups") for n in (1, 2, 3)}
-_ARITHMETIC = (operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, "add", "mul")
 
 
 class _Skipped(nn.Identity):
@@ -83,7 +81,8 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
             later = set(nodes[place + 1 :])
             for user in [user for user in node.all_input_nodes[0].users if user in later]:
                 user.replace_input_with(node.all_input_nodes[0], node)
-        with_number = node.target in _ARITHMETIC and len(node.all_input_nodes) == 1 and len(node.args) == 2
+        operands = node.args if Trait.ARITHMETIC in traits(target_of(node, root)) else ()
+        with_number = len(node.all_input_nodes) == 1 and len(operands) == 2
         # In training PyTorch would give what is computed with a number the range of its input.
         if name_of(node) in recipe.float_operators or (recipe.trained and with_number):
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
