@@ -109,6 +109,13 @@ class Machine:
     def _repr_markdown_(self) -> str:
         return "\n".join(f"- {line}" for line in str(self).splitlines())
 
+    def setting(self, versions: Mapping[str, str]) -> str:
+        """Say where something ran: versions by name, threads, the processor and what it has for INT8, in a sentence."""
+        named = ", ".join(f"{name} {version}" for name, version in versions.items())
+        ran = "1 thread" if self.threads == 1 else f"{self.threads} threads that wait {self.waiting}"
+        features = f" ({', '.join(self.features)})" if self.features else ""
+        return f"{named}, with {ran} on {self.cpu or 'an unknown processor'}{features}."
+
     def sentences(self) -> Iterable[str]:
         """Say what the computer is, without its problems."""
         yield f"{self.system}, Python {self.python}, PyTorch {self.torch}."

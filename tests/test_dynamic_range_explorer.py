@@ -168,5 +168,5 @@ def test_a_control_that_cannot_start_there_is_refused(x, start):
 def test_a_bad_calibration_is_refused(x):
     with pytest.raises(ValueError, match=r"calibration: .*empty"):
         DynamicRangeExplorer(x, calibration=torch.empty(0))
-    with pytest.raises(TypeError, match=r"calibration: "):
+    with pytest.raises(TypeError, match=r"calibration needs a floating"):
         DynamicRangeExplorer(x, calibration=[1.0])

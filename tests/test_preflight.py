@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from qtutor import cli, manifest, storage
 from qtutor.course import preflight
+from qtutor.samples import place
 
 import pytest
 
@@ -58,9 +59,9 @@ def test_a_nearly_full_disk_is_a_problem(tmp_path, monkeypatch):
 def test_says_which_models_are_still_to_be_trained():
     models = ("digits_cnn", "digits_lstm")
     storage.cache_dir().mkdir(parents=True)
-    (storage.cache_dir() / "digits_lstm-01234567.pt").touch()
+    place("digits_lstm").touch()
     assert preflight.check_caches(models).sentence.endswith(": digits_cnn.")
-    (storage.cache_dir() / "digits_cnn-01234567.pt").touch()
+    place("digits_cnn").touch()
     assert "is trained" in preflight.check_caches(models).sentence
 
 

@@ -21,22 +21,3 @@ from qtutor.affine.histogram import Histogram
 from qtutor.affine.learned_scale import LearnedFakeQuantizer, learned_fake_quantize
 from qtutor.affine.mapping import dequantize, fake_quantize, quantize
 from qtutor.affine.qparams import EPS, QParams, choose_qparams, grid, scale_and_zero_point
-
-__all__ = [
-    "EPS",
-    "Histogram",
-    "LearnedFakeQuantizer",
-    "QParams",
-    "QuantizationError",
-    "check_grid",
-    "choose_qparams",
-    "decibels",
-    "dequantize",
-    "fake_quantize",
-    "grid",
-    "learned_fake_quantize",
-    "measure_error",
-    "quantize",
-    "scale_and_zero_point",
-    "sqnr",
-]

@@ -54,7 +54,6 @@ def measure_error(x: Tensor, qparams: QParams) -> QuantizationError:
         qparams: `scale` and `zero_point` broadcast against `x`.
 
     Raises:
-        TypeError: `x` is not a floating-point tensor.
         ValueError: `x` is empty or holds NaN or infinity, or the shapes do not broadcast.
 
     Example:
@@ -94,7 +93,6 @@ def sqnr(reference: Tensor, approximation: Tensor, *, axis: int | None = None) -
         A number; `(channels,)` float64 if `axis` is given.
 
     Raises:
-        TypeError: an argument is not a tensor of real numbers.
         ValueError: the shapes differ, a tensor is empty or holds NaN or infinity, or it has no such axis.
 
     Example:

@@ -37,14 +37,11 @@ def learned_fake_quantize(
     Args:
         x: `(*shape)` real values.
         scale: floating point, positive; broadcasts against `x`: `()` per tensor, `(C, 1, 1, 1)` per channel.
-        quant_min: lowest code.
-        quant_max: highest code.
         zero_point: the code of 0.0.
         gradient_scale: what the gradient of `scale` is multiplied by; by default 1 / sqrt(N quant_max), where N
             values share a scale.
 
     Raises:
-        TypeError: `x` or `scale` is not a floating-point tensor.
         ValueError: a scale is not positive and finite, the grid is empty or does not hold `zero_point`, or the
             shapes do not broadcast.
 
@@ -96,7 +93,6 @@ class LearnedFakeQuantizer(nn.Module):
 
     Args:
         quant_min: lowest code; 0 after a ReLU.
-        quant_max: highest code.
         axis: the axis of the channels, for one scale each; None for one scale.
         channels: how many there are along `axis`.
 

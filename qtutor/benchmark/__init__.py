@@ -5,16 +5,3 @@ from qtutor.benchmark.comparison import Comparison
 from qtutor.benchmark.predictions import Flips, Model, accuracy, flips
 from qtutor.benchmark.seeds import seed_by_seed, spread
 from qtutor.benchmark.size import size_bytes
-
-__all__ = [
-    "Comparison",
-    "Flips",
-    "Model",
-    "accuracy",
-    "check_entries",
-    "compare",
-    "flips",
-    "seed_by_seed",
-    "size_bytes",
-    "spread",
-]

@@ -38,13 +38,8 @@ class Comparison:
 
     @property
     def setting(self) -> str:
-        """Where it ran: versions, threads, the processor and what it has for INT8, in a sentence."""
-        cpu = self.machine.cpu or "an unknown processor"
-        threads = f"{self.machine.threads} threads that wait {self.machine.waiting}"
-        threads = "1 thread" if self.machine.threads == 1 else threads
-        features = f" ({', '.join(self.machine.features)})" if self.machine.features else ""
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return f"{versions}, with {threads} on {cpu}{features}."
+        """Where it ran, in a sentence."""
+        return self.machine.setting(self.versions)
 
     @property
     def _baseline(self) -> str:

@@ -4,6 +4,7 @@ Each check is a sentence and, where it fails, what to do about it. How long a le
 manifest says, scaled by how fast this computer trains a small network.
 """
 
+import os
 import shutil
 import socket
 import statistics
@@ -111,7 +112,9 @@ def check_place(what: str, folder: Path) -> Check:
 
 def check_caches(models: Iterable[str]) -> Check:
     """Say which of the models that the lessons ask for are trained already."""
-    missing = sorted(name for name in models if not any(storage.cache_dir().glob(f"{name}-*.pt")))
+    from qtutor.samples import place
+
+    missing = sorted(name for name in models if not os.path.exists(place(name)))
     if missing:
         return Check(f"Still to be trained, at the first use or now with qtutor prepare: {', '.join(missing)}.")
     return Check("Every model that the lessons ask for is trained.")

@@ -101,16 +101,12 @@ def _setting(seconds: float) -> str:
     """When and on what a lesson ran."""
     from qtutor.machine import describe
 
-    machine, versions = describe(), []
+    machine = describe()
+    versions = {"Python": machine.python}
     for name in ("torch", "torchvision", "torchao", "onnxruntime", "openvino"):
         with suppress(metadata.PackageNotFoundError):
-            versions.append(f"{name} {metadata.version(name)}")
-    instructions = ", ".join(machine.features or ()) or "no INT8 instructions that the course knows"
-    return (
-        f"Run on {datetime.date.today()} in {seconds:.0f} seconds: {machine.cpu or 'an unknown processor'} "
-        f"({instructions}), {machine.threads} threads, {machine.system}, Python {machine.python}, "
-        f"{', '.join(versions)}."
-    )
+            versions[name] = metadata.version(name)
+    return f"Run on {datetime.date.today()} in {seconds:.0f} seconds, {machine.system}: {machine.setting(versions)}"
 
 
 def main(numbers: list[str]) -> int:

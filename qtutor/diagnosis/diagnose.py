@@ -26,7 +26,7 @@ from qtutor.diagnosis.result import Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
 from qtutor.diagnosis.trials import Metric, Score, Trial, spread
 from qtutor.models.batches import Batch, read_some
-from qtutor.models.running import agreement, first_not_finite
+from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
 from qtutor.simulation import Configuration, Simulation
 
@@ -78,7 +78,6 @@ def diagnose(
     `if __name__ == "__main__":`.
 
     Args:
-        model: any module.
         data: batches: a tensor; `(inputs, labels)`; `((a, b), labels)` for several inputs, where the labels
             may be None; or a mapping of named inputs, alone or in place of the inputs.
         metric: `metric(output, labels)` of a batch, a number of which more is better. By default the
@@ -229,16 +228,9 @@ def _first_runs(
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             notes.append(f"Batch {number} is left out, the model raised {said}")
             continue
-        if any(not x.isfinite().all() for x in floats_in(output)):
-            place = first_not_finite(simulation.model, partial(simulation.run, batch))
-            raise ValueError(
-                f"the model itself gives NaN or infinity on batch {number}{place}: there is nothing to compare with"
-            )
+        check_outputs(simulation.model, partial(simulation.run, batch), output, f" on batch {number}")
         if not good and agreement(floats_in(output), floats_in(simulation.run(batch))) < _REPEATS:
-            raise ValueError(
-                "the model itself gives another output each time it gets the same input, in eval mode too: there is "
-                "nothing to compare with. A functional dropout needs training=self.training"
-            )
+            raise unsteady(model)
         if comparing and not floats_in(output):
             raise ValueError("the output of the model holds no floating-point tensor to compare: pass metric=")
         good.append(batch)

@@ -1,6 +1,7 @@
 """AffineExplorer: bits, symmetry, sign and clip range of the affine map, on any tensor."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qtutor.affine import (
     EPS,
@@ -14,7 +15,7 @@ from qtutor.affine import (
     quantize,
 )
 from qtutor.affine.checks import check_finite, check_floats
-from qtutor.explorers.explorer import Explorer, Stops, slider_range, start
+from qtutor.explorers.explorer import Explorer, Stops, slider_range
 from qtutor.explorers.words import counted
 from qtutor.plots import look
 
@@ -67,7 +68,6 @@ class AffineResult:
         cell_edges: `(cells + 1,)` edges of the cells on the real axis.
         code: the code of the followed value.
         restored: the real value that this code stands for.
-        sentence: the result in words.
     """
 
     qparams: QParams
@@ -152,14 +152,13 @@ class AffineExplorer(Explorer):
 
     Args:
         x: any finite floating-point tensor, of any shape and size.
-        bits: where the control of the bit width starts, and likewise `symmetric` and `signed`.
+        start: where controls start, by name, such as `bits=4`.
 
     Raises:
-        TypeError: `x` is not a floating-point tensor.
         ValueError: `x` holds NaN or infinity, or a control cannot start there.
     """
 
-    def __init__(self, x: Tensor, *, bits: int = 4, symmetric: bool = False, signed: bool = True):
+    def __init__(self, x: Tensor, **start: Any):
         check_floats(x, "AffineExplorer")
         if x.numel() == 0:
             self.show_only(f"The tensor of shape {tuple(x.shape)} is empty: there is no value to quantize.")
@@ -181,11 +180,10 @@ class AffineExplorer(Explorer):
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
             "signed": ipywidgets.Checkbox(True, description="Signed", indent=False),
         }
-        start(controls, bits=bits, symmetric=symmetric, signed=signed)
         fit = ipywidgets.Button(description="Fit to data")
         fit.on_click(lambda _: self.set(clip=(low, high)))
         controls["clip"].add_class("slider-wide")
-        super().__init__(controls, _figure(self.data.histogram, self._axis), buttons=(fit,))
+        super().__init__(controls, _figure(self.data.histogram, self._axis), start, (fit,))
 
     make_state = AffineState
 

@@ -1,15 +1,17 @@
 """BenchmarkExplorer: a model that duels itself on recorded timings, and your own models timed here."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from qtutor.benchmark import Comparison, Model, check_entries, compare
-from qtutor.explorers.explorer import Explorer, Stops, start, toggles
+from qtutor.explorers.explorer import Explorer, Stops, toggles
 from qtutor.explorers.words import counted
 from qtutor.plots import look
 
@@ -62,7 +64,6 @@ class BenchmarkResult:
     Attributes:
         ratios: `(duels,)` the time of A over the time of B, which are the same model.
         comparison: of your models, or None where nothing has been measured.
-        sentence: both in words.
     """
 
     ratios: Tensor
@@ -139,8 +140,7 @@ class BenchmarkExplorer(Explorer):
             made of it by repeating or cutting.
         timings: `(rows, n)` recorded times to duel on instead of the shipped ones, in any unit; n at least 12.
         seconds: how long each model is timed, on average.
-        order: where the control starts, and likewise `runs`, at most what there are timings for, `summary` and
-            `warm_up`.
+        start: where controls start, by name, such as `runs=12`.
 
     Attributes:
         comparison: the newest one, None before the first.
@@ -158,10 +158,7 @@ class BenchmarkExplorer(Explorer):
         *,
         timings: Tensor | None = None,
         seconds: float = 1.0,
-        order: str = ORDERS[0],
-        runs: int = 30,
-        summary: str = "mean",
-        warm_up: bool = False,
+        **start: Any,
     ):
         if (models is None) != (inputs is None):
             raise ValueError("BenchmarkExplorer needs models together with the inputs to call them with, or neither")
@@ -179,7 +176,7 @@ class BenchmarkExplorer(Explorer):
         possible = [n for n in RUNS if 2 * n + WARM_UP <= self._timings.shape[1]]
         controls = {
             "order": toggles("Runs go", ORDERS, "auto"),
-            "runs": ipywidgets.SelectionSlider(options=possible, description="Runs each"),
+            "runs": ipywidgets.SelectionSlider(options=possible, value=min(30, possible[-1]), description="Runs each"),
             "summary": toggles("Summary", SUMMARIES, "auto"),
             "warm_up": ipywidgets.Checkbox(
                 False, description=f"Leave out the first {WARM_UP}", indent=False, layout={"width": "max-content"}
@@ -190,14 +187,13 @@ class BenchmarkExplorer(Explorer):
             "batch_size": ipywidgets.SelectionSlider(options=sizes, value=given, description="Batch size"),
             "threads": ipywidgets.IntSlider(threads, 1, threads, description="Threads"),
         }
-        start(controls, order=order, runs=min(runs, possible[-1]), summary=summary, warm_up=warm_up)
         self.run_button = ipywidgets.Button(description="Run", icon="play", button_style="primary")
         self.cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
         self.progress = ipywidgets.FloatProgress(value=0, min=0, max=1, description="Progress")
         self.run_button.on_click(lambda _: self._start())
         self.cancel_button.on_click(lambda _: self._cancelled.set())
         buttons = (self.run_button, self.cancel_button, self.progress)
-        super().__init__(controls, _figure(len(self._timings), names), buttons=buttons)
+        super().__init__(controls, _figure(len(self._timings), names), start, buttons)
 
     make_state = BenchmarkState
 
@@ -222,7 +218,7 @@ class BenchmarkExplorer(Explorer):
         table = None if result.comparison is None else result.comparison.table
         for bar, name in zip(bars, self._entries, strict=True):
             row = None if table is None or name not in table.index else table.loc[name]
-            if row is None or row["speedup"] != row["speedup"]:
+            if row is None or math.isnan(row["speedup"]):
                 bar.x, bar.y = [], []
                 continue
             bar.x, bar.y = [row["speedup"]], [name]
@@ -302,7 +298,7 @@ def _describe(comparison: Comparison, state: BenchmarkState) -> str:
     for name, row in comparison.table.iterrows():
         if row["error"]:
             parts.append(f"{name} failed ({row['error']})")
-        elif row["speedup"] != row["speedup"]:
+        elif math.isnan(row["speedup"]):
             parts.append(f"{name} takes {row['latency_ms']:.3g} ms")
         else:
             interval = f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}"

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
-from qtutor.explorers.explorer import Explorer, Stops, start
+from qtutor.affine.checks import check_finite, check_floats
+from qtutor.explorers.explorer import Explorer, Stops
 from qtutor.explorers.words import decibels
-from qtutor.observers import MinMaxObserver
 from qtutor.plots import look
 
 import ipywidgets
@@ -58,7 +59,6 @@ class DynamicRangeResult:
         sqnr: of your row in dB, by scheme.
         history: SQNR of your row in dB, per tensor, with the neighbour times each of `FACTORS`.
         moved: by how much the neighbour's factor alone moves a value of your row at most, by scheme.
-        sentence: the result in words.
     """
 
     values: Tensor
@@ -160,24 +160,14 @@ class DynamicRangeExplorer(Explorer):
         x: finite, `(..., features)`, such as what a linear layer receives; each place before the last axis is a
             row, 2 to 64 in all. By default rows of random values.
         calibration: what the static range was chosen on; by default `x` as it is given.
-        row: where your row starts, and likewise the other controls.
+        start: where controls start, by name, such as `factor=3`.
 
     Raises:
-        TypeError: `x` or `calibration` is not a floating-point tensor.
         ValueError: it holds NaN or infinity, or `x` has too few or too many rows, or `calibration` is empty; or a
             control cannot start there.
     """
 
-    def __init__(
-        self,
-        x: Tensor | None = None,
-        *,
-        calibration: Tensor | None = None,
-        row: int = 0,
-        factor: float = 1,
-        shift: float = 0.0,
-        bits: int = 8,
-    ):
+    def __init__(self, x: Tensor | None = None, *, calibration: Tensor | None = None, **start: Any):
         x = random_rows() if x is None else x
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel() == 0:
             self.show_only(f"The batch of shape {tuple(x.shape)} is empty: there is no row to look at.")
@@ -190,8 +180,7 @@ class DynamicRangeExplorer(Explorer):
             "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
             "row": ipywidgets.IntSlider(0, 0, len(self.batch.x) - 1, description="Your row"),
         }
-        start(controls, row=row, factor=factor, shift=shift, bits=bits)
-        super().__init__(controls, _figure(len(self.batch.x)))
+        super().__init__(controls, _figure(len(self.batch.x)), start)
 
     make_state = DynamicRangeState
 
@@ -272,12 +261,9 @@ def _figure(rows: int) -> go.Figure:
 
 def _ready(x: Tensor, calibration: Tensor | None) -> Batch:
     for name, tensor in (("x", x), ("calibration", calibration)):
-        if tensor is None:
-            continue
-        try:
-            MinMaxObserver().observe(tensor)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"DynamicRangeExplorer, {name}: {error}") from None
+        if tensor is not None:
+            check_floats(tensor, f"DynamicRangeExplorer, {name}")
+            check_finite(tensor.to(torch.float32), f"DynamicRangeExplorer, {name}")
     rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1] if x.dim() else 1)
     if not (4 * FACTORS[-1] * rows).isfinite().all():
         raise ValueError("DynamicRangeExplorer, x: values are too large to turn up or to shift")

@@ -80,17 +80,6 @@ def every(count: int, step: int, through: int) -> tuple[Tensor, int]:
     return torch.arange(through % step, count, step), through // step
 
 
-def start(controls: dict[str, ipywidgets.Widget], **values: Any) -> None:
-    """Set where controls start; None leaves one as it is.
-
-    Raises:
-        ValueError: a control cannot take its value.
-    """
-    for name, value in values.items():
-        if value is not None:
-            set_control(name, controls[name], value)
-
-
 def set_control(name: str, control: ipywidgets.Widget, value: Any) -> None:
     """Set one control.
 
@@ -98,6 +87,8 @@ def set_control(name: str, control: ipywidgets.Widget, value: Any) -> None:
         ValueError: it cannot take that value.
     """
     value = tuple(value) if isinstance(value, list) else value  # as a control keeps several values
+    if value is None:  # which a control of several choices would take for none of them
+        raise ValueError(f"{name} cannot be None")
     try:
         control.value = value
     except traitlets.TraitError as error:
@@ -124,10 +115,21 @@ class Explorer(ipywidgets.VBox):
     patience = 1.0
     """Seconds after which a redraw no longer waits for a page that does not answer."""
 
-    def __init__(self, controls: dict[str, ipywidgets.Widget], figure: go.Figure, *, buttons: Sequence = ()):
+    def __init__(
+        self,
+        controls: dict[str, ipywidgets.Widget],
+        figure: go.Figure,
+        start: dict[str, Any] | None = None,
+        buttons: Sequence = (),
+    ):
+        """Show controls, which may start elsewhere, by name; raises as `set`."""
         super().__init__()
         self.add_class("qtutor-explorer")
         self.controls = controls
+        start = start or {}
+        self._check_names(start)
+        for name, value in start.items():
+            set_control(name, controls[name], value)
         self.figure = go.FigureWidget(figure.update_layout(autosize=True))
         self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False}
         self.sentence = Sentence()
@@ -200,10 +202,7 @@ class Explorer(ipywidgets.VBox):
         Raises:
             ValueError: there is no control of that name, or it cannot take that value; nothing changes then.
         """
-        unknown = values.keys() - self.controls.keys()
-        if unknown:
-            there = f"there are {', '.join(self.controls)}" if self.controls else "there is nothing to control here"
-            raise ValueError(f"no control named {', '.join(sorted(unknown))}: {there}")
+        self._check_names(values)
         with self._lock:
             before = {name: self.controls[name].value for name in values}
             self._held = True
@@ -217,6 +216,11 @@ class Explorer(ipywidgets.VBox):
             finally:
                 self._held = False
             self._redraw()
+
+    def _check_names(self, values: dict[str, Any]) -> None:
+        if unknown := values.keys() - self.controls.keys():
+            there = f"there are {', '.join(self.controls)}" if self.controls else "there is nothing to control here"
+            raise ValueError(f"no control named {', '.join(sorted(unknown))}: {there}")
 
     def _on_change(self, _change: dict) -> None:
         with self._lock:

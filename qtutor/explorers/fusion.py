@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from qtutor.explorers.explorer import Explorer, Stops, start, toggles
+from qtutor.explorers.explorer import Explorer, Stops, toggles
 from qtutor.explorers.flow import Flow, FusionData, Ribbon
 from qtutor.explorers.words import decibels, in_bytes
 from qtutor.fusion import OperatorTraffic
@@ -43,7 +43,6 @@ class FusionResult:
         now: the network with the chosen fusions.
         plain: the network in the same numbers without any.
         place: where in `now.rows` the operator is that the learner looks at.
-        sentence: the result in words.
     """
 
     now: Flow
@@ -89,17 +88,15 @@ class FusionExplorer(Explorer):
     Args:
         model: any module that torch.fx can trace; it stays as it is.
         example_input: the input, or a tuple of the inputs. Take real data: its ranges are those of the codes.
-        numbers: where the control starts, "float" or "INT8".
+        start: where controls start, by name, such as `numbers="INT8"`.
 
     Raises:
         TypeError: `model` is not a module, or `forward` does not take these inputs.
-        ValueError: `forward` cannot be traced, fails on these inputs, or gives NaN or infinity; or there are no such
-            numbers.
+        ValueError: `forward` cannot be traced, fails on these inputs, or gives NaN or infinity; or a control
+            cannot start there.
     """
 
-    def __init__(self, model: nn.Module, example_input: Any, *, numbers: str = "float"):
-        if numbers not in ("float", "INT8"):
-            raise ValueError(f"FusionExplorer: numbers is 'float' or 'INT8', got {numbers!r}")
+    def __init__(self, model: nn.Module, example_input: Any, **start: Any):
         data = FusionData(model, example_input if isinstance(example_input, tuple) else (example_input,))
         if not data.operators or not any(ribbon.size for ribbon in data.flow((), "float").ribbons):
             self.show_only("No operator moves floating-point values of this example: there is nothing to fuse.")
@@ -113,7 +110,6 @@ class FusionExplorer(Explorer):
                 options=options, description="Fused", rows=min(6, max(2, len(options))), layout={"width": "28em"}
             ),
         }
-        start(controls, numbers=numbers)
         buttons = []
         for name, press in (
             ("Fuse all", lambda _: self.set(fused=tuple(data.found))),
@@ -123,7 +119,7 @@ class FusionExplorer(Explorer):
             buttons.append(ipywidgets.Button(description=name, layout={"width": "max-content"}))
             buttons[-1].on_click(press)
         self._widest = max(ribbon.size for ribbon in data.flow((), "float").ribbons)
-        super().__init__(controls, _figure(), buttons=buttons)
+        super().__init__(controls, _figure(), start, buttons)
 
     make_state = FusionState
 

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
 from qtutor.affine.checks import check_floats
-from qtutor.explorers.explorer import Explorer, Stops, every, start, toggles
+from qtutor.explorers.explorer import Explorer, Stops, every, toggles
 from qtutor.explorers.words import decibels
 from qtutor.observers import MinMaxObserver
 from qtutor.plots import look
@@ -61,7 +62,6 @@ class GranularityResult:
         per_channel: `(channels,)` SQNR of each channel in dB.
         scale_bytes: what the scales and zero points take.
         code_bytes: what the codes take.
-        sentence: the result in words.
     """
 
     qparams: QParams
@@ -183,7 +183,7 @@ class GranularityExplorer(Explorer):
     Args:
         weight: finite, of 2 to 5 dimensions: of a linear layer, a convolution, an embedding, ...
         output_axis: the axis of the output channels, which the picture shows: 0, but 1 for a transposed convolution.
-        granularity: where the control starts, and likewise `bits`.
+        start: where controls start, by name, such as `bits=4`.
 
     Raises:
         TypeError: `weight` is not a dense floating-point tensor, or `output_axis` not a whole number.
@@ -191,7 +191,7 @@ class GranularityExplorer(Explorer):
             no such output axis; or a control cannot start there.
     """
 
-    def __init__(self, weight: Tensor, *, output_axis: int = 0, granularity: str = "tensor", bits: int = 8):
+    def __init__(self, weight: Tensor, *, output_axis: int = 0, **start: Any):
         name = type(self).__name__
         check_floats(weight, name, "pass layer.weight")
         shape = tuple(weight.shape)
@@ -220,10 +220,9 @@ class GranularityExplorer(Explorer):
             "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
-        start(controls, granularity=granularity, bits=bits)
         channels = len(self.data.weight)
         self._shown, place = every(channels, math.ceil(channels / _DRAWN), self.data.widest)
-        super().__init__(controls, _figure(self.data.kept[self._shown], place))
+        super().__init__(controls, _figure(self.data.kept[self._shown], place), start)
 
     make_state = GranularityState
 

@@ -59,7 +59,6 @@ class IntegerResult:
         high: what it lets through at most.
         walked: the code in which these steps end.
         code: the code in the layer's own `int_repr`.
-        sentence: the result in words.
     """
 
     patch: Tensor
@@ -250,13 +249,14 @@ class IntegerExplorer(Explorer):
     Args:
         layer: a linear layer or convolution that the eager or FX flow converted, from any model.
         x: the quantized tensor that goes into it.
+        start: where controls start, by name, such as `channel=3`.
 
     Raises:
         TypeError: `layer` is not such a layer, or `x` not a quantized tensor.
         ValueError: the layer cannot take `x`.
     """
 
-    def __init__(self, layer: nn.Module, x: Tensor):
+    def __init__(self, layer: nn.Module, x: Tensor, **start: Any):
         self.layer = IntegerLayer(layer, x)
         shape = self.layer.outputs.shape
         names = ("sample", "channel", *_AXES[len(_AXES) - len(shape) + 2 :])
@@ -265,7 +265,7 @@ class IntegerExplorer(Explorer):
             name: ipywidgets.IntSlider(value, 0, size - 1, description=name.capitalize())
             for name, size, value in zip(names, shape, middle, strict=True)
         }
-        super().__init__(controls, _figure(self.layer, len(shape) - 2))
+        super().__init__(controls, _figure(self.layer, len(shape) - 2), start)
 
     make_state = IntegerState
 

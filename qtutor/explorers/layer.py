@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 from qtutor.diagnosis import Diagnosis, Measured
 from qtutor.diagnosis.statistics import ChannelSums
-from qtutor.explorers.explorer import Explorer, Stops, every, start, toggles
+from qtutor.explorers.explorer import Explorer, Stops, every, toggles
 from qtutor.explorers.words import decibels
 from qtutor.plots import look
 
@@ -43,7 +44,6 @@ class LayerResult:
     Attributes:
         measured: metric, SQNR and bytes.
         frontier: what the tool's own choices give, from none to many layers in floating point.
-        sentence: the result in words.
     """
 
     measured: Measured
@@ -58,12 +58,10 @@ class LayerExplorer(Explorer):
 
     Args:
         diagnosis: of `diagnosis.diagnose`.
-
-    Raises:
-        TypeError: this is no Diagnosis.
+        start: where controls start, by name, such as `weights="channel"`.
     """
 
-    def __init__(self, diagnosis: Diagnosis):
+    def __init__(self, diagnosis: Diagnosis, **start: Any):
         if not isinstance(diagnosis, Diagnosis):
             raise TypeError(
                 f"LayerExplorer needs a Diagnosis, got {type(diagnosis).__name__}: pass diagnose(model, data)"
@@ -87,8 +85,7 @@ class LayerExplorer(Explorer):
             "weights": toggles("A scale per", ["tensor", "channel"], "5.5em"),
             "layer": ipywidgets.SelectionSlider(options=names, description="Look at", layout={"width": "28em"}),
         }
-        start(controls, weights=diagnosis.configuration.weights)
-        super().__init__(controls, _figure(self.diagnosis))
+        super().__init__(controls, _figure(self.diagnosis), {"weights": diagnosis.configuration.weights} | start)
 
     def make_state(self, keep_float: tuple[str, ...], weights: str, layer: str) -> LayerState:
         return LayerState(tuple(sorted(keep_float)), weights, layer)

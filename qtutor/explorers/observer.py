@@ -4,10 +4,11 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qtutor.affine import QParams, choose_qparams, grid
 from qtutor.explorers.dynamic_range import random_rows
-from qtutor.explorers.explorer import Explorer, Stops, start
+from qtutor.explorers.explorer import Explorer, Stops
 from qtutor.explorers.words import decibels
 from qtutor.observers import (
     BINS,
@@ -58,7 +59,6 @@ class ObserverResult:
         history: `(5, N)` SQNR in dB of the whole clean stream under each of them.
         ranges: lowest and highest value with a code, by observer, after the batches seen.
         sqnr: SQNR in dB, by observer, after the batches seen.
-        sentence: the result in words.
     """
 
     qparams: QParams
@@ -181,23 +181,14 @@ class ObserverExplorer(Explorer):
     Args:
         batches: 1 to 32 finite floating-point tensors, such as what one layer gives for batches of images; by
             default batches of random values after a ReLU.
-        bits: where the bit width starts, and likewise the other controls; `seen` starts at the last batch.
+        start: where controls start, by name, such as `bits=4`.
 
     Raises:
-        TypeError: `batches` is not a sequence of floating-point tensors.
         ValueError: a batch is empty or holds NaN, infinity or values too large for a hot one, or there are too many;
             or a control cannot start there.
     """
 
-    def __init__(
-        self,
-        batches: Sequence[Tensor] | None = None,
-        *,
-        seen: int | None = None,
-        strength: float = 1,
-        hot_batch: int | None = None,
-        bits: int = 8,
-    ):
+    def __init__(self, batches: Sequence[Tensor] | None = None, **start: Any):
         batches = [*random_rows(16, 4096).relu()] if batches is None else batches
         if not isinstance(batches, Sequence):
             kind = "one tensor: cut it with x.split(64)" if isinstance(batches, Tensor) else type(batches).__name__
@@ -223,8 +214,7 @@ class ObserverExplorer(Explorer):
             "hot_batch": ipywidgets.IntSlider((last + 2) // 3, 1, last, description="Hot batch"),
             "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
         }
-        start(controls, seen=seen, strength=strength, hot_batch=hot_batch, bits=bits)
-        super().__init__(controls, _figure(last))
+        super().__init__(controls, _figure(last), start)
 
     make_state = ObserverState
 

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qtutor.affine import grid
-from qtutor.explorers.explorer import Explorer, Stops, start
+from qtutor.explorers.explorer import Explorer, Stops
 from qtutor.explorers.words import counted
 from qtutor.plots import look
 
@@ -48,7 +49,6 @@ class QATResult:
         scales: `(3, STEPS + 1)` the width of one step of the grid.
         step: how many steps are shown.
         hops: how often the code of the weight has changed up to there, by lane.
-        sentence: the result in words.
     """
 
     weights: Tensor
@@ -111,42 +111,32 @@ class QATExplorer(Explorer):
     Args:
         weight: where the weight starts: a number, or a tensor of one value.
         scale: the width of one step of the grid at the start, above 0.02.
-        step: where the slider of steps stands, and likewise the other controls; a target is moved to the nearest
-            twentieth of `scale`, up to two scales from zero.
+        start: where controls start, by name, such as `rate=0.1`; a target is moved to the nearest twentieth of
+            `scale`, up to two scales from zero.
 
     Raises:
-        TypeError: `weight` or `scale` is not a number or a tensor of one.
         ValueError: it is not finite, off the controls' range or, for a tensor, not one value; or a control cannot
             start there.
     """
 
-    def __init__(
-        self,
-        weight: float | Tensor = 0.3,
-        scale: float | Tensor = 0.5,
-        *,
-        step: int = 0,
-        target: float | None = None,
-        rate: float = 0.2,
-        bits: int = 3,
-    ):
+    def __init__(self, weight: float | Tensor = 0.3, scale: float | Tensor = 0.5, **start: Any):
         self.weight, self.scale = _number(weight, "weight"), _number(scale, "scale")
         if not SMALLEST_SCALE < self.scale <= 10:
             raise ValueError(f"QATExplorer: scale must be above {SMALLEST_SCALE} and at most 10, got {self.scale:g}")
         if abs(self.weight) > 8 * self.scale:
             raise ValueError(f"QATExplorer: weight must lie on a 4-bit grid, within 8 scales, got {self.weight:g}")
         targets = [round(i * self.scale / 20, 9) for i in range(-40, 41)]  # the page would move other numbers a little
-        target = min(targets, key=lambda value: abs(value - (1.3 * self.scale if target is None else target)))
+        wanted = start.pop("target", 1.3 * self.scale)
+        target = min(targets, key=lambda value: abs(value - wanted))
         written = {"target": [(f"{t:g}", t) for t in targets], "rate": [(f"{r:g}", r) for r in RATES]}
         controls = {
             "step": ipywidgets.IntSlider(0, 0, STEPS, description="Step"),
-            "target": ipywidgets.SelectionSlider(options=written["target"], description="Target"),
-            "rate": ipywidgets.SelectionSlider(options=written["rate"], description="Rate"),
+            "target": ipywidgets.SelectionSlider(options=written["target"], value=target, description="Target"),
+            "rate": ipywidgets.SelectionSlider(options=written["rate"], value=0.2, description="Rate"),
             "bits": ipywidgets.IntSlider(3, 2, 4, description="Bits"),
         }
         controls["step"].add_class("slider-wide")
-        start(controls, step=step, target=target, rate=rate, bits=bits)
-        super().__init__(controls, _figure(self.weight, self.scale))
+        super().__init__(controls, _figure(self.weight, self.scale), start)
 
     make_state = QATState
 

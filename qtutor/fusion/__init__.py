@@ -3,5 +3,3 @@
 from qtutor.fusion.folding import fold_batch_norm
 from qtutor.fusion.patterns import Fusion, find_fusions, fuse
 from qtutor.fusion.traffic import OperatorTraffic, Traffic, traffic
-
-__all__ = ["Fusion", "OperatorTraffic", "Traffic", "find_fusions", "fold_batch_norm", "fuse", "traffic"]

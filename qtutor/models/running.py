@@ -120,8 +120,13 @@ def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type,
     return calls
 
 
-def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str:
-    """Say which module first gives NaN or infinity while `run` runs a model: " (first in ...)", or ""."""
+def check_outputs(model: nn.Module, run: Callable[[], Any], given: Any, where: str = "") -> None:
+    """Refuse a model whose outputs, which `run` gave, cannot be compared with others: ValueError if one is not finite.
+
+    The message names the module that first gives NaN or infinity, and says `where`, such as " on batch 3".
+    """
+    if all(x.isfinite().all() for x in floats_in(given)):
+        return
     found: list[str] = []
 
     def note(name: str, module: nn.Module, args: tuple, output: Any) -> None:
@@ -133,7 +138,16 @@ def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str:
             if name and next(module.children(), None) is None:
                 hooks.enter_context(module.register_forward_hook(partial(note, name)))
         run()
-    return found[0] if found else ""
+    first = found[0] if found else ""
+    raise ValueError(f"{kind_of(model)} itself gives NaN or infinity{where}{first}: mend that before you quantize it")
+
+
+def unsteady(model: nn.Module) -> ValueError:
+    """Return the error for a model that gives another output each time, which nothing can be compared with."""
+    return ValueError(
+        f"{kind_of(model)} itself gives another output each time it gets the same input, in eval mode too: a "
+        "functional dropout needs training=self.training, and random numbers belong in the training branch"
+    )
 
 
 def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:

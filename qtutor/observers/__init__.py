@@ -22,16 +22,3 @@ from qtutor.observers.hooks import observing, rounding_outputs
 from qtutor.observers.observer import Observer
 from qtutor.observers.squared_error import squared_error
 from qtutor.observers.streaming import StreamingHistogram
-
-__all__ = [
-    "BINS",
-    "HistogramObserver",
-    "MinMaxObserver",
-    "MovingAverageMinMaxObserver",
-    "Observer",
-    "PercentileObserver",
-    "StreamingHistogram",
-    "observing",
-    "rounding_outputs",
-    "squared_error",
-]

@@ -20,7 +20,6 @@ def observing(
     The hooks are gone when the block ends, however it ends. A layer that runs twice is observed twice.
 
     Args:
-        model: any module.
         observers: the qualified name of a layer, as in `model.named_modules()`, to the observer of its output.
         inputs: observe the first positional argument of each layer instead.
 
@@ -80,7 +79,6 @@ def rounding_outputs(model: nn.Module, qparams: Mapping[str, QParams]) -> Iterat
     The hooks are gone when the block ends, however it ends.
 
     Args:
-        model: any module.
         qparams: the qualified name of a layer to the grid of its output.
 
     Yields:

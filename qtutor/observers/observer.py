@@ -17,15 +17,12 @@ class Observer(ABC):
     """Statistics of the tensors that `observe` was given, as one row per scale.
 
     Attributes:
-        quant_min: lowest code.
-        quant_max: highest code.
         symmetric: as in `choose_qparams`.
         axis: the axis of the channels, one scale each; None for one scale per tensor.
         group_size: one scale for so many neighbouring inputs of a weight `(out, in)`; `in` must be a
             multiple of it. The qparams, `(out, groups, 1)`, fit the weight viewed as `(out, groups, group_size)`.
 
     Raises:
-        TypeError: an attribute is not of its type.
         ValueError: an attribute is out of range, or both `axis` and `group_size` are given.
     """
 
@@ -55,7 +52,6 @@ class Observer(ABC):
                 qparams must be the same for every batch.
 
         Raises:
-            TypeError: `x` is not a dense floating-point tensor.
             ValueError: `x` is empty, holds NaN, infinity or what float32 cannot hold, or its shape does
                 not fit `axis`, `group_size` or the batches before.
         """

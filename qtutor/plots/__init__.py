@@ -1,4 +1,4 @@
-"""A result in, a plotly figure out: pure functions, one look, one file a subject."""
+"""A result in, a plotly figure out: pure functions, one look, a file a subject. A `title` says what a picture shows."""
 
 from qtutor.plots import quick  # before plotly
 from qtutor.plots.affine import bits_rule, clip_sweep, number_line, straight_through

@@ -19,7 +19,6 @@ def ratios(values: dict[str, float], title: str) -> go.Figure:
 
     Args:
         values: the ratio of each quantity; above 1 is better, below 1 is worse.
-        title: what the picture shows.
     """
     drawn = figure(title, "times better (log scale)", "", height=120 + 50 * len(values))
     for name, value in reversed(values.items()):
@@ -50,7 +49,6 @@ def dots(rows: dict[str, dict[str, float]], title: str, x: str, *, share: bool =
 
     Args:
         rows: by the name of the row, top to bottom, its numbers by the name of the series.
-        title: what the picture shows.
         x: what the numbers are, with their unit.
         share: whether the numbers are shares from 0 to 1, to be written as percent.
     """
@@ -75,7 +73,6 @@ def lines(x: Sequence[float], series: dict[str, Sequence[float]], title: str, x_
     Args:
         x: `n` places.
         series: by name, `n` values.
-        title: what the picture shows.
         x_title: what `x` is, with its unit.
         y_title: what the values are, with their unit.
     """

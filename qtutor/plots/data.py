@@ -28,17 +28,15 @@ def images(pictures: Tensor, titles: Sequence[str], columns: int = 10) -> go.Fig
     return drawn.update_layout(height=130 * rows + 20, margin={"l": 8, "r": 8, "t": 32, "b": 8})
 
 
-def distributions(tensors: dict[str, Tensor], title: str, *, bins: int = 100) -> go.Figure:
+def distributions(tensors: dict[str, Tensor], title: str) -> go.Figure:
     """Draw histograms side by side, each on its own axis; exact zeros are left out.
 
     Args:
         tensors: by name, finite values of any shape.
-        title: what the picture shows.
-        bins: of each histogram.
     """
     drawn = panels(1, len(tensors), list(tensors), horizontal_spacing=0.08)
     for column, (tensor, colour) in enumerate(zip(tensors.values(), (BLUE, VERMILLION, GREEN), strict=False), start=1):
-        edges, counts = _histogram(tensor, bins)
+        edges, counts = _histogram(tensor, 100)
         line = {"shape": "hv", "color": colour, "width": 1.5}
         place = {"x": edges[:-1].numpy(), "y": (counts / tensor.numel()).numpy(), "row": 1, "col": column}
         drawn.add_scatter(fill="tozeroy", mode="lines", line=line, **place)
@@ -53,7 +51,6 @@ def channel_ranges(ranges: dict[str, Tensor], title: str, *, lost_below: float |
 
     Args:
         ranges: by name, `(channels,)` magnitudes.
-        title: what the picture shows.
         lost_below: half a step of one scale for all: a channel below this line rounds to zero as a whole.
     """
     axes = {"xaxis": {"zeroline": False}, "yaxis": {"type": "log", "dtick": 1}}
@@ -75,7 +72,6 @@ def chosen_ranges(values: Tensor, ends: dict[str, float], title: str) -> go.Figu
     Args:
         values: finite values of any shape.
         ends: by name, the upper end of a range.
-        title: what the picture shows.
     """
     drawn = figure(title, "value", "number of values (log scale)", yaxis={"type": "log", "dtick": 1}, height=420)
     edges, counts = _histogram(values, 120)
@@ -96,7 +92,6 @@ def calibration_size(sizes: Sequence[int], decibels: Tensor, title: str, *, clai
     Args:
         sizes: `n` numbers of images.
         decibels: `(n, draws)` SQNR of each draw of so many images.
-        title: what the picture shows.
         claimed: from how many to how many images the source asks for.
     """
     drawn = figure(title, "calibration images (log scale)", "SQNR of the output, dB")

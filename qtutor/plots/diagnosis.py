@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+_MOST = 40  # layers that are drawn
 
-def sensitivity(table: "pd.DataFrame", title: str, *, most: int = 40) -> go.Figure:
+
+def sensitivity(table: "pd.DataFrame", title: str) -> go.Figure:
     """Draw what rounding each layer alone, and all but it, does to the output; the most harmful on top.
 
     Args:
         table: of a `diagnosis.Diagnosis`.
-        title: what the picture shows.
-        most: how many layers to draw.
     """
-    shown = table.head(most)
+    shown = table.head(_MOST)
     drawn = look.figure(title, "SQNR of the output, dB", "", height=150 + 26 * len(shown))
     names = [name if len(name) <= 34 else f"…{name[-33:]}" for name in shown["layer"]]
     finite = [sqnr for sqnr in (*shown["alone_sqnr"], *shown["all_but_sqnr"]) if math.isfinite(sqnr)]
@@ -43,7 +43,6 @@ def repairs(steps: "pd.DataFrame", metric_name: str, title: str) -> go.Figure:
     Args:
         steps: of a `diagnosis.Diagnosis`.
         metric_name: the column to draw, or "" for the SQNR of the output.
-        title: what the picture shows.
     """
     column = metric_name or "sqnr"
     shown = steps[steps[column].notna()]

@@ -18,7 +18,6 @@ def datapath(paths: dict[str, Sequence[tuple[str, str, int]]], title: str) -> go
 
     Args:
         paths: by name, in order, `(operator, what it writes, bytes)`; the first is the input, its operator "".
-        title: what the picture shows.
     """
     drawn = figure(title, "", "", height=110 + 170 * len(paths))
     widest = max(size for path in paths.values() for _, _, size in path)
@@ -50,7 +49,6 @@ def roofline(peaks: "Peaks", layers: "pd.DataFrame", title: str) -> go.Figure:
     Args:
         peaks: of this machine.
         layers: from `roofline.layers`, timed in FP32.
-        title: what the picture shows.
     """
     drawn = figure(title, "operations for each byte moved (log scale)", "billion operations a second (log scale)")
     left, right = layers["intensity"].min() / 3, layers["intensity"].max() * 10

@@ -27,7 +27,6 @@ def claims(judgements: Iterable[Judgement], title: str = "Claimed against measur
 
     Args:
         judgements: what `claims.judge` gave, such as a `claims.Ledger`.
-        title: what the picture shows.
 
     Raises:
         ValueError: there are none.

@@ -8,5 +8,3 @@ choose_float_layers  the fewest layers to leave in floating point for a wanted q
 from qtutor.repair.bias import correct_bias
 from qtutor.repair.equalization import equalize
 from qtutor.repair.search import choose_float_layers
-
-__all__ = ["choose_float_layers", "correct_bias", "equalize"]

@@ -23,7 +23,6 @@ def correct_bias(model: nn.Module, data: Iterable, configuration: Configuration 
     the bias; a layer without one gets one.
 
     Args:
-        model: any module.
         data: batches, as in `diagnosis.diagnose`.
         configuration: how the weights are going to be quantized; 8 bits per tensor by default.
 

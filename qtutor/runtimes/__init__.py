@@ -21,17 +21,3 @@ from qtutor.runtimes.entries import NAMES, Runtime, build, missing
 from qtutor.runtimes.exported import export_onnx
 from qtutor.runtimes.onnx_runtime import onnx_operators, onnx_session, quantize_onnx
 from qtutor.runtimes.recorded import RECORDED, recorded, recorded_operators
-
-__all__ = [
-    "NAMES",
-    "RECORDED",
-    "Runtime",
-    "build",
-    "export_onnx",
-    "missing",
-    "onnx_operators",
-    "onnx_session",
-    "quantize_onnx",
-    "recorded",
-    "recorded_operators",
-]

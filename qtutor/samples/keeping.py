@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from qtutor import storage
 from qtutor.samples.data import Images, digits, flowers
@@ -83,8 +84,19 @@ def _recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def _trained(name: str) -> tuple[nn.Module, str]:
+def place(name: str) -> Path:
+    """Return where a trained model is kept: made by another recipe, it has another place.
+
+    Raises:
+        ValueError: there is no recipe of that name.
+    """
     recipe = _recipe(name)
+    made = f"{recipe.version} {recipe.epochs} {recipe.max_lr} {recipe.untrained()}"
+    return storage.cache_dir() / f"{name}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.pt"
+
+
+def _trained(name: str) -> tuple[nn.Module, str]:
+    recipe, path = _recipe(name), place(name)
     model, outcome = recipe.untrained(), "found"
 
     def make() -> bytes:
@@ -96,8 +108,6 @@ def _trained(name: str) -> tuple[nn.Module, str]:
         torch.save(built.state_dict(), buffer)
         return buffer.getvalue()
 
-    key = hashlib.sha256(f"{recipe.version} {recipe.epochs} {recipe.max_lr} {model}".encode()).hexdigest()[:8]
-    path = storage.cache_dir() / f"{name}-{key}.pt"
     state = torch.load(io.BytesIO(storage.once(path, make, name)), weights_only=True)
     model.load_state_dict(state)
     return model.eval(), outcome if os.path.exists(path) else "not kept"

@@ -3,5 +3,3 @@
 from qtutor.simulation.rounding import Rounding, Simulation
 from qtutor.simulation.scheme import Configuration, Scheme
 from qtutor.simulation.training import round_in_training
-
-__all__ = ["Configuration", "Rounding", "Scheme", "Simulation", "round_in_training"]

@@ -68,11 +68,7 @@ class Simulation:
 
     @classmethod
     def of(cls, model: nn.Module, batch: Batch) -> "Simulation":
-        """Find the layers of a model by running a copy on one batch.
-
-        Raises:
-            TypeError: `model` is not a module.
-        """
+        """Find the layers of a model by running a copy on one batch."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
         simulation = cls(plain_copy(model).requires_grad_(False))

@@ -22,7 +22,6 @@ class MinMaxFakeQuantizer(nn.Module):
 
     Args:
         quant_min: lowest code; 0 after a ReLU.
-        quant_max: highest code.
         axis: the axis of the channels; None for one scale.
     """
 

@@ -15,18 +15,3 @@ from qtutor.workflows.dynamic import quantize_dynamic
 from qtutor.workflows.flows import convert, load, prepare_qat, quantize_static, save
 from qtutor.workflows.notices import REPLACEMENTS, hide_torch_notices
 from qtutor.workflows.reference import reference_form, rounding_pairs
-
-__all__ = [
-    "REPLACEMENTS",
-    "Unavailable",
-    "convert",
-    "hide_torch_notices",
-    "load",
-    "needs_compiler",
-    "prepare_qat",
-    "quantize_dynamic",
-    "quantize_static",
-    "reference_form",
-    "rounding_pairs",
-    "save",
-]

@@ -7,8 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from qtutor.models.batches import Batch
-from qtutor.models.operators import kind_of
-from qtutor.models.running import agreement, first_not_finite, outputs
+from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.simulation import Scheme, Simulation
 
 import torch
@@ -55,18 +54,13 @@ class Reference:
             ValueError: what it gives cannot be compared: NaN, infinity, or another output each time.
         """
         found = outputs(model, batch)
-        if any(x.is_floating_point() and not x.isfinite().all() for x in found):
-            place = first_not_finite(model, lambda: outputs(model, batch))
-            raise ValueError(f"{kind_of(model)} itself gives NaN or infinity{place}: mend that before you quantize it")
+        check_outputs(model, lambda: outputs(model, batch), found)
         few, few_outputs = batch, found
         if len({len(x) if x.dim() else 0 for x in batch}) == 1 and batch[0].dim() and len(batch[0]) > _FEW:
             with suppress(Exception):
                 few, few_outputs = tuple(x[:_FEW] for x in batch), outputs(model, tuple(x[:_FEW] for x in batch))
         if not repeats(model, few, few_outputs):
-            raise ValueError(
-                f"{kind_of(model)} itself gives another output each time it gets the same input, in eval mode too: a "
-                "functional dropout needs training=self.training, and random numbers belong in the training branch"
-            )
+            raise unsteady(model)
         return cls(batch, found, few, few_outputs)
 
     def agreement(self, model: nn.Module) -> float:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from qtutor.affine import grid
@@ -47,7 +47,6 @@ def quantize_static(
         compile: lower the PT2E model with Inductor now, for the shapes of the first batch.
 
     Raises:
-        TypeError: `model` or a batch is not of its type.
         ValueError: there is no batch, a batch is empty or not finite, or the flow cannot take the
             model; the message names the layer or line, the reason, and which flow could take it.
         Unavailable: no torch.ao, torchao, engine or C++ compiler, where one is needed.
@@ -150,7 +149,7 @@ def save(model: nn.Module, path: Path | str) -> None:
         fix = "convert it first" if recipe else "quantize it with qtutor.workflows first"
         raise ValueError(f"save takes a quantized model, got {kind_of(model)}: {fix}")
     with at_work(recipe.engine):
-        model_file.write(Path(path), recipe.header(), model)
+        model_file.write(Path(path), asdict(recipe), model)
 
 
 def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> nn.Module:

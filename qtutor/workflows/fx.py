@@ -10,7 +10,7 @@ from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.tracing import Call, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
-from qtutor.workflows.low_bits import narrow_qconfig, reduced_qconfig, trained_qconfig
+from qtutor.workflows.low_bits import narrow_qconfig, trained_qconfig
 from qtutor.workflows.recipe import Recipe
 
 import torch
@@ -155,7 +155,8 @@ def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:
     if recipe.trained:
         mapping.set_global(trained_qconfig(mapping.global_qconfig, ao.FakeQuantize))
     if recipe.reduced:
-        mapping.set_global(reduced_qconfig(mapping.global_qconfig))
+        activation = mapping.global_qconfig.activation.with_args(reduce_range=True)  # 7 of 8 bits
+        mapping.set_global(mapping.global_qconfig._replace(activation=activation))
     for name, bits in recipe.edges.items():
         mapping.set_module_name(name, narrow_qconfig(mapping.global_qconfig, bits))
     for name in (*recipe.keep_float, *recipe.left_float):

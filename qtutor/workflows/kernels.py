@@ -32,28 +32,23 @@ class InFloats(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("scale", torch.tensor(float(layer.scale)))
         self.register_buffer("zero_point", torch.tensor(int(layer.zero_point)))
-        self.kind, self.options, self.pads = kind_of(layer), {}, ()
+        kind = kind_of(layer)
+        self.relu, self.function, self.options, self.pads = "ReLU" in kind, "linear", {}, ()
         if hasattr(layer, "kernel_size"):
-            names = ("stride", "padding", "groups", "dilation", "output_padding")
+            transposed = "Transpose" in kind
+            self.function = f"conv{'_transpose' if transposed else ''}{len(layer.kernel_size)}d"
+            names = ("stride", "padding", "groups", "dilation", *(["output_padding"] if transposed else []))
             self.options = {name: getattr(layer, name) for name in names}
             if layer.padding_mode != "zeros":
                 self.pads = tuple(each for each in reversed(layer.padding) for _ in range(2))
                 self.options["padding"] = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, options, real = self.weight.dequantize(), dict(self.options), x.dequantize()
+        weight, real = self.weight.dequantize(), x.dequantize()
         if self.pads:
             real = F.pad(real, self.pads, mode="reflect")
-        if not options:
-            real = F.linear(real, weight, self.bias)
-        elif "Transpose" in self.kind:
-            real = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3](
-                real, weight, self.bias, **options
-            )
-        else:
-            del options["output_padding"]
-            real = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3](real, weight, self.bias, **options)
-        if "ReLU" in self.kind:
+        real = getattr(F, self.function)(real, weight, self.bias, **self.options)
+        if self.relu:
             real = real.relu()
         return torch.quantize_per_tensor(real, float(self.scale), int(self.zero_point), torch.quint8)
 

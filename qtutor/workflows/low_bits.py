@@ -28,11 +28,6 @@ def narrow_qconfig(qconfig: Any, bits: int) -> Any:
     return qconfig._replace(activation=activation, weight=qconfig.weight.with_args(quant_min=low, quant_max=high))
 
 
-def reduced_qconfig(qconfig: Any) -> Any:
-    """Return a QConfig of torch.ao whose activations keep to 7 of 8 bits, as PyTorch's own do on some engines."""
-    return qconfig._replace(activation=qconfig.activation.with_args(reduce_range=True))
-
-
 def trained_qconfig(qconfig: Any, fake_quantize: Any) -> Any:
     """Return PyTorch's QConfig for training, changed so that training computes what the converted model will.
 

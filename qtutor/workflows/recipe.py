@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from qtutor.machine import describe
@@ -59,7 +59,6 @@ class Recipe:
         """Check what was asked for, and choose an engine where none was.
 
         Raises:
-            TypeError: `model` is not a module.
             ValueError: the flow or the engine is unknown, or the engine computes a layer of the model wrongly.
             Unavailable: there is no engine.
         """
@@ -73,13 +72,9 @@ class Recipe:
 
     @classmethod
     def from_header(cls, header: dict[str, Any]) -> "Recipe":
-        """Return what `header` gave, from JSON."""
+        """Return what `asdict` made of one, from JSON."""
         inputs = tuple((tuple(shape), dtype) for shape, dtype in header["inputs"])
         return cls(**(header | {"inputs": inputs}))
-
-    def header(self) -> dict[str, Any]:
-        """Return it as JSON can keep it."""
-        return asdict(self)
 
     def zeros(self) -> tuple[Tensor, ...]:
         """Return inputs of the right shapes and dtypes."""
@@ -163,9 +158,6 @@ def _count_padding(layer: _ConvNd) -> None:
 
 def unfit(model: nn.Module) -> tuple[str, ...]:
     """Return the names of layers for which an engine has no INT8 kernel, because of how they pad."""
-    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, _ConvNd)}
-    return tuple(
-        name
-        for name, module in convolutions.items()
-        if module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
-    )
+    convolutions = ((name, module) for name, module in model.named_modules() if isinstance(module, _ConvNd))
+    kernels = ("zeros", "reflect")
+    return tuple(n for n, m in convolutions if m.padding_mode not in kernels or isinstance(m.padding, str))
