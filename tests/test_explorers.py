@@ -164,6 +164,8 @@ def test_a_tensor_changed_afterwards_does_not_change_the_explorer(normal):
         ({"bits": 4.5}, "bits cannot be 4.5"),
         ({"symmetric": True, "clip": (2.0, -2.0)}, r"clip cannot be \(2.0, -2.0\)"),
         ({"value": 1e9}, "value cannot be"),
+        ({"bits": None}, "bits cannot be None"),
+        ({"bit": 4}, "no control named bit: there are bits, clip, value, symmetric, signed"),
     ],
     ids=str,
 )
@@ -174,8 +176,15 @@ def test_what_a_control_cannot_take_is_refused_and_changes_nothing(normal, value
         explorer.set(**values)
     explorer.set(bits=before.bits)
     assert explorer.state == before
-    with pytest.raises(ValueError, match="bits cannot be 17: it goes from 2 to 16"):
-        AffineExplorer(normal, bits=17)
+    with pytest.raises(ValueError, match=message):
+        AffineExplorer(normal, **values)
+
+
+def test_every_control_may_start_elsewhere(normal):
+    explorer = AffineExplorer(normal, bits=6, clip=(-1.0, 1.0), signed=False)
+    state = explorer.first_state
+    assert (state.bits, state.clip, state.signed) == (6, (-1.0, 1.0), False)
+    assert explorer.state == state
 
 
 @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -46,7 +46,7 @@ def broadcasts(shape: torch.Size, onto: torch.Size) -> bool:
 
 
 def check_floats(x: object, caller: str, cure: str = "") -> None:
-    """Refuse what is not a dense tensor of the floating-point numbers that are computed with, with a TypeError."""
+    """Refuse with a TypeError what is not a dense tensor of 16-bit to 64-bit floating-point numbers."""
     if not isinstance(x, Tensor) or x.dtype not in _FLOATS:
         cure = cure or f"convert it, for example with {'.float()' if isinstance(x, Tensor) else 'torch.tensor(...)'}"
         raise TypeError(f"{caller} needs a floating-point tensor, got {kind(x)}: {cure}")

@@ -7,7 +7,7 @@ from typing import Any
 from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
 from qtutor.affine.checks import check_finite, check_floats
 from qtutor.explorers.explorer import Explorer, Stops
-from qtutor.explorers.words import decibels
+from qtutor.explorers.words import in_decibels
 from qtutor.plots import look
 
 import ipywidgets
@@ -143,7 +143,7 @@ def _sentence(batch: Batch, state: DynamicRangeState, result: DynamicRangeResult
     parts = []
     for scheme in SCHEMES:
         low, high = result.ranges[scheme]
-        quality = f"SQNR {decibels(result.sqnr[scheme])}, {result.clipped[scheme]} of {count} values clipped"
+        quality = f"SQNR {in_decibels(result.sqnr[scheme])}, {result.clipped[scheme]} of {count} values clipped"
         parts.append(f"{scheme} {low:.3g} to {high:.3g}, {quality}")
     moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
     return (

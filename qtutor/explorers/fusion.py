@@ -7,7 +7,7 @@ from typing import Any
 
 from qtutor.explorers.explorer import Explorer, Stops, toggles
 from qtutor.explorers.flow import Flow, FusionData, Ribbon
-from qtutor.explorers.words import decibels, in_bytes
+from qtutor.explorers.words import in_bytes, in_decibels
 from qtutor.fusion import OperatorTraffic
 from qtutor.models.tracing import label
 from qtutor.plots import look
@@ -71,11 +71,11 @@ def _sentence(data: FusionData, state: FusionState, node: fx.Node, now: Flow, pl
         f"{now.total:,} bytes moved in all, {plain.total:,} without fusion"
     )
     if not int8:
-        return f"{where}. {moved}. SQNR of the output {decibels(now.sqnr)}: what float rounding changes."
+        return f"{where}. {moved}. SQNR of the output {in_decibels(now.sqnr)}: what float rounding changes."
     return (
         f"{where}. {moved}; {len(now.rounded)} pairs of quantize and dequantize, {len(plain.rounded)} without; "
         f"{now.conversions} conversions from or to {data.float_name}, {plain.conversions} without; "
-        f"SQNR of the output {decibels(now.sqnr)}, {decibels(plain.sqnr)} without."
+        f"SQNR of the output {in_decibels(now.sqnr)}, {in_decibels(plain.sqnr)} without."
     )
 
 
@@ -163,7 +163,7 @@ class FusionExplorer(Explorer):
         for name, axis, values, texts in (
             ("bytes", layout.xaxis2, [f.total for f in flows], [in_bytes(f.total) for f in flows]),
             ("pairs", layout.xaxis3, [len(f.rounded) for f in flows], [str(len(f.rounded)) for f in flows]),
-            ("quality", layout.xaxis4, [_length(f.sqnr) for f in flows], [decibels(f.sqnr) for f in flows]),
+            ("quality", layout.xaxis4, [_length(f.sqnr) for f in flows], [in_decibels(f.sqnr) for f in flows]),
         ):
             most = max(values) or 1
             parts[name].x = [value or most / 250 for value in values]  # a bar of length 0 would carry no text

@@ -7,7 +7,7 @@ from typing import Any
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
 from qtutor.affine.checks import check_floats
 from qtutor.explorers.explorer import Explorer, Stops, every, toggles
-from qtutor.explorers.words import decibels
+from qtutor.explorers.words import in_decibels
 from qtutor.observers import MinMaxObserver
 from qtutor.plots import look
 
@@ -165,8 +165,8 @@ def _sentence(data: GranularityData, state: GranularityState, result: Granularit
         f"channel {int(data.kept[data.widest])} times {state.factor}" if state.factor > 1 else "no channel turned up"
     )
     quality = (
-        f"overall {decibels(result.overall)}, median channel {decibels(result.median)}, "
-        f"worst channel {decibels(result.worst)}"
+        f"overall {in_decibels(result.overall)}, median channel {in_decibels(result.median)}, "
+        f"worst channel {in_decibels(result.worst)}"
     )
     channels = len(data.kept)
     sampled = f" All figures are those of {channels:,} of the {data.given:,} channels." if channels < data.given else ""

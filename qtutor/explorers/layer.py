@@ -8,7 +8,7 @@ from typing import Any
 from qtutor.diagnosis import Diagnosis, Measured
 from qtutor.diagnosis.statistics import ChannelSums
 from qtutor.explorers.explorer import Explorer, Stops, every, toggles
-from qtutor.explorers.words import decibels
+from qtutor.explorers.words import in_decibels
 from qtutor.plots import look
 
 import ipywidgets
@@ -158,7 +158,7 @@ class LayerExplorer(Explorer):
         rival = f"; the tool reaches it with {tool:,}" if tool else "; the tool does not reach it this way"
         advice = f"; {row['suggestion']}" if row["suggestion"] else ""
         return (
-            f"{kept}, a scale per {state.weights}: {quality}SQNR {decibels(measured.sqnr)} in {measured.bytes:,} "
+            f"{kept}, a scale per {state.weights}: {quality}SQNR {in_decibels(measured.sqnr)} in {measured.bytes:,} "
             f"bytes, which {goal}{rival}. {state.layer}: {row['finding']}{advice}."
         )
 

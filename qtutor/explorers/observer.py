@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtutor.affine import QParams, choose_qparams, grid
+from qtutor.affine import QParams, choose_qparams, decibels, grid
 from qtutor.explorers.dynamic_range import random_rows
 from qtutor.explorers.explorer import Explorer, Stops
-from qtutor.explorers.words import decibels
+from qtutor.explorers.words import in_decibels
 from qtutor.observers import (
     BINS,
     HistogramObserver,
@@ -112,8 +112,8 @@ class Stream:
             qparams = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
             flat = qparams.scale.view(1, -1), qparams.zero_point.view(1, -1)
             error = self.squared_error(*flat, quant_min, quant_max).view_as(low)
-            decibels = torch.where(error > 0, 10 * (self.signal / error).log10(), math.inf)
-            self._judged[question] = qparams, decibels
+            judged = [[decibels(self.signal, each) for each in row] for row in error.tolist()]
+            self._judged[question] = qparams, torch.tensor(judged, dtype=torch.float64)
         return self._judged[question]
 
     def _ranges(self, strength: float, hot_batch: int, bits: int) -> Tensor:
@@ -167,7 +167,7 @@ def _describe(stream: Stream, state: ObserverState, ranges: dict, sqnr: dict) ->
     else:
         tense = "is still to come" if state.hot_batch > state.seen else "was among them"
         hot = f"a value {state.strength:g} times the largest, in batch {state.hot_batch}, {tense}"
-    parts = [f"{name} {low:.3g} to {high:.3g} ({decibels(sqnr[name])})" for name, (low, high) in ranges.items()]
+    parts = [f"{name} {low:.3g} to {high:.3g} ({in_decibels(sqnr[name])})" for name, (low, high) in ranges.items()]
     best = max(sqnr, key=sqnr.get)
     return (
         f"{state.seen} of {len(stream)} batches seen; {hot}. Ranges at {state.bits} bits, and the SQNR of the whole "

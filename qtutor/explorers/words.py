@@ -8,7 +8,7 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
-def decibels(sqnr: float) -> str:
+def in_decibels(sqnr: float) -> str:
     """Say an SQNR: "31.3 dB"."""
     return "without error" if sqnr == math.inf else f"{sqnr:.1f} dB"
 
