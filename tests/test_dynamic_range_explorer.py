@@ -147,8 +147,8 @@ def test_an_empty_batch_gets_a_sentence_and_no_controls():
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        ([[1.0, 2.0]], TypeError, "x: .*got list"),
-        (torch.ones(3, 2, dtype=torch.int32), TypeError, "x: .*torch.int32"),
+        ([[1.0, 2.0]], TypeError, "x needs .*got list"),
+        (torch.ones(3, 2, dtype=torch.int32), TypeError, "x needs .*torch.int32"),
         (torch.tensor([[1.0], [torch.nan]]), ValueError, "x: .*NaN"),
         (torch.ones(MOST_ROWS + 1, 2), ValueError, f"2 to {MOST_ROWS} rows"),
         (torch.full((2, 2), 1e38), ValueError, "too large"),

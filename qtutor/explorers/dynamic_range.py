@@ -73,8 +73,8 @@ class DynamicRangeResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """A batch made ready for many ranges.
+class Rows:
+    """The rows of a batch made ready for many ranges.
 
     Attributes:
         x: `(N, features)` float32.
@@ -109,7 +109,7 @@ class Batch:
         return ends, QParams(chosen.scale[..., None], chosen.zero_point[..., None], quant_min, quant_max)
 
 
-def explore_dynamic_range(batch: Batch, state: DynamicRangeState) -> DynamicRangeResult:
+def explore_dynamic_range(batch: Rows, state: DynamicRangeState) -> DynamicRangeResult:
     """Compute what `state` does to your row of `batch`."""
     values = batch.x[state.row] + state.shift * batch.unit
     ends, qparams = batch.qparams(state)
@@ -137,7 +137,7 @@ def explore_dynamic_range(batch: Batch, state: DynamicRangeState) -> DynamicRang
     return replace(result, sentence=_sentence(batch, state, result))
 
 
-def _sentence(batch: Batch, state: DynamicRangeState, result: DynamicRangeResult) -> str:
+def _sentence(batch: Rows, state: DynamicRangeState, result: DynamicRangeResult) -> str:
     count = len(result.values)
     shifted = f"the batch shifted by {state.shift * batch.unit:.3g}" if state.shift else "nothing shifted"
     parts = []
@@ -259,7 +259,7 @@ def _figure(rows: int) -> go.Figure:
     return figure.update_yaxes(title="dB", row=1, col=3)
 
 
-def _ready(x: Tensor, calibration: Tensor | None) -> Batch:
+def _ready(x: Tensor, calibration: Tensor | None) -> Rows:
     for name, tensor in (("x", x), ("calibration", calibration)):
         if tensor is not None:
             check_floats(tensor, f"DynamicRangeExplorer, {name}")
@@ -270,7 +270,7 @@ def _ready(x: Tensor, calibration: Tensor | None) -> Batch:
     if not 2 <= len(rows) <= MOST_ROWS:
         raise ValueError(f"DynamicRangeExplorer needs 2 to {MOST_ROWS} rows, got {len(rows)} of shape {tuple(x.shape)}")
     seen = rows if calibration is None else calibration.detach().to(torch.float32)
-    return Batch(rows, torch.stack(rows.aminmax(dim=1)), torch.stack(seen.aminmax()))
+    return Rows(rows, torch.stack(rows.aminmax(dim=1)), torch.stack(seen.aminmax()))
 
 
 def random_rows(rows: int = 8, features: int = 64) -> Tensor:
