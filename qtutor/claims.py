@@ -44,7 +44,6 @@ class Source:
     """An article; `str` of it is how the course names it.
 
     Attributes:
-        title: of the page.
         by: its author or its site.
         note: what a reader should know of it.
     """
@@ -155,7 +154,6 @@ class Judgement:
     Attributes:
         claim: what was judged.
         verdict: one of `VERDICTS`.
-        reason: why.
         measured: the number, or None where there is none.
     """
 

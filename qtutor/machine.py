@@ -44,11 +44,8 @@ class Machine:
 
     Attributes:
         system: operating system and architecture.
-        python: version of Python.
-        torch: version of PyTorch.
         packages: each package that qtutor needs, with its version, or None where it is not
             installed. None altogether where qtutor itself is not installed.
-        cpu: the processor's name.
         kernels: the instruction set that PyTorch's own kernels use.
         features: the instructions that matter for INT8.
         cores: logical cores that this process may use.

@@ -62,7 +62,6 @@ class Ways:
         models: the INT8 model of each way that takes the model.
         measured: what each gives on the data of the diagnosis, and the bytes of its file.
         said: what each said: what stays in floating point, or why it refuses.
-        goal: what is good enough.
         float_bytes: of the file of the float model.
     """
 

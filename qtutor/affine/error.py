@@ -22,11 +22,9 @@ class QuantizationError:
     sets do not overlap, so the parts add up to the whole.
 
     Attributes:
-        count: number of values, n.
         signal: sum of x**2.
         rounding: sum of (x - x_hat)**2 over the values inside the grid.
         clipping: sum of (x - x_hat)**2 over the clipped values.
-        clipped: number of clipped values.
     """
 
     count: int

@@ -37,7 +37,6 @@ def learned_fake_quantize(
     Args:
         x: `(*shape)` real values.
         scale: floating point, positive; broadcasts against `x`: `()` per tensor, `(C, 1, 1, 1)` per channel.
-        zero_point: the code of 0.0.
         gradient_scale: what the gradient of `scale` is multiplied by; by default 1 / sqrt(N quant_max), where N
             values share a scale.
 

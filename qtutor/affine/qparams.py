@@ -24,8 +24,6 @@ class QParams:
     Attributes:
         scale: float32, positive; the width of one step in the unit of x.
         zero_point: int32 on the grid; the code of exactly 0.0. Same shape as `scale`.
-        quant_min: the lowest code.
-        quant_max: the highest code.
 
     Raises:
         TypeError: an end of the grid or a zero point is not a whole number, or a scale not a real one.

@@ -52,9 +52,7 @@ class Search:
     """The search for the cheapest configuration that reaches a goal; what is here when it is interrupted was measured.
 
     Attributes:
-        experiment: what measures.
         best: the cheapest configuration that reaches the goal, or the best so far.
-        goal: the goal.
         steps: a row for each step: what it was, whether it was kept, and what it gave.
     """
 

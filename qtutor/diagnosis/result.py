@@ -45,7 +45,6 @@ class Diagnosis:
             out of the next.
         recommended: the cheapest configuration found that reaches the goal, or the best where none does.
         verdict: the recommendation in a sentence or two.
-        goal: what is good enough.
         experiment: what measures further configurations.
     """
 

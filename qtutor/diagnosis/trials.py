@@ -41,8 +41,6 @@ class Score:
         signal: for each tensor of the output, the sum of its squares.
         noise: the sum of its squared errors.
         total: the metric, times the samples that it was taken on.
-        samples: how many.
-        batches: how many batches.
         error: what the model raised, or "".
     """
 

@@ -44,8 +44,6 @@ class BenchmarkState:
         summary: of `SUMMARIES`: what is made of the runs.
         warm_up: whether the first `WARM_UP` runs of all are left out.
         models: the names of your models to compare, the first of which the others are compared with.
-        batch_size: how many images a run gets.
-        threads: how many threads it uses.
     """
 
     order: str

@@ -36,7 +36,6 @@ class Sentence(anywidget.AnyWidget):
     and reports when the page has drawn an update.
 
     Attributes:
-        text: the line.
         number: the number of the update that the line and the figure show; raised last.
         drawn: the newest update that a page has drawn; -1 while there is no page.
     """

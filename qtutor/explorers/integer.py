@@ -28,9 +28,6 @@ class IntegerState:
     Attributes:
         sample: of the batch; of a linear layer's input of several dimensions, the row among all rows.
         channel: the output channel or feature.
-        depth: of the output.
-        row: of the output.
-        column: of the output.
     """
 
     sample: int

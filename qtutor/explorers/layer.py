@@ -29,7 +29,6 @@ class LayerState:
     Attributes:
         keep_float: names of the layers in floating point, sorted.
         weights: "tensor" or "channel": what shares a scale.
-        layer: the layer that is looked at.
     """
 
     keep_float: tuple[str, ...]

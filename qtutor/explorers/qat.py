@@ -29,7 +29,6 @@ class QATState:
     Attributes:
         step: how many steps of training are shown, from 0.
         target: the value that the loss pulls the quantized weight to.
-        rate: the learning rate.
         bits: 2 to 4, of a signed grid.
     """
 

@@ -29,7 +29,6 @@ class LiveTraining(ipywidgets.VBox):
     the batches with `async for`. Without a page to click on it, training runs to its end.
 
     Args:
-        title: what the curve shows.
         total: how many batches there will be in all.
         series: the names of the curves, at most five.
         x: what the places of the points are.

@@ -40,7 +40,6 @@ def layer_outputs(model: nn.Module, names: Iterable[str], *inputs: Tensor) -> di
     Args:
         model: any module; what watches it is gone afterwards.
         names: qualified names of layers that give one tensor each.
-        inputs: what the model is called with.
 
     Raises:
         AttributeError: the model has no layer of that name.
@@ -58,7 +57,6 @@ def input_and_output(model: nn.Module, layer: str, *inputs: Tensor) -> tuple[Ten
 
     Args:
         layer: its qualified name, "" for the model itself.
-        inputs: of the model.
 
     Raises:
         AttributeError: the model has no such layer.

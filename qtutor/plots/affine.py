@@ -56,7 +56,6 @@ def bits_rule(bits: Sequence[int], measured: dict[str, Sequence[float]]) -> go.F
     """Draw SQNR against bit width beside the rule of 6.02 dB per bit.
 
     Args:
-        bits: the bit widths.
         measured: SQNR in dB at each width, by the name of the data; the rule ends where the first does.
     """
     drawn = figure("SQNR climbs by 6 dB for each bit", "bits", "SQNR, dB")

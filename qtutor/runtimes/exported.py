@@ -66,7 +66,6 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) 
     Args:
         model: in eval mode, float or quantized by FX.
         inputs: one batch; in the file they are called input0, input1, ...
-        path: of the file.
     """
     given = [f"input{i}" for i in range(len(inputs))]
     with torch.no_grad():

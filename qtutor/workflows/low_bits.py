@@ -79,7 +79,6 @@ def clip_codes(
     """Clip the codes of an eager or FX model in place.
 
     Args:
-        model: as converted.
         weights: the codes and the bias that each layer was given.
         bits: the width of all layers but those of `edges`.
         edges: widths by the names of layers.

@@ -50,7 +50,6 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
 
     Args:
         model: in eval mode.
-        inputs: of one call.
         functional: rewrite what works in place.
     """
     if all(x.dim() and len(x) == 1 for x in inputs):  # export takes a size of 1 for a constant
