@@ -391,7 +391,7 @@ def test_an_image_with_a_nan_score_counts_as_wrong():
     ("loader", "error", "message"),
     [
         ([], ValueError, "the loader has no images"),
-        ([X], TypeError, r"batch 0 of the loader must be \(images, labels\), got none for labels"),
+        ([X], TypeError, r"batch 0 of the loader must be \(images, labels\), got NoneType for labels"),
         ([(X, X)], ValueError, r"labels must be integers, .* got \(2, 3\) torch.float32"),
         ([(X, torch.tensor([1, 2, 0]))], ValueError, r"must return \(3, classes\) scores for 3 labels, got \(2, 3\)"),
         ([(X[0], torch.tensor([1, 2, 0]))], ValueError, r"must return \(3, classes\) .* got \(3,\)"),

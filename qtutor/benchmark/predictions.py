@@ -126,8 +126,8 @@ def _predict(models: Sequence[Model], loader: Batches) -> tuple[list[Tensor], Te
         for number, batch in enumerate(read(loader, "the loader")):
             truth = batch.labels
             if not isinstance(truth, Tensor):
-                got = "none" if truth is None else kind_of(truth)
-                raise TypeError(f"batch {number} of the loader must be (images, labels), got {got} for labels")
+                kind = kind_of(truth)
+                raise TypeError(f"batch {number} of the loader must be (images, labels), got {kind} for labels")
             if truth.ndim == 0 or truth.is_floating_point():
                 shape = tuple(truth.shape)
                 raise ValueError(
