@@ -11,8 +11,8 @@ import torch
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("test_browser.py", "test_diagnosis.py")
-"""Files whose tests share what is slow to start: a browser, a cluster."""
+TOGETHER = ("test_browser.py", "test_diagnosis.py", "test_generate.py")
+"""Files whose tests share what is slow to make: a browser, a cluster, a copy of the course."""
 
 
 class Scheduling(LoadScopeScheduling):
