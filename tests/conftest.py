@@ -11,8 +11,8 @@ import torch
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("test_browser.py", "test_diagnosis.py")
-"""Files whose tests share what is slow to start: a browser, a cluster."""
+TOGETHER = ("test_browser.py", "test_diagnosis.py", "test_generate.py")
+"""Files whose tests share what is slow to make: a browser, a cluster, a copy of the course."""
 
 
 class Scheduling(LoadScopeScheduling):
@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("hypothesis_profile", None):
         settings.load_profile("push")
     os.environ["QTUTOR_HOME"] = str(config.cache.mkdir("qtutor-home"))
+    if config.getoption("markexpr") == "not system" and config.getoption("hypothesis_profile", None) != "night":
+        os.environ["QTUTOR_MEASURE"] = "0.2"  # in the lessons, none of whose sentences may hang on a time
     if hasattr(config, "workerinput"):  # the processes share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workerinput["workercount"]))
 
@@ -51,5 +53,6 @@ def home_of_the_run() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start each test with no progress and no model trained."""
+    """Start each test with no progress and no model trained, and measure for as long as it says."""
     monkeypatch.setenv("QTUTOR_HOME", str(tmp_path / "qtutor-home"))
+    monkeypatch.delenv("QTUTOR_MEASURE", raising=False)

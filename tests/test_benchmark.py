@@ -86,6 +86,12 @@ def test_the_time_budget_holds(clock):
     assert 2.5 < clock.now <= 3 + 0.02  # and the first run of each
 
 
+def test_a_measurement_whose_figures_nobody_reads_is_brief(clock, monkeypatch):
+    monkeypatch.setenv("QTUTOR_MEASURE", "0.2")
+    compare({"a": taking(clock, 0.013), "b": taking(clock, 0.007)}, X, seconds=1.5)
+    assert 0.5 < clock.now <= 0.6 + 0.02
+
+
 def test_slow_entries_get_the_rounds_that_the_interval_needs_or_three_times_the_budget(clock):
     comparison = compare({"a": taking(clock, 0.5)}, X, seconds=2)
     assert (len(comparison.times), comparison.confidence) == (8, 0.99)

@@ -286,7 +286,7 @@ def loader():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
-@pytest.mark.parametrize(("at", "rows"), [(3, 0), (14, range(1, 9))])
+@pytest.mark.parametrize(("at", "rows"), [pytest.param(3, 0, marks=pytest.mark.system), (14, range(1, 9))])
 def test_an_interrupted_diagnosis_prints_what_it_has(at, rows, tmp_path):
     (tmp_path / "slownet.py").write_text(INTERRUPTED.format(at=at))
     finished = qtutor_command("diagnose", "slownet:build", "--data", "slownet:loader", "--json", "d.json", cwd=tmp_path)

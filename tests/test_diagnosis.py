@@ -400,7 +400,7 @@ def cluster():
         yield client
 
 
-@pytest.mark.parametrize("kind", [convolutional, Texts])
+@pytest.mark.parametrize("kind", [pytest.param(convolutional, marks=pytest.mark.system), Texts])
 def test_two_processes_of_a_dask_cluster_give_the_same_table_to_the_last_bit(kind, cluster):
     data = {
         convolutional: [(torch.randn(16, 3, 8, 8), torch.arange(16) % 10) for _ in range(2)],

@@ -208,6 +208,7 @@ class TestAMadeUpLesson:
         assert counted[NAME] == ["count_bits", "double"]
         assert sliders[NAME] == ["Target"]
 
+    @pytest.mark.system
     def test_passes_the_tests_that_contributing_names(self, grown):
         named = [
             "tests/test_generate.py",

@@ -778,7 +778,7 @@ else:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("hidden", [True, pytest.param(False, marks=pytest.mark.system)])
 def test_pt2e_compiles_or_says_that_there_is_no_compiler(tmp_path, hidden):
     script = COMPILE.format(path=str(tmp_path / "model"))
     environment = {"CXX": "no-such-compiler", "PATH": ""} if hidden else {}

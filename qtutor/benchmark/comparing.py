@@ -87,7 +87,7 @@ def compare(
     with torch.inference_mode(), set_torch_threads(threads or torch.get_num_threads()):
         machine = describe()
         contest.check()
-        rounds = contest.rounds(seconds, repeats, intervals.enough(confidence), progress)
+        rounds = contest.rounds(seconds * timing.share(), repeats, intervals.enough(confidence), progress)
         times = 1e3 * pd.DataFrame(rounds).rename_axis("round")
         extras = {"size_mb": contest.each(lambda name: timing.megabytes(entries[name]))}
         if memory:

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import re
 import sys
 import timeit
@@ -20,6 +21,11 @@ from torch.utils.benchmark import timer
 
 _TURN = 0.01  # seconds of one entry's turn, if it is fast: short beside what disturbs a machine
 _LONG = 0.02  # seconds of a run that needs no other before it to fill the caches again
+
+
+def share() -> float:
+    """How much of its time a measurement takes: `QTUTOR_MEASURE`, for runs whose figures nobody reads, else 1."""
+    return float(os.environ.get("QTUTOR_MEASURE", 1))
 
 
 def first_run(entry: Model, inputs: tuple[Tensor, ...]) -> Any:
