@@ -184,6 +184,7 @@ def judge(
         because: what was seen, a phrase; needed where no number says it.
 
     Raises:
+        TypeError: `measured` is not of the claim's sort.
         ValueError: it is not finite, lies outside the interval, or `because` is missing.
 
     Example:

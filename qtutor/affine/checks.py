@@ -23,6 +23,7 @@ def check_grid(quant_min: int, quant_max: int) -> tuple[int, int]:
     """Return the ends of a grid of codes as ints.
 
     Raises:
+        TypeError: an end is not a whole number.
         ValueError: the grid is empty or beyond int32.
     """
     try:

@@ -52,6 +52,7 @@ def measure_error(x: Tensor, qparams: QParams) -> QuantizationError:
         qparams: `scale` and `zero_point` broadcast against `x`.
 
     Raises:
+        TypeError: `x` is not a floating-point tensor.
         ValueError: `x` is empty or holds NaN or infinity, or the shapes do not broadcast.
 
     Example:
@@ -91,6 +92,7 @@ def sqnr(reference: Tensor, approximation: Tensor, *, axis: int | None = None) -
         A number; `(channels,)` float64 if `axis` is given.
 
     Raises:
+        TypeError: an argument is not a tensor of real numbers.
         ValueError: the shapes differ, a tensor is empty or holds NaN or infinity, or it has no such axis.
 
     Example:

@@ -51,6 +51,7 @@ class Histogram:
             bins: number of bins.
 
         Raises:
+            TypeError: `x` is not a floating-point tensor.
             ValueError: `x` is empty or holds NaN or infinity, or there is not one bin.
         """
         check_floats(x, "Histogram")

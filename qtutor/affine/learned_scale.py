@@ -41,6 +41,7 @@ def learned_fake_quantize(
             values share a scale.
 
     Raises:
+        TypeError: `x` or `scale` is not a floating-point tensor.
         ValueError: a scale is not positive and finite, the grid is empty or does not hold `zero_point`, or the
             shapes do not broadcast.
 

@@ -24,6 +24,7 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
         wraps around as that type does: widen them before you compute.
 
     Raises:
+        TypeError: `x` is not a floating-point tensor.
         ValueError: `x` holds NaN, which has no code, or the shapes do not broadcast.
 
     Source: Jacob et al. 2018, eq. 1, solved for q.
@@ -55,6 +56,7 @@ def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
         `(*shape)` float32, in the unit of `scale`.
 
     Raises:
+        TypeError: `codes` is not an integer tensor.
         ValueError: a code is off the grid, or the shapes do not broadcast.
 
     Source: Jacob et al. 2018, eq. 1.
@@ -91,6 +93,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
         `(*shape)` in the dtype of `x`: multiples of `scale`.
 
     Raises:
+        TypeError: `x` is not a floating-point tensor.
         ValueError: the shapes do not broadcast.
 
     Source: Jacob et al. 2018, section 3; straight-through estimator: Bengio et al. 2013.

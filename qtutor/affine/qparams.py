@@ -104,6 +104,7 @@ def grid(bits: int, *, signed: bool = True) -> tuple[int, int]:
     """Return the lowest and the highest code of a `bits`-bit integer.
 
     Raises:
+        TypeError: `bits` is not a whole number.
         ValueError: fewer than 2 or more than 32 bits (31 unsigned: codes are stored as int32).
 
     Example:
@@ -145,6 +146,7 @@ def choose_qparams(
         ranges on unsigned grids of its caller's own, whose middle it rounds down.
 
     Raises:
+        TypeError: a bound is not a real number or a tensor of them.
         ValueError: a bound is NaN or infinite, `min_val > max_val`, the range is wider than float32
             can hold, or `quant_min >= quant_max`.
 

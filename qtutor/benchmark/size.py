@@ -13,6 +13,9 @@ def size_bytes(model: nn.Module) -> int:
 
     Packed INT8 weights, scales and zero points count, and so does what the file format adds; a layer with several
     names counts once.
+
+    Raises:
+        TypeError: `model` is not an `nn.Module`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"size_bytes needs an nn.Module, got {kind_of(model)}: only a model has a state to save")

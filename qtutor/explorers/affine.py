@@ -155,6 +155,7 @@ class AffineExplorer(Explorer):
         start: where controls start, by name, such as `bits=4`.
 
     Raises:
+        TypeError: `x` is not a floating-point tensor.
         ValueError: `x` holds NaN or infinity, or a control cannot start there.
     """
 

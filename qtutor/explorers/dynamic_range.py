@@ -163,6 +163,7 @@ class DynamicRangeExplorer(Explorer):
         start: where controls start, by name, such as `factor=3`.
 
     Raises:
+        TypeError: `x` or `calibration` is not a floating-point tensor.
         ValueError: it holds NaN or infinity, or `x` has too few or too many rows, or `calibration` is empty; or a
             control cannot start there.
     """

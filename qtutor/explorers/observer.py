@@ -184,6 +184,7 @@ class ObserverExplorer(Explorer):
         start: where controls start, by name, such as `bits=4`.
 
     Raises:
+        TypeError: `batches` is not a sequence of floating-point tensors.
         ValueError: a batch is empty or holds NaN, infinity or values too large for a hot one, or there are too many;
             or a control cannot start there.
     """

@@ -114,6 +114,7 @@ class QATExplorer(Explorer):
             `scale`, up to two scales from zero.
 
     Raises:
+        TypeError: `weight` or `scale` is not a number or a tensor of one.
         ValueError: it is not finite, off the controls' range or, for a tensor, not one value; or a control cannot
             start there.
     """

@@ -54,6 +54,7 @@ def find_fusions(model: nn.Module) -> tuple[Fusion, ...]:
     shapes: a linear layer before a batch norm is taken to give `(N, features)`.
 
     Raises:
+        TypeError: `model` is not a module.
         ValueError: `forward` cannot be traced; the message names the line and what to do.
 
     Example:

@@ -44,6 +44,7 @@ def read(data: Iterable, name: str = "data") -> Iterator[Batch]:
     """Read batches, each checked; errors call the data `name`.
 
     Raises:
+        TypeError: these are not batches.
         ValueError: a tensor in one is empty.
     """
     if isinstance(data, (Tensor, Mapping, str)) or (

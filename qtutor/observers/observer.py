@@ -23,6 +23,7 @@ class Observer(ABC):
             multiple of it. The qparams, `(out, groups, 1)`, fit the weight viewed as `(out, groups, group_size)`.
 
     Raises:
+        TypeError: an attribute is not of its type.
         ValueError: an attribute is out of range, or both `axis` and `group_size` are given.
     """
 
@@ -52,6 +53,7 @@ class Observer(ABC):
                 qparams must be the same for every batch.
 
         Raises:
+            TypeError: `x` is not a dense floating-point tensor.
             ValueError: `x` is empty, holds NaN, infinity or what float32 cannot hold, or its shape does
                 not fit `axis`, `group_size` or the batches before.
         """

@@ -28,6 +28,7 @@ def equalize(model: nn.Module, *, rounds: int = 5) -> nn.Module:
         rounds: how often to go along the network; later rounds spread what earlier ones moved.
 
     Raises:
+        TypeError: `model` is not a module.
         ValueError: it cannot be traced, or no two layers are in such a row.
 
     Source: Nagel et al. 2019, section 4.1, eq. 11.

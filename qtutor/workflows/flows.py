@@ -47,6 +47,7 @@ def quantize_static(
         compile: lower the PT2E model with Inductor now, for the shapes of the first batch.
 
     Raises:
+        TypeError: `model` or a batch is not of its type.
         ValueError: there is no batch, a batch is empty or not finite, or the flow cannot take the
             model; the message names the layer or line, the reason, and which flow could take it.
         Unavailable: no torch.ao, torchao, engine or C++ compiler, where one is needed.

@@ -59,6 +59,7 @@ class Recipe:
         """Check what was asked for, and choose an engine where none was.
 
         Raises:
+            TypeError: `model` is not a module.
             ValueError: the flow or the engine is unknown, or the engine computes a layer of the model wrongly.
             Unavailable: there is no engine.
         """
