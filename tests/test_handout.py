@@ -142,7 +142,7 @@ class TestLab:
         mine = tmp_path / "mine"
         mine.mkdir()
         (mine / "lessons").write_text("my notes")
-        said = f"{mine / 'lessons'} cannot take the lessons: it is a file. Run qtutor lab in a folder of your own.\n"
+        said = f"{mine / 'lessons'} cannot take the lessons: it is a file. Run qtutor lab in another folder.\n"
         assert lab(mine) == (1, said, None)
         assert (mine / "lessons").read_text() == "my notes"
 
@@ -161,7 +161,7 @@ class TestLab:
         if earlier:
             assert lab(mine) == (0, f"{trouble} Those that are there open as they are.\n", str(mine))
         else:
-            assert lab(mine) == (1, f"{trouble} Run qtutor lab in a folder of your own.\n", None)
+            assert lab(mine) == (1, f"{trouble} Run qtutor lab in another folder.\n", None)
 
 
 def test_the_wheel_holds_the_lessons(tmp_path):

@@ -60,6 +60,6 @@ def _workplace() -> Path:
     except OSError as error:
         trouble = f"{folder} cannot take the lessons: {error.strerror}."
         if not (folder.parent / LESSONS[0].notebook).is_file():
-            raise GivenUp(f"{trouble} Run qtutor lab in a folder of your own.") from error
+            raise GivenUp(f"{trouble} Run qtutor lab in another folder.") from error
         print(f"{trouble} Those that are there open as they are.", file=sys.stderr)
     return folder.parent
