@@ -1,15 +1,17 @@
 """What GitHub runs is what the README says, and what a scheduled job would say of a broken lesson."""
 
+import json
 from importlib import metadata
 
 import qtutor
+from qtutor.manifest import LESSONS
 
 import nbformat
 import newest
 import pytest
 import yaml
 from lab import COURSE
-from test_readme import TEST
+from test_readme import CLONE, TEST
 
 WORKFLOWS = COURSE / ".github" / "workflows"
 
@@ -32,6 +34,19 @@ def test_the_newest_versions_are_tried_on_a_schedule():
     workflow = yaml.safe_load((WORKFLOWS / "newest.yml").read_text())
     assert workflow[True]["schedule"]  # YAML reads the key `on` as true
     assert {"torch", "torchvision", "plotly", "jupyterlab"} <= {*newest.packages()}
+
+
+def test_the_container_installs_as_a_clone_does_and_opens_the_first_lesson():
+    container = json.loads((COURSE / ".devcontainer/devcontainer.json").read_text())
+    made, installed, opened = CLONE.split(" && ")
+    assert container["postCreateCommand"] == f"{made} && {installed.removesuffix('.')}'.[runtimes]'"
+    assert container["postAttachCommand"].startswith(opened)
+    assert container["customizations"]["codespaces"]["openFiles"] == [LESSONS[0].notebook]
+
+
+def test_the_site_is_published_by_the_command_of_the_readme():
+    *_, built, upload, _ = yaml.safe_load((WORKFLOWS / "site.yml").read_text())["jobs"]["site"]["steps"]
+    assert built["run"].endswith(f".venv/bin/qtutor book {upload['with']['path']}")
 
 
 @pytest.mark.slow

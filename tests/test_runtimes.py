@@ -46,7 +46,7 @@ class TwoInputs(nn.Module):
 
 def here(name):
     for package in NEEDS.get(name, ()):
-        pytest.importorskip(package, reason=f'needs {package} (pip install -e ".[runtimes]")')
+        pytest.importorskip(package, reason=f'needs {package} (pip install "qtutor[runtimes]")')
     if name in ("torch.compile", "PT2E INT8") and not describe().can_compile:
         pytest.skip("needs a C++ compiler")
 
@@ -128,7 +128,7 @@ def test_what_is_not_installed_says_how_to_get_it(gone, network, batches, monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
     entries = runtimes.build(network, batches, ["eager FP32", *NEEDS])
     for name in NEEDS:
-        assert 'pip install -e ".[runtimes]"' in runtimes.missing()[name]
+        assert 'pip install "qtutor[runtimes]"' in runtimes.missing()[name]
         with pytest.raises(Unavailable, match=r"needs .*\[runtimes\]"):
             entries[name](batches[0])
     table = compare(entries, batches[0], repeats=1).table

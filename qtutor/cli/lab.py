@@ -6,7 +6,7 @@ from pathlib import Path
 
 import qtutor
 from qtutor.cli.surroundings import GivenUp, course, needed, prepend, use_own_kernel
-from qtutor.course.handout import SHIPPED, lay_out
+from qtutor.course.handout import RECORD, SHIPPED, lay_out
 from qtutor.manifest import LESSONS
 
 
@@ -24,9 +24,10 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> int:
     """Open JupyterLab on the first lesson, with the kernel of this environment.
 
-    Installed from a wheel, it lays the lessons into the folder `lessons` of the current one first.
+    Installed from a wheel, it first lays the lessons into a folder `lessons` here, never over work that is there.
     """
-    root = _workplace() if SHIPPED.is_dir() else course("lab")
+    in_clone = (Path.cwd() / "qtutor" / "__init__.py").is_file()
+    root = _workplace() if SHIPPED.is_dir() and not in_clone else course("lab")
     with needed():
         from jupyterlab.labapp import LabApp
 
@@ -50,10 +51,15 @@ def run(arguments: Namespace) -> int:
 
 
 def _workplace() -> Path:
-    """The current folder, with the lessons in it."""
+    """The folder in which `lessons` is: the current one, or its parent where the current one is `lessons` itself."""
+    here = Path.cwd()
+    folder = here if here.name == "lessons" and (here / RECORD).is_file() else here / "lessons"
     try:
-        for sentence in lay_out(Path.cwd() / "lessons"):
+        for sentence in lay_out(folder):
             print(sentence, flush=True)
     except OSError as error:
-        raise GivenUp(f"{Path.cwd()} cannot take the lessons: {error.strerror}. Go to a folder of your own.") from error
-    return Path.cwd()
+        trouble = f"{folder} cannot take the lessons: {error.strerror}."
+        if not (folder.parent / LESSONS[0].notebook).is_file():
+            raise GivenUp(f"{trouble} Run qtutor lab in another folder.") from error
+        print(f"{trouble} Those that are there open as they are.", file=sys.stderr)
+    return folder.parent

@@ -26,7 +26,7 @@ def needed() -> Iterator[None]:
     except ImportError as error:
         raise GivenUp(
             f"{error.name or 'A package'} cannot be imported by {sys.executable} ({error}): "
-            "run the first line of the README, which installs all that the course needs."
+            "run the line of the README that installed the course again."
         ) from error
 
 

@@ -71,7 +71,7 @@ def build(lessons: Path, out: Path) -> Path:
     if lacking:
         raise Unbuilt(
             f"qtutor book needs {', '.join(lacking)}: install the book extra, "
-            f'{sys.executable} -m pip install -e ".[book]", in the folder that you cloned.'
+            f'{sys.executable} -m pip install "qtutor[book]".'
         )
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / _MARK).is_file())):
         raise Unbuilt(f"{out} is there already and is not a book: name a folder that is new or empty.")

@@ -34,6 +34,12 @@ function fit(explorer, line, tries) {
   window.dispatchEvent(new Event("resize"));
   setTimeout(() => fit(explorer, line, tries - 1), 150);
 }
+// Some front ends take the arrows for themselves before a control has seen them.
+function keepArrows(event) {
+  if (!/^(Arrow|Home|End|Page)/.test(event.key) || !event.target.closest?.(".qtutor-explorer")) return;
+  if (event.target.matches(".noUi-handle")) event.preventDefault(); // they leave it then, and the slider moves
+  if (event.target.matches("select")) event.stopPropagation();
+}
 function render({ model, el }) {
   const line = document.createElement("p");
   line.id = `qtutor-sentence-${Math.random().toString(36).slice(2)}`;
@@ -59,6 +65,11 @@ function render({ model, el }) {
     fit(explorer, line, 40);
   });
   watch.observe(el);
-  return () => { watch.disconnect(); model.off("change:number", show); };
+  window.addEventListener("keydown", keepArrows, true);
+  return () => {
+    watch.disconnect();
+    model.off("change:number", show);
+    window.removeEventListener("keydown", keepArrows, true);
+  };
 }
 export default { render };

@@ -131,7 +131,7 @@ def lacking(name: str) -> str:
     """What a runtime needs and this computer has not, and what to do; "" if nothing."""
     absent = [package for package in _EXTRA.get(name, ()) if importlib.util.find_spec(package) is None]
     if absent:
-        return f'{name} needs {" and ".join(absent)}: run pip install -e ".[runtimes]" in the folder of the course'
+        return f'{name} needs {" and ".join(absent)}: run pip install "qtutor[runtimes]"'
     machine = describe()
     if name in _COMPILED and not machine.can_compile:
         lacking = "Python's headers (Debian: python3-dev)" if machine.compiler else "a C++ compiler (Debian: g++)"
