@@ -1,7 +1,7 @@
 """A language model to quantize: a small one that ships, what it reads, and what is lost when its weights are rounded.
 
-`llama` is the model, with `cache` for what attention keeps; `small` the one that ships, `text` what it was trained on and
-is measured on, `train` how it was made; `measuring` says in bits what a change costs, and `generating` writes text.
+`llama` is the model, with `cache` for what attention keeps; `small` the one that ships, `text` what it was trained
+and is measured on, `train` how it was made; `measuring` says in bits what a change costs; `generating` writes text.
 """
 
 from qtutor.language.cache import KeyValueCache

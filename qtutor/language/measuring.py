@@ -6,8 +6,8 @@
 Rounding moves some predictions towards the text and others away from it, and in bits per character these nearly cancel.
 KL compares whole distributions, of which none can gain: it is never negative, and sees a change that the loss cannot.
 
-A text is cut into windows, each read from its start. Windows stand in for independent texts: intervals are Student's, of
-their means. Two models are compared window by window, so that easy and hard windows cancel.
+A text is cut into windows, each read from its start. Windows stand in for independent texts: intervals are Student's,
+of their means. Two models are compared window by window, so that easy and hard windows cancel.
 """
 
 from collections.abc import Iterator
