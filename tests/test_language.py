@@ -261,7 +261,7 @@ def test_training_repeats_itself_and_learns():
     assert all(map(torch.equal, first.parameters(), again.parameters()))
     tokens = small.encode(small.held_out_text())[:2049]
     untrained = train.initialized(config, torch.Generator().manual_seed(1))
-    assert bits_per_character(first, tokens).minus(bits_per_character(untrained, tokens)).high < -1
+    assert bits_per_character(first, tokens).minus(bits_per_character(untrained, tokens)).high < -0.5  # of seven
 
 
 def test_an_orthogonal_step_keeps_directions_and_evens_sizes():
