@@ -10,7 +10,9 @@ from qtutor.language import (
     Measured,
     bits_per_character,
     generate,
+    hessians,
     kl,
+    linear_layers,
     predictions,
     small,
     text,
@@ -196,6 +198,25 @@ def test_texts_that_cannot_be_measured_are_refused():
         bits_per_character(model, tokens[None], 5)
     with pytest.raises(ValueError, match="not those of this text"):
         kl(model, predictions(model, tokens, 5), tokens, 4)
+
+
+def test_hessians_are_of_what_layers_read():
+    model, read = tiny(), []
+    tokens = torch.randint(11, (2 * 2048 + 1,), generator=torch.Generator().manual_seed(5))
+    found = hessians(model, tokens, 8)
+    assert list(found) == list(linear_layers(model))
+    assert len(found) == 14
+    hook = model.blocks[1].feed_forward.down.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    with torch.no_grad():
+        model(tokens[:-1].view(-1, 8))
+    hook.remove()
+    (x,) = (batch.flatten(0, 1).double() for batch in read)
+    wanted = x.T @ x / len(x)
+    torch.testing.assert_close(found["blocks.1.feed_forward.down"], wanted, rtol=1e-4, atol=1e-5)  # float32 inputs
+    assert torch.equal(found["blocks.0.attention.query"], found["blocks.0.attention.value"])
+    assert not any(layer._forward_pre_hooks for layer in model.modules())
+    with pytest.raises(ValueError, match="no linear layer"):
+        hessians(torch.nn.Embedding(11, 2), tokens)
 
 
 # --- What ships.

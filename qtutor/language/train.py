@@ -38,6 +38,7 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: float) -> None:
         for matrix, running in zip(self.matrices, self._running, strict=True):
+            assert matrix.grad is not None
             running.lerp_(matrix.grad, 1 - self.momentum)
             step = orthogonal(matrix.grad.lerp(running, self.momentum))
             tall = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
