@@ -261,12 +261,12 @@ def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int
             readers[id(parameter)] = readers.get(id(parameter), 0) + 1
     total, rows = sum(each.mean for each in alone.values()), []
     for name, each in alone.items():
-        parameter = parameter_at(simulation.module(name), "weight")
-        weight = parameter.detach().float()
+        stored = parameter_at(simulation.module(name), "weight")
+        weight = stored.detach().float()
         rounded = round_groups(weight, bits, group)
         worst = float(torch.as_tensor(sqnr(weight, rounded, axis=0)).min())
         share = each.mean / total if total > 0 else math.nan
-        tied = readers[id(parameter)] > 1
+        tied = readers[id(stored)] > 1
         rows.append((name, each.mean, each.error, share, sqnr(weight, rounded), worst, weight.numel(), tied))
     table = _frame(rows, [*_COLUMNS]).sort_values("harm", ascending=False, kind="stable")
     return table.reset_index(drop=True)
