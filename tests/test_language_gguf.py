@@ -292,7 +292,8 @@ def test_everything_that_flows_can_be_watched(model):
     tokens = torch.arange(12).view(2, 6)
     watch(InMemory(model), tokens, lambda name, x: seen.setdefault(name, x))
     assert seen["blocks.1.feed_forward.down"].shape == (2, 6, CONFIG.hidden)
-    assert len(seen) == CONFIG.layers * 8
+    assert seen["blocks.1.keys"].shape == (2, CONFIG.key_value_heads, 6, 16)
+    assert len(seen) == CONFIG.layers * 10
     with torch.no_grad():
         torch.testing.assert_close(model.logits(seen["blocks.1"]), model(tokens))
 

@@ -143,7 +143,8 @@ def watch(model: Blocks, tokens: Tensor, see: Callable[[str, Tensor], object]) -
         model: the parts of it.
         tokens: `(N, T)`.
         see: is called with the name of each linear layer, such as "blocks.3.feed_forward.down", and what goes into
-            it, `(N, T, in)`; and with "blocks.3" and what flows out of that block, `(N, T, width)`.
+            it, `(N, T, in)`; with "blocks.3.keys" or "blocks.3.values" and what attention keeps,
+            `(N, heads, T, width of a head)`; and with "blocks.3" and what flows out of that block, `(N, T, width)`.
     """
     x = model.embed(tokens)
     turns = position_turns(tokens.shape[1], model.config.head_width, model.config.rope_base)
@@ -151,7 +152,10 @@ def watch(model: Blocks, tokens: Tensor, see: Callable[[str, Tensor], object]) -
         block = model.block(layer)
         for name, linear in linears(block):
             linear.register_forward_pre_hook(_seeing(see, f"blocks.{layer}.{name}"))
-        x = block(x, turns, layer, None)
+        cache = KeyValueCache()
+        x = block(x, turns, layer, cache)
+        for part, kept in zip(("keys", "values"), cache.kept(layer), strict=True):
+            see(f"blocks.{layer}.{part}", kept)
         see(f"blocks.{layer}", x)
 
 
