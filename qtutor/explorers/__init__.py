@@ -9,5 +9,6 @@ from qtutor.explorers.granularity import GranularityExplorer
 from qtutor.explorers.integer import IntegerExplorer
 from qtutor.explorers.layer import LayerExplorer
 from qtutor.explorers.observer import ObserverExplorer
+from qtutor.explorers.outlier import OutlierExplorer
 from qtutor.explorers.qat import QATExplorer
 from qtutor.explorers.training import LiveTraining
