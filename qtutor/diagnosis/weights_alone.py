@@ -161,10 +161,14 @@ def kl_bits(exact: Tensor, other: Tensor) -> Tensor:
         >>> round(kl.item(), 4)  # (log2(0.5 / 0.25) + log2(0.5 / 0.75)) / 2
         0.2075
     """
+    return _kl_bits(exact.float().log_softmax(-1), other)
+
+
+def _kl_bits(exact: Tensor, other: Tensor) -> Tensor:
+    """The same from log p, a few rows at a time: scores of a large vocabulary are large."""
     parts = []
     for p, q in zip(exact.flatten(0, -2).split(_ROWS), other.flatten(0, -2).split(_ROWS), strict=True):
-        p, q = p.float().log_softmax(-1), q.float().log_softmax(-1)
-        parts.append((p.exp() * (p - q)).sum(-1).clamp(min=0) / math.log(2))
+        parts.append((p.exp() * (p - q.float().log_softmax(-1))).sum(-1).clamp(min=0) / math.log(2))
     return torch.cat(parts)
 
 
@@ -205,15 +209,15 @@ def _measure(
         return round_groups(weight, bits, group).to(weight.dtype)
 
     with simulation.recorded(_KEPT) as given:
-        exact = _scores(simulation.run(batch))
+        exact = _scores(simulation.run(batch)).float().log_softmax(-1)
     step(1)
     with _rounding(simulation, layers, round_it):
-        trials.together.add(kl_bits(exact, _scores(simulation.run(batch))))
+        trials.together.add(_kl_bits(exact, _scores(simulation.run(batch))))
     step(1)
     for name in layers:
         known = {other: given[other] for other in simulation.before[name] if other in given}
         with simulation.rounded(_NONE, (), known), _rounding(simulation, [name], round_it):
-            kl = kl_bits(exact, _scores(simulation.run(batch)))
+            kl = _kl_bits(exact, _scores(simulation.run(batch)))
         trials.alone.setdefault(name, _Sum()).add(kl)
         step(1)
 
