@@ -3,6 +3,7 @@
 from qtutor.explorers.affine import AffineExplorer
 from qtutor.explorers.benchmark import BenchmarkExplorer
 from qtutor.explorers.dynamic_range import DynamicRangeExplorer
+from qtutor.explorers.four_bit import FourBitExplorer
 from qtutor.explorers.fusion import FusionExplorer
 from qtutor.explorers.granularity import GranularityExplorer
 from qtutor.explorers.integer import IntegerExplorer

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from qtutor.affine import QParams, fake_quantize
+from qtutor.affine import QParams
+from qtutor.affine.mapping import nearest_codes, real_values_
 from qtutor.lowbit.checks import finite, group_size, matrix
 from qtutor.lowbit.groups import group_qparams, round_groups
 
@@ -189,7 +190,8 @@ def gptq_steps(
     turn = curvature.diagonal().argsort(descending=True, stable=True) if order else torch.arange(inputs)
     factor = _factor(curvature[turn][:, turn], damping)
     left = weight[:, turn].T.double().contiguous()  # (in, out): what the columns have become, in the order of `turn`
-    error, met, rounded = torch.zeros_like(left), torch.zeros_like(left), torch.zeros_like(left)
+    error, met, rounded = torch.zeros_like(left), torch.zeros_like(left).float(), torch.zeros_like(left).float()
+    places, diagonal = turn.tolist(), factor.diagonal().tolist()
 
     def grid_of(block: Tensor) -> Nearest:
         return _integers(block, bits, symmetric) if format is None else _elements(block, format)
@@ -201,20 +203,21 @@ def gptq_steps(
             last = min(first + _CHUNK, start + size)
             for j in range(first, last):
                 met[j] = left[j]
-                rounded[j] = (nearest or first_grids[int(turn[j]) // size])(left[j].float())
-                error[j] = (left[j] - rounded[j]) / factor[j, j]
-                left[j + 1 : last] -= factor[j, j + 1 : last, None] * error[j]
+                rounded[j] = (nearest or first_grids[places[j] // size])(met[j])
+                error[j] = (left[j] - rounded[j]) / diagonal[j]
+                left[j + 1 : last].addr_(factor[j, j + 1 : last], error[j], alpha=-1)
             left[last:] -= factor[first:last, last:].T @ error[first:last]
     back = turn.argsort()
     met, rounded, error = (x[back].T.contiguous() for x in (met, rounded, error))
-    return Steps(weight, turn, met.float(), rounded.float(), error, factor)
+    return Steps(weight, turn, met, rounded, error, factor)
 
 
 def _integers(block: Tensor, bits: int, symmetric: bool) -> Nearest:
     """What rounds a column of `(out, group)` weights that share a scale in each row, chosen now."""
     qparams = group_qparams(block, bits, None, symmetric)
     shared = QParams(qparams.scale.flatten(), qparams.zero_point.flatten(), qparams.quant_min, qparams.quant_max)
-    return lambda column: fake_quantize(column, shared)
+    low, high = qparams.quant_min, qparams.quant_max
+    return lambda column: real_values_(nearest_codes(column, shared).clamp_(low, high), shared)  # `fake_quantize`
 
 
 def _elements(block: Tensor, format: Blocks) -> Nearest:
