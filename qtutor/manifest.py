@@ -221,5 +221,15 @@ LESSONS = (
         explorer="LayerExplorer",
         sliders=("Look at",),
     ),
+    Lesson(
+        name="12_a_real_language_model",
+        title="A real language model",
+        summary="outliers found and tamed, a KV cache rounded, claims judged; SmolLM2 where it is installed",
+        needs=("11",),
+        exercises=23,
+        seconds=90,
+        explorer="OutlierExplorer",
+        sliders=("Strength", "Bits", "Position", "Channel"),
+    ),
 )
 """In reading order."""

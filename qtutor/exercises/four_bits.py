@@ -104,7 +104,9 @@ def _factors_the_hessian(weight, hessian, scale):
     return _fed(weight, torch.linalg.cholesky(hessian, upper=True), scale)
 
 
-@gptq.mistake("You divide by the diagonal of the whole inverse. Of the columns that are done it must know no more: use U.")
+@gptq.mistake(
+    "You divide by the diagonal of the whole inverse. Of the columns that are done it must know no more: use U."
+)
 def _keeps_the_inverse(weight, hessian, scale):
     return _fed(weight, torch.linalg.inv(hessian), scale)
 
