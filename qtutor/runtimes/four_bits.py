@@ -71,7 +71,7 @@ def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int
         inputs = [node.input[0], *(f"{name}_{part}" for part in parts)]
         if node.op_type == "Gemm" and len(node.input) > 2:
             inputs += ["", node.input[2]]
-        sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": 4, "block_size": group}
+        sizes: dict[str, Any] = {"K": weight.shape[1], "N": weight.shape[0], "bits": 4, "block_size": group}
         nodes.append(
             helper.make_node(
                 "MatMulNBits", inputs, node.output, name, domain="com.microsoft", accuracy_level=accuracy, **sizes
