@@ -1,12 +1,25 @@
 """A language model to quantize: a small one that ships, what it reads, and what is lost when its weights are rounded.
 
-`llama` is the model, with `cache` for what attention keeps; `small` the one that ships, `text` what it was trained on and
-is measured on, `train` how it was made; `measuring` says in bits what a change costs, and `generating` writes text.
+`llama` is the model, with `cache` for what attention keeps; `small` the one that ships, `text` what it was trained
+and is measured on, `train` how it was made; `measuring` says in bits what a change costs; `generating` writes text;
+`calibrating` records what layers read.
 """
 
 from qtutor.language.cache import KeyValueCache
+from qtutor.language.calibrating import hessians, linear_layers
 from qtutor.language.generating import generate
 from qtutor.language.llama import Llama, LlamaConfig
 from qtutor.language.measuring import Measured, bits_per_character, kl, predictions
 
-__all__ = ["KeyValueCache", "Llama", "LlamaConfig", "Measured", "bits_per_character", "generate", "kl", "predictions"]
+__all__ = [
+    "KeyValueCache",
+    "Llama",
+    "LlamaConfig",
+    "Measured",
+    "bits_per_character",
+    "generate",
+    "hessians",
+    "kl",
+    "linear_layers",
+    "predictions",
+]

@@ -35,11 +35,12 @@ class KeyValueCache:
         Raises:
             ValueError: a rounding changed the shape.
         """
-        new = tuple(map(_rounded, self._roundings, (keys, values)))
+        keys, values = map(_rounded, self._roundings, (keys, values))
         if layer in self._kept:
-            new = tuple(torch.cat(pair, dim=2) for pair in zip(self._kept[layer], new, strict=True))
-        self._kept[layer] = new
-        return new
+            old_keys, old_values = self._kept[layer]
+            keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+        self._kept[layer] = keys, values
+        return keys, values
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values of a layer, `(N, key_value_heads, T, d)` each.

@@ -6,8 +6,8 @@
 Rounding moves some predictions towards the text and others away from it, and in bits per character these nearly cancel.
 KL compares whole distributions, of which none can gain: it is never negative, and sees a change that the loss cannot.
 
-A text is cut into windows, each read from its start. Windows stand in for independent texts: intervals are Student's, of
-their means. Two models are compared window by window, so that easy and hard windows cancel.
+A text is cut into windows, each read from its start. Windows stand in for independent texts: intervals are Student's,
+of their means. Two models are compared window by window, so that easy and hard windows cancel.
 """
 
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ def bits_per_character(model: nn.Module, tokens: Tensor, window: int = WINDOW) -
         ValueError: the text is shorter than two windows.
     """
     means = []
-    for inputs, targets in _batches(tokens, window):
+    for inputs, targets in windows(tokens, window):
         losses = functional.cross_entropy(_logits(model, inputs).flatten(0, 1), targets.flatten(), reduction="none")
         means.append(losses.view(targets.shape).double().mean(dim=1))
     return Measured(torch.cat(means) / _BIT)
@@ -121,7 +121,7 @@ def kl(model: nn.Module, reference: nn.Module | Tensor, tokens: Tensor, window: 
         ValueError: the text is shorter than two windows, or the predictions belong to another text or window.
     """
     means, start = [], 0
-    for inputs, _ in _batches(tokens, window):
+    for inputs, _ in windows(tokens, window):
         if isinstance(reference, Tensor):
             if reference.shape[:2] != ((len(tokens) - 1) // window, window):
                 raise ValueError(f"predictions {tuple(reference.shape)} are not those of this text and window")
@@ -137,7 +137,7 @@ def kl(model: nn.Module, reference: nn.Module | Tensor, tokens: Tensor, window: 
 
 def predictions(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> Tensor:
     """Return the log-probabilities `(windows, window, vocabulary)` that `kl` takes for a reference."""
-    found = [functional.log_softmax(_logits(model, inputs), dim=-1) for inputs, _ in _batches(tokens, window)]
+    found = [functional.log_softmax(_logits(model, inputs), dim=-1) for inputs, _ in windows(tokens, window)]
     return torch.cat(found)
 
 
@@ -149,8 +149,12 @@ def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
     return model(inputs).float()
 
 
-def _batches(tokens: Tensor, window: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield whole windows and what follows each of their tokens, `(n, window)` each."""
+def windows(tokens: Tensor, window: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a text into windows: yield some of them, and what follows each of their tokens, `(n, window)` each.
+
+    Raises:
+        ValueError: the text is shorter than two windows.
+    """
     if window < 1 or tokens.dim() != 1:
         raise ValueError(
             f"a text is tokens of shape (length,), a window at least 1; not {tuple(tokens.shape)}, {window}"

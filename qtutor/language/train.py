@@ -1,7 +1,7 @@
 """Train the small model again: `python -m qtutor.language.train PATH`, some ten minutes on one core.
 
 Weights that multiply activations are trained by Muon, the embedding and the norms by AdamW. One processor gives the
-same weights every time; another adds floats in another order, and the loss on held-out text then differs as between seeds.
+same weights every time; another adds floats in another order, and its model then differs as between seeds.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 """
@@ -26,7 +26,7 @@ RATE = 1.5e-2
 
 
 class Muon:
-    """Gradient descent with momentum whose every step turns and never stretches: a step's singular values are all near 1.
+    """Gradient descent with momentum, whose every step turns and does not stretch: its singular values are near 1.
 
     In float32, as the newest processors and the oldest compute it alike.
     """
@@ -38,6 +38,7 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: float) -> None:
         for matrix, running in zip(self.matrices, self._running, strict=True):
+            assert matrix.grad is not None
             running.lerp_(matrix.grad, 1 - self.momentum)
             step = orthogonal(matrix.grad.lerp(running, self.momentum))
             tall = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
