@@ -221,5 +221,15 @@ LESSONS = (
         explorer="LayerExplorer",
         sliders=("Look at",),
     ),
+    Lesson(
+        name="11_four_bits",
+        title="Four bits and fewer",
+        summary="the weights of a language model: bits per weight, GPTQ, floats of four bits",
+        needs=("04", "08"),
+        exercises=19,
+        seconds=60,
+        explorer="FourBitExplorer",
+        sliders=("Group", "Columns"),
+    ),
 )
 """In reading order."""
