@@ -49,7 +49,7 @@ class WithMinimum(SmallBlock):
     """Q4_1: from the smallest weight of a block to the largest in 15 steps."""
 
     def choose(self, blocks: Tensor) -> tuple[Tensor, Tensor | None]:
-        low, high = blocks.aminmax(dim=-1, keepdim=True)
+        low, high = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
         return (high - low) / 15, low
 
     def parse(self, blocks: Tensor) -> tuple[Tensor, Scales]:
