@@ -67,6 +67,8 @@ class WeightDiagnosis:
     def finding(self) -> str:
         """What the table says, in a sentence or two."""
         first, total = self.table.iloc[0], float(self.table["harm"].sum())
+        if not total > 0:
+            return f"No layer hurts: the output stays as it is with any of the {len(self.table)} rounded."
         together = "more" if self.all_rounded > total else "no more"
         return (
             f"{first['layer']} hurts most: {first['harm']:.2g} bits of KL alone, {first['share']:.0%} of the sum of "

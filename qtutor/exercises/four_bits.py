@@ -1,8 +1,16 @@
 """Exercises of lesson 11, four bits and fewer."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from qtutor.exercises.exercise import Lesson
 
 import torch
+
+if TYPE_CHECKING:
+    from qtutor.explorers import FourBitExplorer
+    from qtutor.language import Measured
 
 lesson = Lesson("11_four_bits")
 
@@ -281,3 +289,82 @@ judge_fp4 = lesson.value(
     because="16 weights share a scale in one and 256 in the other: that costs bits, and buys most of the gain. Hold "
     "formats against each other at equal bits per weight.",
 )
+
+
+# --- Missions in the explorer.
+
+
+def _three_bits_goal(explorer: "FourBitExplorer") -> str | None:
+    result = explorer.result
+    bar = explorer.compute(replace(explorer.state, format="INT4", group=0, method="rounding", symmetric=False))
+    if result.bits_per_weight > 3.4:
+        return (
+            f"This takes {result.bits_per_weight:.2f} bits per weight; the mission is at most 3.4. Fewer bits a code?"
+        )
+    if result.loss >= bar.loss:
+        return (
+            f"The outputs keep {result.output_sqnr:.1f} dB, and INT4 with one scale a row keeps {bar.output_sqnr:.1f}. "
+            "Who could mend the errors?"
+        )
+    return None
+
+
+three_for_four = lesson.mission(
+    "three_for_four",
+    _three_bits_goal,
+    answer={"format": "INT3", "group": 64, "method": "GPTQ"},
+    hints=["Three bits, and something that mends their errors.", "INT3 in groups of 64, by GPTQ."],
+    mistakes=[
+        ({"format": "INT3", "group": 16, "method": "GPTQ"}, "at most 3.4"),
+        ({"format": "INT3", "group": 64}, "Who could mend the errors?"),
+        ({"format": "INT2", "group": 16, "method": "rounding"}, "Who could mend the errors?"),
+    ],
+    because="GPTQ hands on what each column lost; three bits with it do what four bits do without.",
+)
+
+
+def _thriftier_goal(explorer: "FourBitExplorer") -> str | None:
+    state, result = explorer.state, explorer.result
+    bar = explorer.compute(replace(state, format="NVFP4", group=0, method="rounding", symmetric=False))
+    if state.method != "rounding":
+        return "This mission is played by rounding alone: with GPTQ, NVFP4 would do better too."
+    if result.bits_per_weight >= bar.bits_per_weight:
+        return f"{result.bits_per_weight:.2f} bits per weight; NVFP4 takes {bar.bits_per_weight:.2f}. Larger groups?"
+    if result.loss >= bar.loss:
+        return (
+            f"The outputs keep {result.output_sqnr:.1f} dB, and NVFP4 keeps {bar.output_sqnr:.1f}. "
+            "Which grid fits a group best that is not symmetric?"
+        )
+    return None
+
+
+beat_nvfp4 = lesson.mission(
+    "beat_nvfp4",
+    _thriftier_goal,
+    answer={"format": "INT4", "group": 64, "method": "rounding"},
+    hints=["Even steps, and a zero point.", "INT4 in groups of 64, not symmetric."],
+    mistakes=[
+        ({"format": "INT4", "group": 64, "method": "GPTQ"}, "by rounding alone"),
+        ({"format": "INT4", "group": 16}, "Larger groups?"),
+        ({"format": "MXFP4", "method": "rounding"}, "Which grid fits"),
+    ],
+    because="A zero point lets even steps reach from the least weight of a group to the largest, which does here what "
+    "NVFP4's smaller blocks do, for fewer bits. So does NF4: its levels fit weights better than a float's.",
+)
+
+
+def explorer(costs: "Mapping[tuple[str, int, str], Measured] | None" = None) -> "FourBitExplorer":
+    """Open the explorer that the missions are played in: a layer of the small model.
+
+    Args:
+        costs: what rounding all layers costs the model, by format, group (0 for a row) and "rounding" or "GPTQ".
+    """
+    from qtutor.explorers import FourBitExplorer
+    from qtutor.explorers.four_bit import Choice
+    from qtutor.language import small
+    from qtutor.language.calibrating import inputs_of
+
+    model, text = small.load(), small.encode(small.training_text())[: 8 * 256 + 1]
+    layer = "blocks.1.feed_forward.gate"
+    kl = {Choice(*way, False): (cost.mean, cost.low, cost.high) for way, cost in (costs or {}).items()}
+    return FourBitExplorer(model.get_submodule(layer).weight, inputs_of(model, layer, text), kl=kl)

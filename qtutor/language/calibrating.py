@@ -38,6 +38,30 @@ def hessians(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> dict[str
     return {name: found.total / found.count for name, found in sums.items()}
 
 
+def inputs_of(model: nn.Module, layer: str, tokens: Tensor, window: int = WINDOW) -> Tensor:
+    """Return what one layer reads while the model reads a text: `(windows, window, in)`.
+
+    Raises:
+        ValueError: the text is shorter than two windows, or the model has no such layer.
+    """
+    seen = _Seen()
+    with observing(model, {layer: seen}, inputs=True), torch.no_grad():  # type: ignore[dict-item]
+        for inputs, _ in windows(tokens, window):
+            model(inputs)
+    return torch.cat(seen.batches)
+
+
+class _Seen:
+    """All inputs."""
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+
+    def observe(self, x: Tensor) -> Tensor:
+        self.batches.append(x)
+        return x
+
+
 class _Sum:
     """Of the products of inputs, over all that were seen."""
 

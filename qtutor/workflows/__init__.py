@@ -13,11 +13,13 @@ function returns a new model and leaves the given one, and PyTorch's quantized e
 from qtutor.workflows.backends import Unavailable, needs_compiler
 from qtutor.workflows.dynamic import quantize_dynamic
 from qtutor.workflows.flows import convert, load, prepare_qat, quantize_static, save
+from qtutor.workflows.int4 import Int4Linear, quantize_weights
 from qtutor.workflows.notices import REPLACEMENTS, hide_torch_notices
 from qtutor.workflows.reference import reference_form, rounding_pairs
 
 __all__ = [
     "REPLACEMENTS",
+    "Int4Linear",
     "Unavailable",
     "convert",
     "hide_torch_notices",
@@ -26,6 +28,7 @@ __all__ = [
     "prepare_qat",
     "quantize_dynamic",
     "quantize_static",
+    "quantize_weights",
     "reference_form",
     "rounding_pairs",
     "save",
