@@ -9,7 +9,6 @@ arXiv 2404.00456, section 4 (R). Both move S and R into the layers before where 
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 Rounding = Callable[[Tensor], Tensor]
