@@ -1,6 +1,5 @@
 """Exercises of lesson 11, four bits and fewer."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,6 @@ import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import FourBitExplorer
-    from qtutor.language import Measured
 
 lesson = Lesson("11_four_bits")
 
@@ -283,11 +281,11 @@ judge_fp4 = lesson.value(
     ],
     mistakes={
         "a": "The two numbers may be true. They differ in more than the kind of their grid.",
-        "b": "The grid of E2M1 is closer near zero. Your table holds a fair pair, and shows how little that is.",
+        "b": "One model does not show what is always so, and it is not what is wrong with the claim.",
         "d": "This is about what is lost, and that does not depend on who computes it, or how fast.",
     },
-    because="16 weights share a scale in one and 256 in the other: that costs bits, and buys most of the gain. Hold "
-    "formats against each other at equal bits per weight.",
+    because="16 weights share a scale in one and 256 in the other: small blocks cost bits, and buy precision on any "
+    "grid. A pair at equal bits per weight, or one that is worse and takes more, says something about the grid.",
 )
 
 
@@ -353,18 +351,11 @@ beat_nvfp4 = lesson.mission(
 )
 
 
-def explorer(costs: "Mapping[tuple[str, int, str], Measured] | None" = None) -> "FourBitExplorer":
-    """Open the explorer that the missions are played in: a layer of the small model.
-
-    Args:
-        costs: what rounding all layers costs the model, by format, group (0 for a row) and "rounding" or "GPTQ".
-    """
+def explorer() -> "FourBitExplorer":
+    """Open the explorer that the missions are played in: a layer of the small model, and what it reads."""
     from qtutor.explorers import FourBitExplorer
-    from qtutor.explorers.four_bit import Choice
-    from qtutor.language import small
-    from qtutor.language.calibrating import inputs_of
+    from qtutor.language import inputs_of, small
 
-    model, text = small.load(), small.encode(small.training_text())[: 8 * 256 + 1]
-    layer = "blocks.1.feed_forward.gate"
-    kl = {Choice(*way, False): (cost.mean, cost.low, cost.high) for way, cost in (costs or {}).items()}
-    return FourBitExplorer(model.get_submodule(layer).weight, inputs_of(model, layer, text), kl=kl)
+    model, layer = small.load(), "blocks.1.feed_forward.gate"
+    seen = inputs_of(model, layer, small.encode(small.training_text())[: 8 * 256 + 1])
+    return FourBitExplorer(model.get_submodule(layer).weight, seen)

@@ -6,7 +6,7 @@ and is measured on, `train` how it was made; `measuring` says in bits what a cha
 """
 
 from qtutor.language.cache import KeyValueCache
-from qtutor.language.calibrating import hessians, linear_layers
+from qtutor.language.calibrating import hessians, inputs_of, linear_layers
 from qtutor.language.generating import generate
 from qtutor.language.llama import Llama, LlamaConfig
 from qtutor.language.measuring import Measured, bits_per_character, kl, predictions
@@ -19,6 +19,7 @@ __all__ = [
     "bits_per_character",
     "generate",
     "hessians",
+    "inputs_of",
     "kl",
     "linear_layers",
     "predictions",
