@@ -7,7 +7,7 @@ import tracemalloc
 from qtutor.language import Llama, LlamaConfig, smollm
 from qtutor.language.gguf import read_gguf
 from qtutor.language.llama_file import LlamaFile
-from qtutor.language.streaming import Change, InMemory, evaluate, linears, watch
+from qtutor.language.streaming import Change, InMemory, Judge, linears, watch
 from qtutor.language.tokenizer import BytePairs, byte_letters, pieces, tokenizer_of
 from qtutor.lowbit import FORMATS
 
@@ -271,7 +271,8 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
             linear.weight.data = FORMATS["E2M1"].round(linear.weight)
 
     changes = {"same": Change(), "rough": Change(rough), "no keys": Change(keys=torch.zeros_like)}
-    outcomes = evaluate(parts, tokens, changes, window=24)
+    judge = Judge(parts, tokens, window=24)
+    outcomes = judge(changes)
     assert outcomes["same"].kl.mean == 0
     assert outcomes["rough"].kl.mean > 0
     assert outcomes["no keys"].kl.mean > 0
@@ -282,9 +283,10 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
     for layer, block in enumerate(changed.blocks):
         rough(layer, block)
     assert outcomes["rough"].kl.mean == pytest.approx(kl(changed, model, tokens, 24).mean, abs=1e-6)
-    assert evaluate(InMemory(model), tokens, changes, window=24)["rough"].kl.mean == outcomes["rough"].kl.mean
+    assert judge({"again": Change(rough)})["again"].kl.mean == outcomes["rough"].kl.mean
+    assert Judge(InMemory(model), tokens, 24)(changes)["rough"].kl.mean == outcomes["rough"].kl.mean
     with pytest.raises(ValueError, match="two windows of 60"):
-        evaluate(parts, tokens, changes, window=60)
+        Judge(parts, tokens, window=60)
 
 
 def test_everything_that_flows_can_be_watched(model):
