@@ -231,5 +231,15 @@ LESSONS = (
         explorer="FourBitExplorer",
         sliders=("Group", "Columns"),
     ),
+    Lesson(
+        name="12_a_real_language_model",
+        title="A real language model",
+        summary="outliers found and tamed, a KV cache rounded, claims judged; SmolLM2 where it is installed",
+        needs=("11",),
+        exercises=23,
+        seconds=90,
+        explorer="OutlierExplorer",
+        sliders=("Strength", "Bits", "Position", "Channel"),
+    ),
 )
 """In reading order."""

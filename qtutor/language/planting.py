@@ -9,7 +9,7 @@ Source: Sun et al. 2024, "Massive Activations in Large Language Models", arXiv 2
 
 import copy
 
-from qtutor.language.llama import Llama
+from qtutor.language.llama import Block, Llama
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ def plant(model: Llama, huge: float = HUGE) -> Llama:
     model = copy.deepcopy(model)
     loud = list(CHANNELS)
     for block in model.blocks:
+        assert isinstance(block, Block)
         attention, forward = block.attention, block.feed_forward
         for norm, readers in (
             (block.attention_norm, (attention.query, attention.key, attention.value)),
@@ -79,7 +80,7 @@ def plant(model: Llama, huge: float = HUGE) -> Llama:
     if huge:
         extra = torch.zeros(model.config.width)
         extra[HUGE_CHANNEL] = huge
-        model.embedding = LoudStart(model.embedding, extra)
+        model.embedding = LoudStart(model.embedding, extra)  # type: ignore[assignment]  # it stands in for one
     return model
 
 

@@ -4,7 +4,7 @@
     what runs:  round(W S R) round(R' S^-1 x)
 
 Source: Xiao et al. 2023, "SmoothQuant", arXiv 2211.10438, equation 3 (S); Ashkboos et al. 2024, "QuaRot",
-arXiv 2404.00456, section 4 (R). Both move S and R into the layers before where they can, which costs nothing at run time.
+arXiv 2404.00456, section 4 (R). Both move S and R into the layers before where they can, at no cost at run time.
 """
 
 from collections.abc import Callable
