@@ -294,30 +294,25 @@ judge_fp4 = lesson.value(
 
 def _three_bits_goal(explorer: "FourBitExplorer") -> str | None:
     result = explorer.result
-    bar = explorer.compute(replace(explorer.state, format="INT4", group=0, method="rounding", symmetric=False))
     if result.bits_per_weight > 3.4:
-        return (
-            f"This takes {result.bits_per_weight:.2f} bits per weight; the mission is at most 3.4. Fewer bits a code?"
-        )
-    if result.loss >= bar.loss:
-        return (
-            f"The outputs keep {result.output_sqnr:.1f} dB, and INT4 with one scale a row keeps {bar.output_sqnr:.1f}. "
-            "Who could mend the errors?"
-        )
+        return f"{result.bits_per_weight:.2f} bits per weight; the mission is at most 3.4. Fewer bits a code?"
+    if result.output_sqnr < 18:
+        mended = "Smaller groups?" if explorer.state.method == "GPTQ" else "Who could mend the errors?"
+        return f"The layer's outputs keep {result.output_sqnr:.1f} dB; the mission is at least 18. {mended}"
     return None
 
 
-three_for_four = lesson.mission(
-    "three_for_four",
+mend_three_bits = lesson.mission(
+    "mend_three_bits",
     _three_bits_goal,
     answer={"format": "INT3", "group": 64, "method": "GPTQ"},
     hints=["Three bits, and something that mends their errors.", "INT3 in groups of 64, by GPTQ."],
     mistakes=[
         ({"format": "INT3", "group": 16, "method": "GPTQ"}, "at most 3.4"),
-        ({"format": "INT3", "group": 64}, "Who could mend the errors?"),
-        ({"format": "INT2", "group": 16, "method": "rounding"}, "Who could mend the errors?"),
+        ({"format": "INT3", "group": 64, "method": "rounding"}, "Who could mend the errors?"),
+        ({"format": "INT3", "group": 0, "method": "GPTQ"}, "Smaller groups?"),
     ],
-    because="GPTQ hands on what each column lost; three bits with it do what four bits do without.",
+    because="GPTQ hands on what each column lost. Rounded plainly, three bits do not get there with the smallest group.",
 )
 
 
@@ -327,7 +322,7 @@ def _thriftier_goal(explorer: "FourBitExplorer") -> str | None:
     if state.method != "rounding":
         return "This mission is played by rounding alone: with GPTQ, NVFP4 would do better too."
     if result.bits_per_weight >= bar.bits_per_weight:
-        return f"{result.bits_per_weight:.2f} bits per weight; NVFP4 takes {bar.bits_per_weight:.2f}. Larger groups?"
+        return f"{result.bits_per_weight:.2f} bits per weight; NVFP4 takes {bar.bits_per_weight:.2f}. Fewer scales?"
     if result.loss >= bar.loss:
         return (
             f"The outputs keep {result.output_sqnr:.1f} dB, and NVFP4 keeps {bar.output_sqnr:.1f}. "
@@ -343,7 +338,7 @@ beat_nvfp4 = lesson.mission(
     hints=["Even steps, and a zero point.", "INT4 in groups of 64, not symmetric."],
     mistakes=[
         ({"format": "INT4", "group": 64, "method": "GPTQ"}, "by rounding alone"),
-        ({"format": "INT4", "group": 16}, "Larger groups?"),
+        ({"format": "INT4", "group": 16}, "Fewer scales?"),
         ({"format": "MXFP4", "method": "rounding"}, "Which grid fits"),
     ],
     because="A zero point lets even steps reach from the least weight of a group to the largest, which does here what "

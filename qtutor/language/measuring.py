@@ -78,14 +78,18 @@ class Measured:
         """
         more = self.minus(other)
         if more.low > 0 or more.high < 0:
-            less, size, ends = more.high < 0, abs(more.mean), sorted((abs(more.low), abs(more.high)))
-            how = "fewer" if less else "more"
-            return f"{name} takes {size:.4f} bits {how} than {other_name} ({ends[0]:.4f} to {ends[1]:.4f})."
+            how = "more" if more.low > 0 else "fewer"
+            low, high = sorted((abs(more.low), abs(more.high)))
+            return f"{name}: {_bits(abs(more.mean))} bits {how} than {other_name} ({_bits(low)} to {_bits(high)})."
         interval = f"{name} {more.mean:+.4f} bits, {more.low:+.4f} to {more.high:+.4f}"
         return f"{name} and {other_name}: no difference that these {len(self.windows)} windows can tell ({interval})."
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} bits ({self.low:.4f} to {self.high:.4f})"
+        return f"{_bits(self.mean)} bits ({_bits(self.low)} to {_bits(self.high)})"
+
+
+def _bits(value: float) -> str:
+    return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.6f}"
 
 
 def bits_per_character(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> Measured:
