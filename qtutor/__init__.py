@@ -9,9 +9,11 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     manifest     what the course knows of each lesson
     storage      where qtutor keeps things, whole or not at all
     observers    what range to represent
+    lowbit       formats of four bits and fewer, and what makes them cost less
     models       any model seen from outside: copied, fed, traced, its operators known
     fusion       what may be folded and merged, proven, and the memory traffic it saves
     samples      the data and the models that the lessons use, and how those are trained and kept
+    language     a language model in plain torch, one that ships, and what rounding it costs in bits
     simulation   any model as if some of its layers were integers
     workflows    PyTorch's own quantization flows behind thin, stable names; every conversion checks itself
     repair       equalize, correct biases, choose layers to keep in floating point

@@ -224,5 +224,25 @@ LESSONS = (
         explorer="LayerExplorer",
         sliders=("Look at",),
     ),
+    Lesson(
+        name="11_four_bits",
+        title="Four bits and fewer",
+        summary="the weights of a language model: bits per weight, GPTQ, floats of four bits",
+        needs=("04", "08"),
+        exercises=19,
+        seconds=60,
+        explorer="FourBitExplorer",
+        sliders=("Group", "Columns"),
+    ),
+    Lesson(
+        name="12_a_real_language_model",
+        title="A real language model",
+        summary="outliers found and tamed, a KV cache rounded, claims judged; SmolLM2 where it is installed",
+        needs=("11",),
+        exercises=23,
+        seconds=90,
+        explorer="OutlierExplorer",
+        sliders=("Strength", "Bits", "Position", "Channel"),
+    ),
 )
 """In reading order."""

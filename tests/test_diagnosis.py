@@ -346,7 +346,7 @@ def test_other_bad_input_is_refused_with_a_reason(chain, inputs):
     with pytest.raises(ValueError, match="bits must be"):
         quiet(chain, inputs, bits=1)
     with pytest.raises(ValueError, match="weights must be"):
-        quiet(chain, inputs, weights="group")
+        quiet(chain, inputs, weights="row")
     with pytest.raises(ValueError, match="keep_float names no layer"):
         quiet(chain, inputs).measure(Configuration(keep_float=("nothing",)))
 

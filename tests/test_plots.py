@@ -36,6 +36,8 @@ DRAWN = {
     "ratios": lambda: plots.ratios({"smaller": 3.9, "faster": 0.7}, "title"),
     "dots": lambda: plots.dots({"row": {"one": 0.1, "other": 0.4}}, "title", "share", share=True),
     "lines": lambda: plots.lines([1, 2], {name: [1.0, 2.0] for name in "abcde"}, "title", "x", "y"),
+    "levels": lambda: plots.levels({"INT4": torch.arange(-8.0, 8.0), "E2M1": torch.tensor([0.0, -6.0, 4.0])}, "title"),
+    "frontier": lambda: plots.frontier({name: [(4.5, 0.01), (2.5, 1.0)] for name in "abcde"}, "title"),
     "datapath": lambda: plots.datapath({"path": [("", "FP32", 400), ("conv", "INT8", 100)]}, "title"),
     "roofline": lambda: plots.roofline(Peaks(1e10, 1e11, 4e11), LAYERS, "title"),
 }

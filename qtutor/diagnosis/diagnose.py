@@ -14,17 +14,18 @@ overall SQNR hides a channel that is lost.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from qtutor.diagnosis.experiment import Experiment, Stored
+from qtutor.diagnosis.progress import bar
 from qtutor.diagnosis.recommendation import Goal, Search
 from qtutor.diagnosis.result import Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
 from qtutor.diagnosis.trials import Metric, Score, Trial, spread
+from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
 from qtutor.models.batches import Batch, read_some
 from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
@@ -44,6 +45,20 @@ _NOTHING: Trial = frozenset()
 _REPEATS = 60.0  # dB: the same sum in another order is closer than this
 
 
+@overload
+def diagnose(  # type: ignore[overload-overlap]  # "group" is a string too
+    model: nn.Module,
+    data: Iterable,
+    *,
+    weights: Literal["group"],
+    bits: int = 8,
+    group: int = 64,
+    samples: int = 1024,
+    progress: bool = True,
+) -> WeightDiagnosis: ...
+
+
+@overload
 def diagnose(
     model: nn.Module,
     data: Iterable,
@@ -55,13 +70,33 @@ def diagnose(
     samples: int = 1024,
     tolerance: float = 0.01,
     progress: bool = True,
-) -> Diagnosis:
+) -> Diagnosis: ...
+
+
+def diagnose(
+    model: nn.Module,
+    data: Iterable,
+    *,
+    metric: Metric | None = None,
+    bits: int = 8,
+    weights: str = "tensor",
+    group: int = 64,
+    activations: str = "minmax",
+    samples: int = 1024,
+    tolerance: float = 0.01,
+    progress: bool = True,
+) -> Diagnosis | WeightDiagnosis:
     """Find out which layers quantization hurts most, on any model.
 
     The model is copied, the copy runs in eval mode, and nothing happens to the given one. Weights and
     activations of a layer are rounded by hooks, as `simulation` describes; nothing needs to be traced.
     The default is the plainest of INT8: one scale for each tensor. After four passes over the data, two
     more are made for each layer.
+
+    With `weights="group"` only the weights of linear layers are rounded, in groups, as those of language models are;
+    layers are ranked by the KL of the output, and a `WeightDiagnosis` comes back:
+
+        diagnose(model, [tokens], bits=4, weights="group")
 
     An interrupt ends the measuring: what was measured until then is returned, with a note.
 
@@ -83,7 +118,9 @@ def diagnose(
         metric: `metric(output, labels)` of a batch, a number of which more is better. By default the
             accuracy where there are labels that are classes, else only the SQNR of the output.
         bits: width of weights and activations.
-        weights: "tensor" or "channel": what shares a scale.
+        weights: "tensor", "channel" or "group": what shares a scale. For "group" metric, activations and tolerance do
+            not matter.
+        group: how many neighbouring inputs of a linear layer share a scale, for weights="group".
         activations: "minmax" or "mse": the range that is represented.
         samples: read no more data once so many samples are there; they are kept in memory.
         tolerance: what the recommended configuration may lose of the metric.
@@ -94,9 +131,12 @@ def diagnose(
         ValueError: there is no batch, no layer to quantize, the model gives no floating-point tensor or
             NaN, or it raises on every batch.
     """
-    configuration = Configuration(bits, weights, activations)
+    if weights != "group":
+        configuration = Configuration(bits, weights, activations)
     batches, more = read_some(data, samples)
     notes = [f"The first {sum(b.size for b in batches)} samples were used: samples={samples}."] if more else []
+    if weights == "group":
+        return diagnose_weights(model, batches, bits, group, notes, progress)
     simulation, batches, classes = _first_runs(model, batches, notes, metric is None)
     if metric is None and classes:
         metric = accuracy
@@ -113,9 +153,9 @@ def diagnose(
     alone_and_all_but = [t for name in suspects for t in (frozenset({name}), everything - {name})]
     trials = list(dict.fromkeys([_NOTHING, everything, *alone_and_all_but]))
     scores: dict[Trial, Score] = {}
-    with _bar(len(trials) * len(batches), progress) as bar:
+    with bar(len(trials) * len(batches), progress) as shown:
         try:
-            spread(simulation, rounding, batches, trials, metric, bar.update, scores)
+            spread(simulation, rounding, batches, trials, metric, shown.update, scores)
             stopped = ""
         except KeyboardInterrupt:
             stopped = "Interrupted"
@@ -130,7 +170,7 @@ def diagnose(
         search = Search(experiment, configuration, goal)
         if not stopped:
             try:
-                search.run(dict(zip(table["layer"], table["harm"], strict=True)), bar.set_description)
+                search.run(dict(zip(table["layer"], table["harm"], strict=True)), shown.set_description)
             except KeyboardInterrupt:
                 stopped = "Interrupted"
     if stopped:
@@ -187,24 +227,6 @@ def _tables(
         reason = f"rounded, it makes the model raise {score.error}" if score and score.error else "not measured"
         skipped[name] = simulation.layers[name].kind, reason
     return table, pd.DataFrame([(name, *rest) for name, rest in skipped.items()], columns=["layer", "kind", "reason"])
-
-
-class _NoBar:
-    def update(self, count: int) -> None: ...
-
-    def set_description(self, text: str) -> None: ...
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
-    """A bar of so many forward passes."""
-    if not shown:
-        yield _NoBar()
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="Diagnosing", unit="pass") as bar:
-        yield bar
 
 
 def _first_runs(

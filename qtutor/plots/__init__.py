@@ -7,4 +7,5 @@ from qtutor.plots.data import calibration_size, channel_ranges, chosen_ranges, d
 from qtutor.plots.diagnosis import repairs, report, sensitivity
 from qtutor.plots.hardware import datapath, roofline
 from qtutor.plots.look import BLUE, GREEN, GREY, INK, PURPLE, TEMPLATE, VERMILLION, figure
+from qtutor.plots.low_bits import frontier, levels
 from qtutor.plots.verdicts import claims

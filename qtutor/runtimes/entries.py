@@ -9,7 +9,7 @@ from typing import Any
 from qtutor.machine import describe
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import copy_model
-from qtutor.runtimes import onnx_runtime, openvino, pytorch
+from qtutor.runtimes import four_bits, onnx_runtime, openvino, pytorch
 from qtutor.runtimes.exported import Exported
 from qtutor.workflows import Unavailable
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 _EXTRA = {  # onnx, because PyTorch's exporter reads what it wrote
     "ONNX Runtime FP32": ("onnxruntime", "onnx"),
     "ONNX Runtime INT8": ("onnxruntime", "onnx"),
+    "ONNX Runtime INT4": ("onnxruntime", "onnx"),
     "OpenVINO FP32": ("openvino", "onnx"),
     "OpenVINO INT8": ("openvino", "nncf", "onnx"),
 }
@@ -41,6 +42,13 @@ _BUILDERS: dict[str, Callable[[Exported], tuple[Callable, int]]] = {
 NAMES = tuple(_BUILDERS)
 """The runtimes, in the order in which `build` gives them."""
 
+_FOUR_BITS: dict[str, Callable[[Exported], tuple[Callable, int]]] = {
+    "INT4 weights": four_bits.int4_weights,
+    "ONNX Runtime INT4": four_bits.onnx_int4,
+}
+FOUR_BITS = tuple(_FOUR_BITS)
+"""Runtimes for models of linear layers, with 4-bit weights; `build` brings a model there where it is asked to."""
+
 
 @dataclass(frozen=True, eq=False)
 class Runtime:
@@ -49,7 +57,7 @@ class Runtime:
     ONNX Runtime and OpenVINO use as many threads as PyTorch has at the time of the call.
 
     Attributes:
-        name: of `NAMES`.
+        name: of `NAMES` or `FOUR_BITS`.
         run: what a call runs; None where it cannot.
         size_bytes: what the model takes in a file of this runtime; None where there is none.
         missing: why it cannot run here and what to do, or "".
@@ -88,7 +96,7 @@ def build(
     Args:
         model: float32 on the CPU; it stays as it was, and the entries that need no change use it itself.
         calibration_data: batches as `workflows.quantize_static` takes them.
-        names: of `NAMES`, in the order wanted; all of them if None.
+        names: of `NAMES` and `FOUR_BITS`, in the order wanted; all of `NAMES` if None.
         progress: called with each name before it is built; what it raises ends the building.
 
     Raises:
@@ -102,8 +110,9 @@ def build(
     if not isinstance(model, nn.Module):
         raise TypeError(f"build needs an nn.Module, got {type(model).__name__}")
     names = [names] if isinstance(names, str) else list(NAMES if names is None else names)
-    if unknown := [name for name in names if name not in NAMES]:
-        raise ValueError(f"there is no runtime {', '.join(map(repr, unknown))}: choose from {', '.join(NAMES)}")
+    builders = _BUILDERS | _FOUR_BITS
+    if unknown := [name for name in names if name not in builders]:
+        raise ValueError(f"there is no runtime {', '.join(map(repr, unknown))}: choose from {', '.join(builders)}")
     batches = [*inputs_of(calibration_data, model)]
     if not batches:
         raise ValueError("calibration_data holds no batch: pass a few batches of training inputs")
@@ -116,7 +125,7 @@ def build(
         reason = lacking(name)
         if not reason:
             try:
-                built[name] = Runtime(name, *_BUILDERS[name](exported))
+                built[name] = Runtime(name, *builders[name](exported))
                 continue
             except Exception as error:
                 said = str(error).strip().partition("\n")[0]

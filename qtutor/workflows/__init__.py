@@ -13,5 +13,6 @@ function returns a new model and leaves the given one, and PyTorch's quantized e
 from qtutor.workflows.backends import Unavailable, needs_compiler
 from qtutor.workflows.dynamic import quantize_dynamic
 from qtutor.workflows.flows import convert, load, prepare_qat, quantize_static, save
+from qtutor.workflows.int4 import Int4Linear, quantize_weights
 from qtutor.workflows.notices import REPLACEMENTS, hide_torch_notices
 from qtutor.workflows.reference import reference_form, rounding_pairs

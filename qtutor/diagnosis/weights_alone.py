@@ -1,0 +1,284 @@
+"""Which linear layer hurts where weights alone are rounded, in groups, as language models are.
+
+Each layer is rounded alone, and the output is compared as what it is, a distribution over classes or tokens:
+
+    harm = mean of KL(p of the float model || p with this layer rounded), in bits
+
+No activation is rounded, so nothing is calibrated. The copy that runs shares its weights with the given model, and a
+rounded weight exists only while its layer is called: of a large model there is never a second one.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qtutor.affine import sqnr
+from qtutor.diagnosis.progress import bar
+from qtutor.lowbit import round_groups
+from qtutor.models.batches import Batch
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import kind_of
+from qtutor.models.tensors import scores_of
+from qtutor.simulation import Rounding, Simulation
+from qtutor.simulation.layers import find_layers, parameter_at
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = ("layer", "harm", "error", "share", "weight_sqnr", "weight_worst", "parameters", "tied")
+_KEPT = 160 << 20  # bytes of what layers gave, so that a layer's turn begins where it stands
+_ROWS = 64  # rows of scores that are compared at once
+_NONE = Rounding({}, {}, {})
+
+
+@dataclass(frozen=True, eq=False)
+class WeightDiagnosis:
+    """Which linear layers hurt where weights alone are rounded.
+
+    Attributes:
+        table: a pandas DataFrame, one row a linear layer, the most harmful first. `harm` is the KL in bits a row of the
+            output with only this layer rounded, `error` its standard error over rows, `share` its part in the sum of
+            all; `weight_sqnr` and `weight_worst`, in dB, are of the weight and of its worst row; `tied` says whether
+            another layer reads the same weight, which stays as it is there.
+        skipped: a DataFrame of what is not rounded: layer, kind, reason.
+        all_rounded: the KL with all of these layers rounded.
+        bits: width of the codes.
+        group: how many neighbouring inputs share a scale.
+        rows: how many rows of the output were compared.
+        notes: sentences on what was left out or interrupted.
+        interrupted: an interrupt ended the measuring, and the table holds what was measured until then.
+    """
+
+    table: "pd.DataFrame"
+    skipped: "pd.DataFrame"
+    all_rounded: float
+    bits: int
+    group: int
+    rows: int
+    notes: tuple[str, ...]
+    interrupted: bool
+
+    @property
+    def finding(self) -> str:
+        """What the table says, in a sentence or two."""
+        first, total = self.table.iloc[0], float(self.table["harm"].sum())
+        if not total > 0:
+            return f"No layer hurts: the output stays as it is with any of the {len(self.table)} rounded."
+        together = "more" if self.all_rounded > total else "no more"
+        return (
+            f"{first['layer']} hurts most: {first['harm']:.2g} bits of KL alone, {first['share']:.0%} of the sum of "
+            f"all {len(self.table)} layers. All rounded together cost {self.all_rounded:.2g} bits, {together} than "
+            f"that sum, {total:.2g}."
+        )
+
+    def __str__(self) -> str:
+        table = self.table.to_string(index=False, float_format=lambda value: f"{value:.3g}")
+        parts = [*self.notes, table]
+        if len(self.skipped):
+            parts += ["Skipped:", *(f"  {r.layer} ({r.kind}): {r.reason}" for r in self.skipped.itertuples())]
+        return "\n".join([*parts, self.finding])
+
+
+@dataclass
+class _Sum:
+    """The KL of rows: how many, their sum and the sum of their squares."""
+
+    rows: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, kl: Tensor) -> None:
+        kl = kl.double()
+        self.rows += kl.numel()
+        self.total += float(kl.sum())
+        self.squares += float(kl.square().sum())
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.rows if self.rows else math.nan
+
+    @property
+    def error(self) -> float:
+        if self.rows < 2:
+            return math.nan
+        return math.sqrt(max(0.0, self.squares / self.rows - self.mean**2) / (self.rows - 1))
+
+
+@dataclass
+class _Trials:
+    """What is measured: of each layer alone, and of all together."""
+
+    alone: dict[str, _Sum] = field(default_factory=dict)
+    together: _Sum = field(default_factory=_Sum)
+
+
+def diagnose_weights(
+    model: nn.Module, batches: list[Batch], bits: int, group: int, notes: list[str], progress: bool
+) -> WeightDiagnosis:
+    """Round each linear layer alone, and all of them; `diagnose` has the arguments and the errors."""
+    simulation = _sharing(model, batches[0])
+    layers, skipped = _rounded_layers(simulation, group)
+    if not layers:
+        why = "; ".join(f"{name}: {reason}" for name, (_, reason) in skipped.items())
+        raise ValueError(f"the model has no linear layer to round in groups of {group} ({why or 'none at all'})")
+    trials, interrupted = _Trials(), False
+    with bar(len(batches) * (len(layers) + 2), progress) as shown:
+        try:
+            for batch in batches:
+                _measure(simulation, layers, batch, bits, group, trials, shown.update)
+        except KeyboardInterrupt:
+            if not trials.alone:
+                raise
+            interrupted = True
+            notes.append("Interrupted: the table holds what was measured until then.")
+    return WeightDiagnosis(
+        table=_table(simulation, trials.alone, bits, group),
+        skipped=_frame([(name, *why) for name, why in skipped.items()], ["layer", "kind", "reason"]),
+        all_rounded=trials.together.mean,
+        bits=bits,
+        group=group,
+        rows=trials.together.rows,
+        notes=tuple(notes),
+        interrupted=interrupted,
+    )
+
+
+def kl_bits(exact: Tensor, other: Tensor) -> Tensor:
+    """Return KL(p || q) in bits of each row of scores.
+
+    Args:
+        exact: `(..., classes)` scores of p.
+        other: scores of q, of the same shape.
+
+    Returns:
+        `(rows,)` at least 0; float32 within a part.
+
+    Example:
+        >>> kl = kl_bits(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
+        >>> round(kl.item(), 4)  # (log2(0.5 / 0.25) + log2(0.5 / 0.75)) / 2
+        0.2075
+    """
+    return _kl_bits(exact.float().log_softmax(-1), other)
+
+
+def _kl_bits(exact: Tensor, other: Tensor) -> Tensor:
+    """The same from log p, a few rows at a time: scores of a large vocabulary are large."""
+    parts = []
+    for p, q in zip(exact.flatten(0, -2).split(_ROWS), other.flatten(0, -2).split(_ROWS), strict=True):
+        parts.append((p.exp() * (p - q.float().log_softmax(-1))).sum(-1).clamp(min=0) / math.log(2))
+    return torch.cat(parts)
+
+
+def _sharing(model: nn.Module, batch: Batch) -> Simulation:
+    """A copy in eval mode that shares its weights with the given model, and what it calls."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    simulation = Simulation(copy_model(model, shared).eval())
+    found = find_layers(simulation.model, lambda: simulation.run(batch))
+    return Simulation(simulation.model, found.layers, found.skipped, before=found.before)
+
+
+def _rounded_layers(simulation: Simulation, group: int) -> tuple[list[str], dict[str, tuple[str, str]]]:
+    """The layers that are rounded, and for the others their kind and why not."""
+    skipped, layers = dict(simulation.skipped), []
+    for name, layer in simulation.layers.items():
+        module = simulation.module(name)
+        if not isinstance(module, nn.Linear) or not layer.called:
+            skipped[name] = layer.kind, "weights in groups are those of linear layers that forward calls"
+        elif module.in_features % group:
+            skipped[name] = layer.kind, f"groups of {group} do not divide its {module.in_features} inputs"
+        else:
+            layers.append(name)
+    return layers, skipped
+
+
+def _measure(
+    simulation: Simulation,
+    layers: list[str],
+    batch: Batch,
+    bits: int,
+    group: int,
+    trials: _Trials,
+    step: Callable[[int], Any],
+) -> None:
+    def round_it(weight: Tensor) -> Tensor:
+        return round_groups(weight, bits, group).to(weight.dtype)
+
+    with simulation.recorded(_KEPT) as given:
+        exact = _scores(simulation.run(batch)).float().log_softmax(-1)
+    step(1)
+    with _rounding(simulation, layers, round_it):
+        trials.together.add(_kl_bits(exact, _scores(simulation.run(batch))))
+    step(1)
+    for name in layers:
+        known = {other: given[other] for other in simulation.before[name] if other in given}
+        with simulation.rounded(_NONE, (), known), _rounding(simulation, [name], round_it):
+            kl = _kl_bits(exact, _scores(simulation.run(batch)))
+        trials.alone.setdefault(name, _Sum()).add(kl)
+        step(1)
+
+
+def _scores(output: Any) -> Tensor:
+    scores = scores_of(output)
+    if scores is None or scores.dim() < 2 or scores.shape[-1] < 2:
+        raise ValueError(
+            "weights='group' compares distributions, and the model gives no scores (..., classes): take "
+            "weights='channel'"
+        )
+    if not scores.isfinite().all():
+        raise ValueError("the model gives NaN or infinity: there is nothing to compare with")
+    return scores.detach()
+
+
+@contextmanager
+def _rounding(simulation: Simulation, names: Iterable[str], round_it: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Round the weights of some linear layers while the block runs, each only while it is called."""
+
+    def watch(module: nn.Module, stack: ExitStack) -> None:
+        exact = module._parameters["weight"]
+        assert exact is not None
+
+        def before(module: nn.Module, args: tuple) -> None:
+            module._parameters["weight"] = nn.Parameter(round_it(exact), requires_grad=False)
+
+        def restore() -> None:
+            module._parameters["weight"] = exact
+
+        stack.callback(restore)
+        stack.callback(module.register_forward_pre_hook(before).remove)
+        stack.callback(module.register_forward_hook(lambda *_: restore()).remove)
+
+    with ExitStack() as stack:
+        for name in names:
+            watch(simulation.module(name), stack)
+        yield
+
+
+def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int) -> "pd.DataFrame":
+    readers: dict[int, int] = {}
+    for module in simulation.model.modules():
+        for parameter in module._parameters.values():
+            readers[id(parameter)] = readers.get(id(parameter), 0) + 1
+    total, rows = sum(each.mean for each in alone.values()), []
+    for name, each in alone.items():
+        stored = parameter_at(simulation.module(name), "weight")
+        weight = stored.detach().float()
+        rounded = round_groups(weight, bits, group)
+        worst = float(torch.as_tensor(sqnr(weight, rounded, axis=0)).min())
+        share = each.mean / total if total > 0 else math.nan
+        tied = readers[id(stored)] > 1
+        rows.append((name, each.mean, each.error, share, sqnr(weight, rounded), worst, weight.numel(), tied))
+    table = _frame(rows, [*_COLUMNS]).sort_values("harm", ascending=False, kind="stable")
+    return table.reset_index(drop=True)
+
+
+def _frame(rows: list[tuple], columns: list[str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,314 @@
+"""OutlierExplorer: one channel at one position takes the codes of all others, and how they get them back."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+from qtutor.affine import QParams, choose_qparams, dequantize, grid, quantize, sqnr
+from qtutor.explorers.explorer import Explorer, Stops, start, toggles
+from qtutor.explorers.words import decibels
+from qtutor.lowbit import hadamard, rotate, round_groups, smooth
+from qtutor.plots import look
+
+import ipywidgets
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+PREPARED = ("as it is", "smoothed", "rotated")
+STRENGTHS = (0.0, 0.25, 0.5, 0.65, 0.75, 0.85, 1.0)
+MOST_POSITIONS, MOST_DRAWN = 32, 64
+"""Positions that are explored, from the first; and channels that are drawn: the loudest, and some of the others."""
+
+MOST_OUTPUTS = 128
+WEIGHT_BITS = 8
+
+
+@dataclass(frozen=True)
+class OutlierState:
+    """What the controls of an OutlierExplorer say.
+
+    Attributes:
+        prepared: "as it is", "smoothed" or "rotated".
+        strength: of smoothing, from 0 to 1: how much of the trouble the weights take.
+        per: "tensor" or "token": which activations share a scale.
+        bits: of activations; weights have 8, a scale a row.
+        spare: whether the first position stays in floating point.
+        position: the position that is looked at.
+        channel: the place among the drawn channels of the one that is looked at.
+    """
+
+    prepared: str
+    strength: float
+    per: str
+    bits: int
+    spare: bool
+    position: int
+    channel: int
+
+
+@dataclass(frozen=True, eq=False)
+class OutlierResult:
+    """What a state does to activations; a step is a code's distance from that of zero.
+
+    Attributes:
+        prepared: `(positions, channels)` what is rounded.
+        steps: `(positions, channels)` int32, how many steps from zero each value is rounded to; 0 keeps no code.
+        kept: `(positions,)` the share of values that keep a code.
+        overall: SQNR in dB of the layer's outputs at all positions together.
+        each: `(positions,)` SQNR of the outputs at each position; infinite where one is spared.
+        value: the value that is looked at, and what is left of it.
+        sentence: the result in words.
+    """
+
+    prepared: Tensor
+    steps: Tensor
+    kept: Tensor
+    overall: float
+    each: Tensor
+    value: tuple[float, float]
+    sentence: str
+
+    @property
+    def median(self) -> float:
+        """SQNR of the outputs at the median position, in dB; of two in the middle, the lower."""
+        return float(self.each.median())
+
+
+@dataclass(frozen=True, eq=False)
+class OutlierData:
+    """Activations and a weight that reads them.
+
+    Attributes:
+        activations: `(positions, channels)` float32.
+        weight: `(out, channels)` float32.
+        drawn: `(at most 64,)` the channels that are drawn, ascending.
+        rotation: `(channels, channels)`.
+        prepared: what the preparations made of both, by preparation and strength.
+    """
+
+    activations: Tensor
+    weight: Tensor
+    drawn: Tensor
+    rotation: Tensor
+    _prepared: dict[tuple[str, float], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def prepare(self, prepared: str, strength: float) -> tuple[Tensor, Tensor]:
+        """Return activations and the 8-bit weight, changed so that in floating point their product stays."""
+        key = prepared, strength if prepared == "smoothed" else 0.0
+        if key not in self._prepared:
+            x, weight = self.activations, self.weight
+            if prepared == "smoothed":
+                scales = smooth(weight, x.abs().amax(dim=0), strength)
+                x, weight = x / scales, weight * scales
+            elif prepared == "rotated":
+                x, weight = (x.double() @ self.rotation.double()).float(), rotate(weight, self.rotation)
+            self._prepared[key] = x, round_groups(weight, WEIGHT_BITS, symmetric=True)
+        return self._prepared[key]
+
+
+def explore_outliers(data: OutlierData, state: OutlierState) -> OutlierResult:
+    """Compute what `state` does to `data`."""
+    x, weight = data.prepare(state.prepared, state.strength)
+    rounded_from = int(state.spare and len(x) > 1)
+    qparams = _qparams(x[rounded_from:], state.per, state.bits)
+    codes = quantize(x[rounded_from:], qparams)
+    steps = torch.full(x.shape, 2**state.bits - 1, dtype=torch.int32)
+    steps[rounded_from:] = (codes.int() - qparams.zero_point).abs()
+    left = torch.cat([x[:rounded_from], dequantize(codes, qparams)])
+    exact, got = data.activations.double() @ data.weight.T.double(), left.double() @ weight.T.double()
+    each = torch.as_tensor(sqnr(exact, got, axis=0))
+    position, channel = state.position, int(data.drawn[state.channel])
+    result = OutlierResult(
+        prepared=x,
+        steps=steps,
+        kept=((steps > 0) | (x == 0)).double().mean(dim=1),
+        overall=float(sqnr(exact, got)),
+        each=each,
+        value=(float(x[position, channel]), float(left[position, channel])),
+        sentence="",
+    )
+    return replace(result, sentence=_sentence(data, state, result, qparams))
+
+
+def _qparams(x: Tensor, per: str, bits: int) -> QParams:
+    low, high = (x.min(), x.max()) if per == "tensor" else (x.amin(1, keepdim=True), x.amax(1, keepdim=True))
+    quant_min, quant_max = grid(bits, signed=False)
+    return choose_qparams(low, high, quant_min=quant_min, quant_max=quant_max)
+
+
+def _sentence(data: OutlierData, state: OutlierState, result: OutlierResult, qparams: QParams) -> str:
+    how = f"smoothed at {state.strength:g}" if state.prepared == "smoothed" else state.prepared
+    spared = ", the first position in floating point" if state.spare else ""
+    position, channel = state.position, int(data.drawn[state.channel])
+    size = result.prepared.abs()
+    here = divmod(int(size.argmax()), size.shape[1])
+    value, left = result.value
+    steps = int(result.steps[position, channel])
+    fate = "is not rounded" if state.spare and position == 0 else f"becomes {left:.3g}, {steps} steps from zero"
+    return (
+        f"Activations {how}, {state.bits} bits, one scale per {state.per}{spared}: "
+        f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% at "
+        f"the worst position. Outputs: overall {decibels(result.overall)}, median position {decibels(result.median)}. "
+        f"Largest: {float(size.max()):.3g}, at position {here[0]}, channel {here[1]}; the median is "
+        f"{float(size.median()):.2g}. At position {position}, channel {channel}: {value:.3g} {fate}."
+    )
+
+
+class OutlierExplorer(Explorer):
+    """Explore what outliers do to the codes of activations, your own or made-up ones.
+
+    Args:
+        activations: `(positions, channels)` what a linear layer reads; the first 32 positions are explored.
+        weight: `(out, channels)` of that layer; its first 128 outputs are explored.
+        bits: where the control starts, and likewise the others.
+
+    Raises:
+        TypeError: a tensor is not a floating-point one.
+        ValueError: shapes do not fit, a value is not finite, or a control cannot start there.
+    """
+
+    def __init__(
+        self,
+        activations: Tensor | None = None,
+        weight: Tensor | None = None,
+        *,
+        prepared: str = "as it is",
+        per: str = "tensor",
+        bits: int = 8,
+    ):
+        if (activations is None) != (weight is None):
+            raise ValueError("OutlierExplorer needs both activations and the weight that reads them, or neither")
+        if activations is None or weight is None:
+            activations, weight = activations_with_outliers()
+        for name, given in (("activations", activations), ("weight", weight)):
+            if not isinstance(given, Tensor) or not given.is_floating_point():
+                kind = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+                raise TypeError(f"OutlierExplorer needs floating-point tensors, got {kind} for {name}")
+            if given.dim() != 2 or given.numel() == 0:
+                shape = tuple(given.shape)
+                raise ValueError(f"OutlierExplorer needs a matrix for {name}, with values, got one of shape {shape}")
+            if not given.isfinite().all():
+                raise ValueError(f"OutlierExplorer: {name} holds NaN or infinity")
+        if activations.shape[1] != weight.shape[1]:
+            raise ValueError(
+                f"the weight reads {weight.shape[1]} channels, and the activations have {activations.shape[1]}"
+            )
+        x = activations.detach()[:MOST_POSITIONS].float()
+        drawn = _loud_and_others(x)
+        self.data = OutlierData(x, weight.detach()[:MOST_OUTPUTS].float(), drawn, _rotation(x.shape[1]))
+        loudest = int(x.abs().amax(dim=0)[drawn].argmax())
+        positions, channels = len(x), len(drawn)
+        controls = {
+            "prepared": toggles("Activations", PREPARED, "6.5em"),
+            "strength": ipywidgets.SelectionSlider(options=STRENGTHS, value=0.5, description="Strength"),
+            "per": toggles("A scale per", ["tensor", "token"], "5.5em"),
+            "bits": ipywidgets.IntSlider(8, 3, 8, description="Bits"),
+            "spare": ipywidgets.Checkbox(False, description="Spare the first position", indent=False),
+            "position": ipywidgets.IntSlider(min(1, positions - 1), 0, positions - 1, description="Position"),
+            "channel": ipywidgets.SelectionSlider(
+                options=[(str(int(number)), place) for place, number in enumerate(drawn)],
+                value=loudest - 1 if loudest else min(1, channels - 1),
+                description="Channel",
+            ),
+        }
+        start(controls, prepared=prepared, per=per, bits=bits)
+        super().__init__(controls, _figure(self.data))
+
+    make_state = OutlierState
+
+    def compute(self, state: OutlierState) -> OutlierResult:
+        return explore_outliers(self.data, state)
+
+    def stops(self) -> Stops:
+        positions, channels = len(self.data.activations), len(self.data.drawn)
+        here = self.controls["channel"].value
+        return {
+            "prepared": PREPARED,
+            "strength": (0.25, 0.5, 0.75, 1.0),
+            "per": ("tensor", "token"),
+            "bits": (4, 6, 8),
+            "spare": (False, True),
+            "position": sorted({0, min(1, positions - 1), positions - 1}),
+            "channel": sorted({here, min(here + 1, channels - 1), channels // 4}),
+        }
+
+    def draw(self, result: OutlierResult) -> None:
+        state, drawn = self.state, self.data.drawn
+        self.controls["strength"].disabled = state.prepared != "smoothed"
+        sizes, steps, kept, mean, one, two = self.figure.data
+        sizes.z = result.prepared[:, drawn].abs().clamp(min=1e-4).log10().double().mul(20).round().div(20).numpy()
+        steps.z = (1 + result.steps[:, drawn].double()).log2().mul(4).round().div(4).numpy()
+        kept.x = result.kept.numpy()
+        mean.x = [float(result.kept.mean())] * 2
+        for mark in (one, two):
+            mark.x, mark.y = [state.channel], [state.position]
+
+
+def activations_with_outliers(positions: int = 24, channels: int = 48, outputs: int = 64) -> tuple[Tensor, Tensor]:
+    """Return made-up activations as language models have them, and a weight that reads them.
+
+    Two channels are 20 times as loud as the others at every position, and one of these is 1,500 times as loud at the
+    first.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(positions, channels, generator=generator)
+    x[:, [11, 30]] = 20 + 4 * torch.randn(positions, 2, generator=generator)
+    x[0, 11] = 1500
+    return x, torch.randn(outputs, channels, generator=generator) / math.sqrt(channels)
+
+
+def _rotation(channels: int) -> Tensor:
+    """A Hadamard matrix, or where none is known another rotation that mixes all channels."""
+    try:
+        return hadamard(channels)
+    except ValueError:
+        generator = torch.Generator().manual_seed(0)
+        return torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))[0].float()
+
+
+def _loud_and_others(x: Tensor) -> Tensor:
+    """The channels that are drawn: all, or the eight loudest and others evenly spread."""
+    channels = x.shape[1]
+    if channels <= MOST_DRAWN:
+        return torch.arange(channels)
+    loud = x.abs().amax(dim=0).topk(8).indices
+    spread = torch.linspace(0, channels - 1, MOST_DRAWN - 8).long()
+    return torch.cat([loud, spread]).unique()
+
+
+def _figure(data: OutlierData) -> go.Figure:
+    """Draw what no control changes, and leave the colours, bars and marks open."""
+    titles = ("Size of the values (colours: log scale)", "Steps from zero (white: no code)", "Values that keep a code")
+    figure = look.panels(1, 3, titles, horizontal_spacing=0.1, column_widths=[0.4, 0.4, 0.2])
+    white_to = [[0, "white"], [0.02, "#D6E6F2"], [0.5, look.BLUE], [1, look.INK]]
+    largest = float(data.activations.abs().max().clamp(min=1e-3).log10())
+    bar = {"thickness": 10, "len": 1.0}
+    sizes = {"tickvals": list(range(-2, 6)), "ticktext": [f"{10.0**power:g}" for power in range(-2, 6)]}
+    figure.add_heatmap(
+        zmin=-2,
+        zmax=max(largest, -1.0),
+        colorscale=white_to,
+        colorbar={**bar, "x": 0.325, **sizes},
+        row=1,
+        col=1,
+    )
+    steps = {"tickvals": [0, 1, 3, 5, 8], "ticktext": ["0", "1", "7", "31", "255"]}
+    figure.add_heatmap(zmin=0, zmax=8, colorscale=white_to, colorbar={**bar, "x": 0.745, **steps}, row=1, col=2)
+    positions = list(range(len(data.activations)))
+    figure.add_bar(y=positions, orientation="h", marker_color=look.GREEN, marker_line_width=0, row=1, col=3)
+    line = {"color": look.INK, "width": 2, "dash": "dash"}
+    figure.add_scatter(y=[-0.5, len(positions) - 0.5], mode="lines", line=line, name="mean", row=1, col=3)
+    mark = {"symbol": "square-open", "size": 12, "color": look.VERMILLION, "line": {"width": 3}}
+    for column in (1, 2):
+        figure.add_scatter(mode="markers", marker=mark, cliponaxis=False, row=1, col=column)
+    numbers = [str(int(number)) for number in data.drawn]
+    every = max(1, math.ceil(len(numbers) / 8))
+    ticks = {"tickvals": list(range(0, len(numbers), every)), "ticktext": numbers[::every]}
+    figure.update_layout(showlegend=False, height=440, margin={"t": 64, "r": 24}, bargap=0.15)
+    for column in (1, 2):
+        figure.update_xaxes(title="channel", range=[-0.5, len(numbers) - 0.5], **ticks, row=1, col=column)
+    figure.update_xaxes(title="share", range=[0, 1.02], row=1, col=3)
+    figure.update_yaxes(range=[len(positions) - 0.5, -0.5], showgrid=False)
+    for column in (2, 3):
+        figure.update_yaxes(showticklabels=False, row=1, col=column)
+    return figure.update_yaxes(title="position", row=1, col=1)

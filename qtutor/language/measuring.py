@@ -1,0 +1,171 @@
+"""What a changed language model has lost, in bits, with the interval that says whether it is noise.
+
+    bits per character    mean of -log2 p(next token)                        how well a model predicts a text
+    KL to a reference     mean of sum over tokens r log2(r / p)              how far its predictions are from another's
+
+Rounding moves some predictions towards the text and others away from it, and in bits per character these nearly cancel.
+KL compares whole distributions, of which none can gain: it is never negative, and sees a change that the loss cannot.
+
+A text is cut into windows, each read from its start. Windows stand in for independent texts: intervals are Student's,
+of their means. Two models are compared window by window, so that easy and hard windows cancel.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WINDOW = 256
+_TOGETHER = 2048  # tokens in one call of a model
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over windows of text, in bits per token.
+
+    Attributes:
+        windows: `(windows,)` float64, the mean of each.
+        confidence: that the interval holds the mean of all such text.
+    """
+
+    windows: Tensor
+    confidence: float = 0.95
+
+    def __post_init__(self):
+        if self.windows.dim() != 1 or len(self.windows) < 2:
+            raise ValueError(f"an interval takes two windows or more, not a tensor of {tuple(self.windows.shape)}")
+
+    @property
+    def mean(self) -> float:
+        return float(self.windows.double().mean())
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.mean - self._half
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.mean + self._half
+
+    @property
+    def _half(self) -> float:
+        from scipy.stats import t
+
+        count = len(self.windows)
+        return float(t.ppf((1 + self.confidence) / 2, count - 1) * self.windows.double().std() / count**0.5)
+
+    def minus(self, other: "Measured") -> "Measured":
+        """Return how much more bits this takes than another on the same windows: a paired difference.
+
+        Raises:
+            ValueError: the two were not measured on equally many windows.
+        """
+        if len(self.windows) != len(other.windows):
+            raise ValueError(f"{len(self.windows)} windows cannot be paired with {len(other.windows)}: same text?")
+        return Measured(self.windows - other.windows, self.confidence)
+
+    def finding(self, name: str, other: "Measured", other_name: str) -> str:
+        """Say in a sentence how this does beside another, and no more than the paired interval tells.
+
+        Example:
+            >>> a = Measured(torch.tensor([1.0, 2.0, 3.0]))
+            >>> Measured(torch.tensor([1.1, 2.2, 3.3])).finding("INT3", a, "INT4")
+            'INT3 and INT4: no difference that these 3 windows can tell (INT3 +0.2000 bits, -0.0484 to +0.4484).'
+        """
+        more = self.minus(other)
+        if more.low > 0 or more.high < 0:
+            how = "more" if more.low > 0 else "fewer"
+            low, high = sorted((abs(more.low), abs(more.high)))
+            return f"{name}: {_bits(abs(more.mean))} bits {how} than {other_name} ({_bits(low)} to {_bits(high)})."
+        interval = f"{name} {more.mean:+.4f} bits, {more.low:+.4f} to {more.high:+.4f}"
+        return f"{name} and {other_name}: no difference that these {len(self.windows)} windows can tell ({interval})."
+
+    def __str__(self) -> str:
+        return f"{_bits(self.mean)} bits ({_bits(self.low)} to {_bits(self.high)})"
+
+
+def _bits(value: float) -> str:
+    return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.6f}"
+
+
+def bits_per_character(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> Measured:
+    """Measure how many bits a model needs for each token of a text, which for the small model is a character.
+
+    `2 ** bits` is called perplexity.
+
+    Args:
+        model: from tokens `(N, T)` to logits `(N, T, vocabulary)`.
+        tokens: `(length,)`; what is left after the last whole window is not read.
+        window: tokens that are read together, the first without any before it.
+
+    Raises:
+        ValueError: the text is shorter than two windows.
+    """
+    means = []
+    for inputs, targets in windows(tokens, window):
+        losses = functional.cross_entropy(_logits(model, inputs).flatten(0, 1), targets.flatten(), reduction="none")
+        means.append(losses.view(targets.shape).double().mean(dim=1))
+    return Measured(torch.cat(means) / _BIT)
+
+
+def kl(model: nn.Module, reference: nn.Module | Tensor, tokens: Tensor, window: int = WINDOW) -> Measured:
+    """Measure the KL divergence of a model's predictions from a reference's, in bits per token.
+
+    Args:
+        model: from tokens `(N, T)` to logits `(N, T, vocabulary)`.
+        reference: a model of the same vocabulary, or what `predictions` returned for it, which saves its calls.
+        tokens: `(length,)`, as for `bits_per_character`.
+        window: as there.
+
+    Raises:
+        ValueError: the text is shorter than two windows, or the predictions belong to another text or window.
+    """
+    means, start = [], 0
+    for inputs, _ in windows(tokens, window):
+        if isinstance(reference, Tensor):
+            if reference.shape[:2] != ((len(tokens) - 1) // window, window):
+                raise ValueError(f"predictions {tuple(reference.shape)} are not those of this text and window")
+            wanted = reference[start : start + len(inputs)]
+        else:
+            wanted = functional.log_softmax(_logits(reference, inputs), dim=-1)
+        found = functional.log_softmax(_logits(model, inputs), dim=-1)
+        each = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1)
+        means.append(each.double().mean(dim=1))
+        start += len(inputs)
+    return Measured(torch.cat(means) / _BIT)
+
+
+def predictions(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> Tensor:
+    """Return the log-probabilities `(windows, window, vocabulary)` that `kl` takes for a reference."""
+    found = [functional.log_softmax(_logits(model, inputs), dim=-1) for inputs, _ in windows(tokens, window)]
+    return torch.cat(found)
+
+
+_BIT = float(torch.tensor(2.0, dtype=torch.float64).log())
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    return model(inputs).float()
+
+
+def windows(tokens: Tensor, window: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a text into windows: yield some of them, and what follows each of their tokens, `(n, window)` each.
+
+    Raises:
+        ValueError: the text is shorter than two windows.
+    """
+    if window < 1 or tokens.dim() != 1:
+        raise ValueError(
+            f"a text is tokens of shape (length,), a window at least 1; not {tuple(tokens.shape)}, {window}"
+        )
+    count = (len(tokens) - 1) // window
+    if count < 2:
+        raise ValueError(f"{len(tokens)} tokens are too few: two windows of {window} take {2 * window + 1}")
+    inputs, targets = (tokens[i : i + count * window].view(count, window) for i in (0, 1))
+    together = max(1, _TOGETHER // window)
+    yield from zip(inputs.split(together), targets.split(together), strict=True)

@@ -1,0 +1,191 @@
+"""A model block by block, in several versions at once: each block is in memory once, however many versions there are.
+
+Of a version only what flows between blocks is kept, and of the logits only those of one window.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from qtutor.language.cache import KeyValueCache, Rounding
+from qtutor.language.llama import Block, Llama, LlamaConfig, position_turns
+from qtutor.language.measuring import Measured
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+
+class Blocks(Protocol):
+    """A Llama by its parts: `LlamaFile`, or `InMemory`."""
+
+    config: LlamaConfig
+
+    def embed(self, tokens: Tensor) -> Tensor: ...
+
+    def block(self, layer: int) -> Block: ...
+
+    def logits(self, x: Tensor) -> Tensor: ...
+
+
+class InMemory:
+    """The parts of a model that is in memory already; each block is handed out as a copy."""
+
+    def __init__(self, model: Llama):
+        self.config, self._model = model.config, model
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self._model.embed(tokens)
+
+    def block(self, layer: int) -> Block:
+        block = self._model.blocks[layer]
+        assert isinstance(block, Block)
+        return copy.deepcopy(block)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._model.logits(x)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What makes a version of a model.
+
+    Attributes:
+        block: gets the number of a block and a copy of it, and changes that in place; None changes nothing.
+        keys: what becomes of keys before attention reads them.
+        values: the same of values.
+    """
+
+    block: Callable[[int, Block], object] | None = None
+    keys: Rounding | None = None
+    values: Rounding | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a version costs.
+
+    Attributes:
+        bits: it needs for a token of the text.
+        kl: bits by which its predictions differ from those of the unchanged model.
+    """
+
+    bits: Measured
+    kl: Measured
+
+    @property
+    def perplexity(self) -> float:
+        return 2.0**self.bits.mean
+
+
+def windows(tokens: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Cut a text into whole windows: `(N, window)` tokens, and the one that follows each.
+
+    Raises:
+        ValueError: the text is shorter than two windows.
+    """
+    count = (len(tokens) - 1) // window if window >= 1 and tokens.dim() == 1 else 0
+    if count < 2:
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)} are not two windows of {window} and one more")
+    return tuple(tokens[i : i + count * window].view(count, window) for i in (0, 1))  # type: ignore[return-value]
+
+
+class Judge:
+    """Measures versions of a model on a text; the unchanged model runs once.
+
+    Args:
+        model: the parts of it.
+        tokens: `(length,)`; what is left after the last whole window is not read.
+        window: tokens that are read together.
+
+    Raises:
+        ValueError: the text is shorter than two windows.
+
+    Example:
+        Judge(parts, tokens)({"rounded": Change(block=round_it)})["rounded"].kl
+    """
+
+    def __init__(self, model: Blocks, tokens: Tensor, window: int = 128):
+        self._model = model
+        self._inputs, self._targets = windows(tokens, window)
+        self._unchanged: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, changes: dict[str, Change]) -> dict[str, Outcome]:
+        """Return what each version costs against the unchanged model, all in one walk through the blocks."""
+        versions = dict(enumerate(changes.values()))
+        if self._unchanged is None:
+            versions[-1] = Change()
+        states = self._walk(versions)
+        self._unchanged = states.pop(-1, self._unchanged)
+        found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in changes]
+        for i, targets in enumerate(self._targets):  # the logits of all windows together would be large
+            wanted = self._predictions(self._unchanged, i)
+            for (losses, divergences), x in zip(found, states.values(), strict=True):
+                given = self._predictions(x, i)
+                losses.append(functional.nll_loss(given, targets).double())
+                divergences.append(functional.kl_div(given, wanted, reduction="batchmean", log_target=True).double())
+        outcomes = (Outcome(*(Measured(torch.stack(part) / math.log(2)) for part in parts)) for parts in found)
+        return dict(zip(changes, outcomes, strict=True))
+
+    def _walk(self, versions: dict[int, Change]) -> dict[int, Tensor]:
+        """Return what the last block gives in each version, `(N, T, width)`."""
+        config, count = self._model.config, self._inputs.shape[1]
+        turns = position_turns(count, config.head_width, config.rope_base)
+        states = dict.fromkeys(versions, self._model.embed(self._inputs))
+        for layer in tqdm(range(config.layers), desc="blocks", leave=False):
+            original = self._model.block(layer)
+            for name, change in versions.items():
+                block = original
+                if change.block is not None:
+                    block = copy.deepcopy(original)
+                    change.block(layer, block)
+                cache = KeyValueCache(change.keys, change.values)
+                states[name] = block(states[name], turns, layer, cache)
+        return states
+
+    def _predictions(self, x: Tensor | None, i: int) -> Tensor:
+        """Return the log-probabilities of one window, `(T, vocabulary)`."""
+        assert x is not None
+        return functional.log_softmax(self._model.logits(x[i : i + 1])[0], dim=-1)
+
+
+@torch.no_grad()
+def watch(model: Blocks, tokens: Tensor, see: Callable[[str, Tensor], object]) -> None:
+    """Show everything that flows through a model on `(N, T)` tokens.
+
+    Args:
+        model: the parts of it.
+        tokens: `(N, T)`.
+        see: is called with the name of each linear layer, such as "blocks.3.feed_forward.down", and what goes into
+            it, `(N, T, in)`; with "blocks.3.keys" or "blocks.3.values" and what attention keeps,
+            `(N, heads, T, width of a head)`; and with "blocks.3" and what flows out of that block, `(N, T, width)`.
+    """
+    x = model.embed(tokens)
+    turns = position_turns(tokens.shape[1], model.config.head_width, model.config.rope_base)
+    for layer in range(model.config.layers):
+        block = model.block(layer)
+        for name, linear in linears(block):
+            linear.register_forward_pre_hook(_seeing(see, f"blocks.{layer}.{name}"))
+        cache = KeyValueCache()
+        x = block(x, turns, layer, cache)
+        for part, kept in zip(("keys", "values"), cache.kept(layer), strict=True):
+            see(f"blocks.{layer}.{part}", kept)
+        see(f"blocks.{layer}", x)
+
+
+def linears(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the linear layers of a block with their names, such as "attention.query"."""
+    for name, module in list(block.named_modules()):
+        if isinstance(module, nn.Linear):
+            yield name, module
+
+
+def _seeing(see: Callable[[str, Tensor], object], name: str):
+    def hook(module: nn.Module, inputs: tuple) -> None:
+        see(name, inputs[0])
+
+    return hook

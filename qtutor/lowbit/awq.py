@@ -1,0 +1,66 @@
+"""AWQ: before rounding, make the weights of loud inputs larger, and the inputs as much smaller.
+
+    W x = (W diag(s)) (x / s),    s_j = (mean |x_j|)^a
+
+A larger weight is rounded by the same step, so its error counts less: 1 / s_j times. The power a is searched
+from 0, plain rounding, to 1; each is judged by the outputs of the layer.
+
+Source: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization for On-Device LLM Compression and
+Acceleration", eq. 2 to 5.
+"""
+
+from qtutor.lowbit.checks import finite, group_size, matrix
+from qtutor.lowbit.gptq import hessian, layer_loss
+from qtutor.lowbit.groups import round_groups
+
+import torch
+from torch import Tensor
+
+
+def awq_scales(
+    weight: Tensor, inputs: Tensor, *, bits: int = 4, group: int | None = None, symmetric: bool = False, steps: int = 20
+) -> Tensor:
+    """Choose what to multiply the columns of a weight by before it is rounded, and to divide its inputs by.
+
+    Args:
+        weight: `(out, in)`.
+        inputs: `(..., in)` what the layer reads.
+        bits: width of the codes.
+        group: how many neighbouring inputs share a scale; None for one scale a row.
+        symmetric: whether zero sits in the middle of each grid.
+        steps: how many powers above 0 are tried.
+
+    Returns:
+        `(in,)` float32, positive; all 1 where plain rounding is best. Its largest and smallest have product 1.
+
+    Raises:
+        TypeError: a tensor is not a dense floating-point one.
+        ValueError: shapes do not fit, a value is not finite, or the group does not divide the inputs.
+    """
+    weight = matrix(weight, "weight", "awq_scales").float()
+    group_size(group, weight.shape[1], "awq_scales")
+    rows = finite(inputs, "inputs", "awq_scales")
+    if rows.shape[-1] != weight.shape[1]:
+        raise ValueError(f"awq_scales: the weight has {weight.shape[1]} inputs, and what it reads {rows.shape[-1]}")
+    rows = rows.reshape(-1, weight.shape[1]).float()
+    loudness, curvature = rows.abs().mean(dim=0), hessian(rows)
+    loudness = loudness.clamp(min=float(loudness.max()) * 1e-4)  # a silent input must not shrink its weights to nothing
+    best, least = torch.ones_like(loudness), float("inf")
+    for step in range(steps + 1):
+        scales = loudness ** (step / steps) if loudness.max() > 0 else torch.ones_like(loudness)
+        scales = scales / (scales.max() * scales.min()).sqrt()
+        loss = layer_loss(weight, round_groups(weight * scales, bits, group, symmetric) / scales, curvature)
+        if loss < least:
+            best, least = scales, loss
+    return best
+
+
+def awq(
+    weight: Tensor, inputs: Tensor, *, bits: int = 4, group: int | None = None, symmetric: bool = False, steps: int = 20
+) -> Tensor:
+    """Return the `(out, in)` weight that the scaled and rounded layer amounts to: round(W diag(s)) diag(1 / s).
+
+    Arguments and errors are those of `awq_scales`.
+    """
+    scales = awq_scales(weight, inputs, bits=bits, group=group, symmetric=symmetric, steps=steps)
+    return round_groups(weight.detach().float() * scales, bits, group, symmetric) / scales

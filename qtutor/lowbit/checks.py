@@ -1,0 +1,50 @@
+"""What the functions of this room refuse, each with a reason."""
+
+import operator
+
+import torch
+from torch import Tensor
+
+
+def matrix(value: Tensor, name: str, caller: str) -> Tensor:
+    """Return a finite floating-point matrix without its history.
+
+    Raises:
+        TypeError: it is not a dense floating-point tensor.
+        ValueError: it has not two dimensions, is empty, or holds NaN or infinity.
+    """
+    value = finite(value, name, caller)
+    if value.dim() != 2:
+        raise ValueError(f"{caller}: {name} must be a matrix (out, in), got shape {tuple(value.shape)}")
+    return value
+
+
+def finite(value: Tensor, name: str, caller: str) -> Tensor:
+    """Return a finite floating-point tensor without its history; raises as `matrix` does."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+        given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{caller}: {name} must be a dense floating-point tensor, got {given}")
+    if value.numel() == 0:
+        raise ValueError(f"{caller}: {name} of shape {tuple(value.shape)} is empty")
+    value = value.detach()
+    if bad := int((~value.isfinite()).sum()):
+        raise ValueError(f"{caller}: {bad} of {value.numel()} values of {name} are NaN or infinite")
+    return value
+
+
+def group_size(group: int | None, inputs: int, caller: str) -> int:
+    """Return the size of a group: all inputs for None.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it does not divide the inputs.
+    """
+    if group is None:
+        return inputs
+    try:
+        group = operator.index(group)
+    except TypeError:
+        raise TypeError(f"{caller}: group must be a whole number or None, got {group!r}") from None
+    if group < 1 or inputs % group:
+        raise ValueError(f"{caller}: groups of {group} do not divide {inputs} inputs: choose a divisor of {inputs}")
+    return group

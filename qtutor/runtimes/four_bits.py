@@ -1,0 +1,125 @@
+"""A model with 4-bit weights, in the two runtimes whose kernels for them gave right results faster than float32.
+
+    INT4 weights         PyTorch's, in bfloat16: `workflows.quantize_weights`
+    ONNX Runtime INT4    its operator MatMulNBits, activations rounded to 8 bits as they come (accuracy level 4)
+
+Source: the documentation of ONNX Runtime's contributed operators, com.microsoft.MatMulNBits.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qtutor.benchmark import size_bytes
+from qtutor.lowbit import integers
+from qtutor.runtimes.exported import Exported
+from qtutor.runtimes.onnx_runtime import onnx_session
+from qtutor.workflows import quantize_weights
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GROUP = 64
+
+
+def int4_weights(exported: Exported) -> tuple[Callable, int]:
+    model = quantize_weights(exported.model, group=GROUP)
+    return model, size_bytes(model)
+
+
+def onnx_int4(exported: Exported) -> tuple[Callable, int]:
+    path = exported.folder.path / "int4.onnx"
+    quantize_onnx_weights(exported.onnx, path, group=GROUP)
+    return exported.like_the_model(onnx_session(path)), path.stat().st_size
+
+
+def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int = GROUP, accuracy: int = 4) -> int:
+    """Write an ONNX model whose products with constant matrices are MatMulNBits, with 4-bit weights.
+
+    Weights are those of `lowbit.integers(4, group)`: asymmetric, with float32 scales.
+
+    Args:
+        path: the float model, from `export_onnx`.
+        quantized: where to write the other.
+        group: 16 or more, a power of two: how many inputs share a scale.
+        accuracy: 1 multiplies in float32; 4 rounds activations to 8 bits, in the same groups.
+
+    Returns:
+        How many products have 4-bit weights now.
+
+    Raises:
+        ValueError: there is no such product, or the group is none of these.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    if group < 16 or group & (group - 1):
+        raise ValueError(f"MatMulNBits shares a scale among a power of two of inputs, 16 or more, not {group}")
+    model = onnx.load(str(path))
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes, done = [], 0
+    for node in model.graph.node:
+        weight = _weight(node, constants, numpy_helper)
+        if weight is None or weight.shape[1] % group:
+            nodes.append(node)
+            continue
+        name = f"{node.output[0]}_4bits"
+        parts = _packed(weight, group)
+        for part, value in parts.items():
+            model.graph.initializer.append(numpy_helper.from_array(value, f"{name}_{part}"))
+        inputs = [node.input[0], *(f"{name}_{part}" for part in parts)]
+        if node.op_type == "Gemm" and len(node.input) > 2:
+            inputs += ["", node.input[2]]
+        sizes: dict[str, Any] = {"K": weight.shape[1], "N": weight.shape[0], "bits": 4, "block_size": group}
+        nodes.append(
+            helper.make_node(
+                "MatMulNBits", inputs, node.output, name, domain="com.microsoft", accuracy_level=accuracy, **sizes
+            )
+        )
+        done += 1
+    if not done:
+        raise ValueError(f"the model has no product with a constant matrix whose inputs are a multiple of {group}")
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
+        model.graph.initializer.remove(tensor)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, str(quantized))
+    return done
+
+
+def _weight(node: Any, constants: dict, numpy_helper: Any) -> Tensor | None:
+    """The constant `(out, in)` matrix that a node multiplies its input by; None where it does something else."""
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in constants:
+        return None
+    matrix = torch.from_numpy(numpy_helper.to_array(constants[node.input[1]]).copy())
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if matrix.dim() != 2 or not matrix.is_floating_point():
+        return None
+    if node.op_type == "MatMul":
+        return matrix.T.contiguous()
+    plain = all(attributes[name].f == 1.0 for name in ("alpha", "beta") if name in attributes)
+    if not plain or ("transA" in attributes and attributes["transA"].i):
+        return None
+    return matrix if "transB" in attributes and attributes["transB"].i else matrix.T.contiguous()
+
+
+def _packed(weight: Tensor, group: int) -> dict[str, np.ndarray]:
+    """Codes, scales and zero points as MatMulNBits takes them: two codes a byte, the first in the low half."""
+    codes = integers(4, group).encode(weight)
+    assert codes.scales.shift is not None
+    zero = codes.scales.shift
+    if zero.shape[1] % 2:
+        zero = torch.cat([zero, torch.zeros(len(zero), 1, dtype=zero.dtype)], dim=1)
+    blocks = codes.values.view(len(weight), -1, group)
+    return {
+        "codes": _pairs(blocks).numpy(),
+        "scales": codes.scales.scale.float().flatten().numpy(),
+        "zero_points": _pairs(zero).flatten().numpy(),
+    }
+
+
+def _pairs(codes: Tensor) -> Tensor:
+    return codes[..., ::2] | (codes[..., 1::2] << 4)

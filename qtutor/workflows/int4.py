@@ -1,0 +1,130 @@
+"""Linear layers with 4-bit weights: PyTorch's kernel that unpacks them while it multiplies, in bfloat16.
+
+Weights alone are rounded: asymmetric, one scale for a group of inputs. What is read from memory for a token shrinks to
+a quarter of bfloat16's, and that is what a batch of one waits for; of many rows the arithmetic takes longer, and no
+4-bit kernel makes that faster than a good 8-bit one.
+
+PyTorch has more 4-bit kernels for CPUs than this: the same in float32 and float16, and `_dyn_quant_matmul_4bit`, which
+is meant for ARM. Where we measured, on an x86 processor with AVX2, they gave the right results slower than float32.
+"""
+
+from typing import cast
+
+from qtutor.lowbit import integers
+from qtutor.models.copying import copy_model
+from qtutor.models.operators import kind_of
+from qtutor.workflows.checks import tell
+
+import torch
+from torch import Tensor, nn
+
+GROUPS = (32, 64, 128, 256)
+"""What the kernel can share a scale among."""
+
+_ROWS = 16  # it takes so many outputs at a time
+_CLOSE = 0.01  # bfloat16 keeps 8 binary digits; a sum of products is a few times better than the worst of these
+
+
+class Int4Linear(nn.Module):
+    """A linear layer with 4-bit weights; activations are rounded to bfloat16 for the product.
+
+    Attributes:
+        packed: `(out, in / 2)` uint8, two codes a byte in the kernel's order.
+        scales: `(in / group, out, 2)` bfloat16: the scale of a group, and the value of its code 8.
+        bias: `(out,)` or None.
+        group: how many inputs share a scale.
+    """
+
+    packed: Tensor
+    scales: Tensor
+
+    def __init__(self, layer: nn.Linear, group: int):
+        super().__init__()
+        self.in_features, self.out_features, self.group = layer.in_features, layer.out_features, group
+        codes = integers(4, group, scale_dtype=torch.bfloat16).encode(layer.weight.detach().float())
+        assert codes.scales.shift is not None
+        scale = codes.scales.scale.float()
+        middle = (8 - codes.scales.shift.float()) * scale
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.values.int(), 1)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales", torch.stack([scale.T, middle.T], dim=-1).bfloat16().contiguous())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        scale, middle = (part.float().T[..., None] for part in self.scales.unbind(-1))
+        grouped = codes.values.float().unflatten(1, (-1, group))
+        self._check(((grouped - 8) * scale + middle).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales)
+        output = product.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return output if self.bias is None else output + self.bias.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, group={self.group}"
+
+    def _check(self, weight: Tensor) -> None:
+        """Compare the kernel with a product of the weights that it is to have.
+
+        Raises:
+            ValueError: they differ by more than bfloat16 does.
+        """
+        x = torch.randn(3, self.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
+        wanted = x.float() @ weight.T
+        got = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group, self.scales).float()
+        if not (got - wanted).norm() <= _CLOSE * wanted.norm():
+            raise ValueError("PyTorch's 4-bit kernel gives wrong products on this processor")
+
+
+def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
+    """Give a model's linear layers 4-bit weights, where the kernel can; the others stay, and a notice says why.
+
+    The model is not changed. Each layer is checked against a product with the weights that it is to have.
+
+    Args:
+        model: any module, in float32 or bfloat16 on the CPU.
+        group: 32, 64, 128 or 256: how many inputs share a scale.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: another group, or no layer that the kernel can take.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32))
+        >>> quantize_weights(model)[2]
+        Int4Linear(in_features=64, out_features=32, group=64)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize_weights needs an nn.Module, got {kind_of(model)}")
+    if group not in GROUPS:
+        raise ValueError(f"PyTorch's 4-bit kernel shares a scale among 32, 64, 128 or 256 inputs, not {group!r}")
+    replaced: dict[int, nn.Module] = {}
+    kept: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if type(module) is not nn.Linear or id(module) in replaced:
+            continue
+        reason = _obstacle(module, group)
+        if not reason:
+            try:
+                replaced[id(module)] = Int4Linear(module, group)
+                continue
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                reason = str(error).splitlines()[0]
+        kept[name or "the model"] = reason
+    said = "; ".join(f"{name}: {reason}" for name, reason in kept.items())
+    if not replaced:
+        raise ValueError(f"no linear layer can have 4-bit weights ({said or 'there is none'})")
+    if kept:
+        tell(f"quantize_weights leaves {len(kept)} linear layers as they are: {said}")
+    if id(model) in replaced:
+        return replaced[id(model)].eval()
+    return cast(nn.Module, copy_model(model, replaced)).eval()
+
+
+def _obstacle(layer: nn.Linear, group: int) -> str:
+    if "weight" not in layer._parameters:
+        return "its weight is computed anew at each call"
+    if layer.out_features % _ROWS:
+        return f"its {layer.out_features} outputs are no multiple of {_ROWS}"
+    if layer.in_features % group:
+        return f"its {layer.in_features} inputs are no multiple of {group}"
+    return ""

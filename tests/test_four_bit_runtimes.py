@@ -1,0 +1,102 @@
+"""4-bit linear layers: each kernel against a product with the weights that it is to have."""
+
+import copy
+
+from qtutor.benchmark import size_bytes
+from qtutor.lowbit import integers
+from qtutor.models.running import agreement
+from qtutor.runtimes import FOUR_BITS, build, quantize_onnx_weights
+from qtutor.workflows import quantize_weights
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(192, 128), nn.ReLU(), nn.Linear(128, 64, bias=False), nn.Tanh(), nn.Linear(64, 10))
+
+
+def rounded(model, group, places=(0, 2), scales=torch.bfloat16):
+    """The model in float32, with the weights of some layers rounded."""
+    changed = copy.deepcopy(model)
+    for place in places:
+        changed[place].weight.data = integers(4, group, scale_dtype=scales).round(changed[place].weight.data)
+    return changed
+
+
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("shape", [(1, 192), (7, 192), (2, 3, 192)], ids=str)
+def test_the_kernel_multiplies_by_the_weights_of_its_groups(model, group, shape):
+    x = torch.randn(shape)
+    with pytest.warns(
+        UserWarning, match=r"leaves 1 linear layers as they are: 4: its 10 outputs are no multiple of 16"
+    ):
+        quantized = quantize_weights(model, group=group)
+    with torch.no_grad():
+        assert agreement([rounded(model, group)(x)], [quantized(x)]) > 35  # dB: bfloat16 keeps 8 binary digits
+        assert quantized(x).shape == model(x).shape
+
+
+def test_the_given_model_stays_and_the_new_one_takes_little_room(model):
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(UserWarning, match="leaves 1 linear"):
+        quantized = quantize_weights(model)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert [type(layer).__name__ for layer in quantized][:3] == ["Int4Linear", "ReLU", "Int4Linear"]
+    assert size_bytes(quantize_weights(nn.Linear(1024, 1024, bias=False))) < 0.16 * size_bytes(nn.Linear(1024, 1024))
+
+
+def test_a_layer_that_two_places_share_is_shared_still():
+    layer = nn.Linear(64, 64)
+    quantized = quantize_weights(nn.Sequential(layer, nn.ReLU(), layer))
+    assert quantized[0] is quantized[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (nn.Conv2d(1, 2, 3), {}, ValueError, r"no linear layer can have 4-bit weights \(there is none\)"),
+        (nn.Linear(60, 32), {}, ValueError, "the model: its 60 inputs are no multiple of 64"),
+        (nn.Linear(64, 32), {"group": 48}, ValueError, "among 32, 64, 128 or 256 inputs, not 48"),
+        (3, {}, TypeError, "needs an nn.Module, got int"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_a_reason(model, options, error, message):
+    with pytest.raises(error, match=message):
+        quantize_weights(model, **options)
+
+
+@pytest.mark.slow
+def test_both_runtimes_compute_the_model_with_rounded_weights(model):
+    pytest.importorskip("onnxruntime")
+    x = torch.randn(5, 192)
+    with pytest.warns(UserWarning, match="leaves 1 linear"):
+        built = build(model, [x], FOUR_BITS)
+    wanted, onnx_wanted = rounded(model, 64), rounded(model, 64, (0, 2, 4), torch.float32)
+    with torch.no_grad():
+        assert agreement([wanted(x)], [built["INT4 weights"](x)]) > 35
+        assert agreement([onnx_wanted(x)], [built["ONNX Runtime INT4"](x)]) > 30  # activations have 8 bits
+        assert agreement([onnx_wanted(x[:2])], [built["ONNX Runtime INT4"](x[:2])]) > 30
+    assert all(entry.size_bytes < 0.3 * size_bytes(model) for entry in built.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 96), (2, 5, 96)], ids=str)
+def test_onnx_runtime_multiplies_in_floats_by_the_very_weights(tmp_path, shape, bias):
+    pytest.importorskip("onnxruntime")
+    from qtutor.runtimes import export_onnx, onnx_session
+
+    layer, x = nn.Sequential(nn.Linear(96, 24, bias=bias)).eval(), torch.randn(shape)
+    export_onnx(layer, (x,), tmp_path / "float.onnx")
+    assert quantize_onnx_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", group=32, accuracy=1) == 1
+    wanted = rounded(layer, 32, (0,), torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(onnx_session(tmp_path / "int4.onnx")(x)[0], wanted(x), atol=1e-5)
+    with pytest.raises(ValueError, match="a power of two of inputs, 16 or more, not 12"):
+        quantize_onnx_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", group=12)
+    with pytest.raises(ValueError, match="no product with a constant matrix whose inputs are a multiple of 64"):
+        quantize_onnx_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", group=64)
