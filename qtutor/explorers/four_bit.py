@@ -4,11 +4,11 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from qtutor.affine import decibels as as_decibels
-from qtutor.affine import sqnr
-from qtutor.explorers.explorer import Explorer, Stops, start, toggles
-from qtutor.explorers.words import decibels
+from qtutor.affine import decibels, sqnr
+from qtutor.explorers.explorer import Explorer, Stops, toggles
+from qtutor.explorers.words import in_decibels
 from qtutor.lowbit import FORMATS, Format, Steps, gptq_steps, hessian, integers, layer_loss
 from qtutor.plots import look
 
@@ -117,7 +117,7 @@ class FourBitResult:
     @property
     def output_sqnr(self) -> float:
         """Of the layer's outputs in dB."""
-        return as_decibels(1.0, self.loss)
+        return decibels(1.0, self.loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,11 +236,11 @@ def explore_four_bits(data: FourBitData, state: FourBitState) -> FourBitResult:
 def _sentence(data: FourBitData, state: FourBitState, result: FourBitResult, plain: Steps) -> str:
     choice, count = state.choice, state.column
     cost = f"{choice}: {result.bits_per_weight:.2f} bits a weight. "
-    kept = f"The layer's outputs keep {decibels(result.output_sqnr)}, its weights {decibels(result.weight_sqnr)}"
+    kept = f"The layer's outputs keep {in_decibels(result.output_sqnr)}, its weights {in_decibels(result.weight_sqnr)}"
     against = ""
     if choice.method == "GPTQ":
-        before = as_decibels(1.0, result.rounded_loss), float(sqnr(data.weight, plain.rounded))
-        against = f"; rounded, {decibels(before[0])} and {decibels(before[1])}"
+        before = decibels(1.0, result.rounded_loss), float(sqnr(data.weight, plain.rounded))
+        against = f"; rounded, {in_decibels(before[0])} and {in_decibels(before[1])}"
     whole = ""
     if result.kl is not None:
         mean, low, high = result.kl
@@ -277,7 +277,7 @@ class FourBitExplorer(Explorer):
         inputs: `(..., in)` what the layer reads.
         kl: what ways to round cost the whole model, by `Choice`; without it the frontier shows this layer's outputs.
         row: the row that is drawn.
-        format: where the control starts, and likewise the others.
+        start: where controls start, by name, such as `format="NF4"`.
 
     Raises:
         TypeError: a tensor is not a dense floating-point one.
@@ -291,10 +291,7 @@ class FourBitExplorer(Explorer):
         *,
         kl: Mapping[Choice, Cost] | None = None,
         row: int = 0,
-        format: str = "INT4",
-        group: int = 0,
-        method: str = "rounding",
-        column: int | None = None,
+        **start: Any,
     ):
         if (weight is None) != (inputs is None):
             raise ValueError("FourBitExplorer needs both a weight and what its layer reads, or neither")
@@ -318,8 +315,7 @@ class FourBitExplorer(Explorer):
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
             "column": ipywidgets.IntSlider(min(_WINDOW, self.data.inputs), 0, self.data.inputs, description="Columns"),
         }
-        start(controls, format=format, group=group, method=method, column=column)
-        super().__init__(controls, _figure(self.data))
+        super().__init__(controls, _figure(self.data), {"format": "INT4", "group": 0} | start)
 
     make_state = FourBitState
 

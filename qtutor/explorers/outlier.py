@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from qtutor.affine import QParams, choose_qparams, dequantize, grid, quantize, sqnr
-from qtutor.explorers.explorer import Explorer, Stops, start, toggles
-from qtutor.explorers.words import decibels
+from qtutor.explorers.explorer import Explorer, Stops, toggles
+from qtutor.explorers.words import in_decibels
 from qtutor.lowbit import hadamard, rotate, round_groups, smooth
 from qtutor.plots import look
 
@@ -148,9 +149,9 @@ def _sentence(data: OutlierData, state: OutlierState, result: OutlierResult, qpa
     return (
         f"Activations {how}, {state.bits} bits, one scale per {state.per}{spared}: "
         f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% at "
-        f"the worst position. Outputs: overall {decibels(result.overall)}, median position {decibels(result.median)}. "
-        f"Largest: {float(size.max()):.3g}, at position {here[0]}, channel {here[1]}; the median is "
-        f"{float(size.median()):.2g}. At position {position}, channel {channel}: {value:.3g} {fate}."
+        f"the worst position. Outputs: overall {in_decibels(result.overall)}, median position "
+        f"{in_decibels(result.median)}. Largest: {float(size.max()):.3g}, at position {here[0]}, "
+        f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, channel {channel}: {value:.3g} {fate}."
     )
 
 
@@ -160,7 +161,7 @@ class OutlierExplorer(Explorer):
     Args:
         activations: `(positions, channels)` what a linear layer reads; the first 32 positions are explored.
         weight: `(out, channels)` of that layer; its first 128 outputs are explored.
-        bits: where the control starts, and likewise the others.
+        start: where controls start, by name, such as `bits=4`.
 
     Raises:
         TypeError: a tensor is not a floating-point one.
@@ -171,10 +172,7 @@ class OutlierExplorer(Explorer):
         self,
         activations: Tensor | None = None,
         weight: Tensor | None = None,
-        *,
-        prepared: str = "as it is",
-        per: str = "tensor",
-        bits: int = 8,
+        **start: Any,
     ):
         if (activations is None) != (weight is None):
             raise ValueError("OutlierExplorer needs both activations and the weight that reads them, or neither")
@@ -211,8 +209,7 @@ class OutlierExplorer(Explorer):
                 description="Channel",
             ),
         }
-        start(controls, prepared=prepared, per=per, bits=bits)
-        super().__init__(controls, _figure(self.data))
+        super().__init__(controls, _figure(self.data), start)
 
     make_state = OutlierState
 

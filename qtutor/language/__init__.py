@@ -4,9 +4,9 @@
 and is measured on, `train` how it was made; `measuring` says in bits what a change costs; `generating` writes text;
 `calibrating` records what layers read.
 
-For models that are larger: `gguf` reads their files, `llama_file` a Llama in one, `tokenizer` its tokens, `smollm` finds
-a real one; `streaming` runs a model block by block in several versions, `rounding` has a layer whose inputs are rounded
-too, and `planting` gives a small model the outliers of a large one.
+For models that are larger: `gguf` reads their files, `llama_file` a Llama in one, `tokenizer` its tokens, `smollm`
+finds a real one; `streaming` runs a model block by block in several versions, `rounding` has a layer whose inputs are
+rounded too, and `planting` gives a small model the outliers of a large one.
 """
 
 from qtutor.language.cache import KeyValueCache
@@ -14,17 +14,3 @@ from qtutor.language.calibrating import hessians, inputs_of, linear_layers
 from qtutor.language.generating import generate
 from qtutor.language.llama import Llama, LlamaConfig
 from qtutor.language.measuring import Measured, bits_per_character, kl, predictions
-
-__all__ = [
-    "KeyValueCache",
-    "Llama",
-    "LlamaConfig",
-    "Measured",
-    "bits_per_character",
-    "generate",
-    "hessians",
-    "inputs_of",
-    "kl",
-    "linear_layers",
-    "predictions",
-]
