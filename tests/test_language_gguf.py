@@ -198,6 +198,12 @@ def test_a_file_that_lies_is_refused_in_a_sentence_and_no_memory_is_taken(why, p
     assert refused.value.__cause__ is None
 
 
+def test_a_head_that_goes_on_and_on_is_refused(path, monkeypatch):
+    monkeypatch.setattr("qtutor.language.gguf.LARGEST_HEAD", 1000)
+    with pytest.raises(ValueError, match="says more of itself than 1000 bytes"):
+        read_gguf(path)
+
+
 @given(draws=st.data())
 def test_a_damaged_file_is_read_or_refused(draws, path):
     """Any cut, and any few bytes changed in its head: a ValueError, and nothing else."""

@@ -312,7 +312,8 @@ mend_three_bits = lesson.mission(
         ({"format": "INT3", "group": 64, "method": "rounding"}, "Who could mend the errors?"),
         ({"format": "INT3", "group": 0, "method": "GPTQ"}, "Smaller groups?"),
     ],
-    because="GPTQ hands on what each column lost. Rounded plainly, three bits do not get there with the smallest group.",
+    because="GPTQ hands on what each column lost. Rounded plainly, three bits do not get there even in the smallest "
+    "group.",
 )
 
 
@@ -353,4 +354,4 @@ def explorer() -> "FourBitExplorer":
 
     model, layer = small.load(), "blocks.1.feed_forward.gate"
     seen = inputs_of(model, layer, small.encode(small.training_text())[: 8 * 256 + 1])
-    return FourBitExplorer(model.get_submodule(layer).weight, seen)
+    return FourBitExplorer(model.get_parameter(f"{layer}.weight"), seen)

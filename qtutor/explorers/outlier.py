@@ -151,7 +151,8 @@ def _sentence(data: OutlierData, state: OutlierState, result: OutlierResult, qpa
         f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% at "
         f"the worst position. Outputs: overall {in_decibels(result.overall)}, median position "
         f"{in_decibels(result.median)}. Largest: {float(size.max()):.3g}, at position {here[0]}, "
-        f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, channel {channel}: {value:.3g} {fate}."
+        f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, "
+        f"channel {channel}: {value:.3g} {fate}."
     )
 
 
