@@ -4,15 +4,9 @@
 and is measured on, `train` how it was made; `measuring` says in bits what a change costs; `generating` writes text;
 `calibrating` records what layers read.
 
-<<<<<<< HEAD
-For models that are larger: `gguf` reads their files, `llama_file` a Llama in one, `tokenizer` its tokens, `smollm`
+For larger models: `gguf` reads their files, `llama_file` a Llama in one, `tokenizer` its tokens, `smollm`
 finds a real one; `streaming` runs a model block by block in several versions, `rounding` has a layer whose inputs are
 rounded too, and `planting` gives a small model the outliers of a large one.
-=======
-For larger models: `gguf` reads their files, `llama_file` a Llama in one, `tokenizer` its tokens, `smollm` finds
-a real one; `streaming` runs a model block by block in several versions, `rounding` has a layer whose inputs are rounded
-too, and `planting` gives a small model the outliers of a large one.
->>>>>>> formats
 """
 
 from qtutor.language.cache import KeyValueCache
