@@ -162,8 +162,6 @@ def _readable(output: nbformat.NotebookNode, place: str) -> nbformat.NotebookNod
     data = output.data
     if data.get("text/html", "").startswith("<div role='status'"):
         return None  # an exercise that waits for an answer
-    if "<table" in data.get("text/html", ""):
-        data["text/html"] = data["text/html"].replace("<th></th>", "<td></td>")  # a corner heads nothing
     if PLOTLY in data:
         caption = data.get("text/plain", "") if WIDGET in data else ""
         output.data = {"text/html": _picture(data[PLOTLY], caption, place)}

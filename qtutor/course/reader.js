@@ -58,6 +58,9 @@
   addEventListener("DOMContentLoaded", () => {
     document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "Lessons");
     document.querySelector(".toc-drawer")?.setAttribute("aria-label", "This page");
+    document.querySelectorAll("th:empty, th:has(> p:empty:only-child)").forEach((corner) => {
+      corner.replaceWith(document.createElement("td"));  // it heads nothing
+    });
     document.querySelectorAll(".qtutor-guess").forEach(guess);
     document.querySelectorAll(".qtutor-exercise").forEach(exercise);
   });

@@ -200,6 +200,7 @@ def record(
     axes = tuple(
         axis for name, values in wanted.items() for axis in _axes(name, explorer.controls[name], values, needed)
     )
+    axes = tuple(axis for axis in axes if len(axis.values) > 1 or axis.end is not None)  # one stop moves nothing
     count = math.prod(len(axis.values) for axis in axes)
     if count > MOST:
         sizes = " x ".join(f"{len(axis.values)} {axis.name}" for axis in axes)
