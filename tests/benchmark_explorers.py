@@ -1,13 +1,15 @@
 """Measure in the real page how fast explorers answer: `python tests/benchmark_explorers.py`.
 
-For each explorer, the time from a key press on a slider to the finished redraw in Chromium, beside a
-bare FigureWidget that shows the same data, and (with the `bench` extra) matplotlib's `interact`.
+For each explorer, the time from a key press on a slider to the finished redraw in Chromium, beside its recording
+on a page without a kernel, a bare FigureWidget that shows the same data, and (with the `bench` extra) matplotlib's
+`interact`.
 Presses are interleaved, so that a drift of the machine meets all alike. A measurement, not a test.
 """
 
 import argparse
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import ipywidgets
@@ -102,8 +104,8 @@ def with_matplotlib(explorer, name):
 
 def measure(make: str, slider: str, presses: int) -> dict[str, list[float]]:
     """Time `presses` key presses for each way to draw, in milliseconds."""
-    cells = [SETUP, make, f"bare({make}, {slider!r})"]
-    ways = {"explorer": ".qtutor-explorer", "bare FigureWidget": ".bare"}
+    cells = [SETUP, make, f"bare({make}, {slider!r})", f"{make}.save('recorded.html')"]
+    ways = {"explorer": ".qtutor-explorer", "page without a kernel": ".qtutor-player", "bare FigureWidget": ".bare"}
     try:
         import matplotlib  # noqa: F401
 
@@ -118,17 +120,24 @@ def measure(make: str, slider: str, presses: int) -> dict[str, list[float]]:
         with jupyterlab(Path(folder)) as address, empty_page(1360, 2200) as page:
             Notebook(page, address, "benchmark.ipynb").run_all()
             page.wait_for_timeout(3000)
-            page.evaluate(LISTEN)
+            recorded = page.context.browser.new_page(viewport=page.viewport_size)
+            begun = time.perf_counter()
+            recorded.goto(Path(folder, "recorded.html").as_uri())
+            recorded.wait_for_selector("[data-state]")
+            print(f"the page without a kernel is ready after {time.perf_counter() - begun:.1f} s")
+            for each in (page, recorded):
+                each.evaluate(LISTEN)
             times: dict[str, list[float]] = {way: [] for way in ways}
             for i in range(presses + 3):
                 for way, selector in ways.items():
-                    page.locator(f"{selector} .noUi-handle").first.focus()
-                    page.evaluate("window.finished = 0")
-                    page.keyboard.press("ArrowRight" if i % 6 < 3 else "ArrowLeft")
-                    page.wait_for_function("window.finished > 0", polling=10)
-                    page.wait_for_timeout(300)
+                    shown = recorded if selector == ".qtutor-player" else page
+                    shown.locator(f"{selector} :is(.noUi-handle, input[type=range])").first.focus()
+                    shown.evaluate("window.finished = 0")
+                    shown.keyboard.press("ArrowRight" if i % 6 < 3 else "ArrowLeft")
+                    shown.wait_for_function("window.finished > 0", polling=10)
+                    shown.wait_for_timeout(300)
                     if i >= 3:
-                        times[way].append(page.evaluate("window.finished - window.pressed"))
+                        times[way].append(shown.evaluate("window.finished - window.pressed"))
     return times
 
 
@@ -142,7 +151,7 @@ def main() -> None:
         print(f"{name}: key press to finished redraw, {presses} presses each")
         for way, found in times.items():
             median, p95 = statistics.median(found), statistics.quantiles(found, n=20)[-1]
-            print(f"  {way:20} median {median:6.1f} ms   p95 {p95:6.1f} ms   {median / base:5.2f} x the explorer")
+            print(f"  {way:21} median {median:6.1f} ms   p95 {p95:6.1f} ms   {median / base:5.2f} x the explorer")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every test shares: calm threads, a home for the run, and a home of its own for each test."""
 
 import os
+import re
 from pathlib import Path
 
 import qtutor  # noqa: F401  before anything loads PyTorch
@@ -16,10 +17,15 @@ TOGETHER = ("test_browser.py", "test_diagnosis.py", "test_generate.py")
 
 
 class Scheduling(LoadScopeScheduling):
-    """Runs the cells of a notebook, and the tests of some files, in one process, and the rest where there is time."""
+    """Runs the cells of a notebook, and the tests of some files, in one process, and the rest where there is time.
+
+    What is recorded of a lesson's explorer serves all tests of that lesson.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if file.endswith("test_recording.py") and (lesson := re.search(r"\[(\d\d_\w+)", nodeid)):
+            return f"{file}::{lesson[1]}"
         return file if file.endswith((".ipynb", *TOGETHER)) else nodeid
 
 

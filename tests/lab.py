@@ -1,6 +1,7 @@
 """A real JupyterLab and a real browser, for the browser tests and the redraw benchmark."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -10,13 +11,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
 
 COURSE = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WEBKIT = shutil.which("Xvfb") and shutil.which("WebKitWebDriver")
 TOKEN = "a-token-for-the-tests"
 
 # Said by JupyterLab itself or by the closed network, not by a lesson.
@@ -92,10 +94,36 @@ def empty_page(width: int = 1360, height: int = 1000) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         try:
             page = browser.new_page(viewport={"width": width, "height": height})
+            page.set_default_timeout(120_000)  # a busy computer takes longer, and nothing else
             page.add_init_script(BUSY)
             yield page
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def webkit(address: str) -> Iterator[Callable]:
+    """Open a page in WebKit without a window; yield what runs the body of a function in it, with arguments."""
+    port = free_port()
+    driver = f"http://127.0.0.1:{port}"
+
+    def call(path: str, **content: object) -> object:
+        asked = urllib.request.Request(f"{driver}{path}", json.dumps(content).encode())
+        with urllib.request.urlopen(asked, timeout=300) as answer:
+            return json.load(answer)["value"]
+
+    with subprocess.Popen(
+        ["Xvfb", "-displayfd", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as screen:
+        try:
+            surroundings = {"DISPLAY": f":{screen.stdout.readline().strip()}", "WEBKIT_DISABLE_DMABUF_RENDERER": "1"}
+            surroundings["WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS"] = "1"  # root has none in a container
+            with served([WEBKIT, f"--port={port}"], f"{driver}/status", env={**os.environ, **surroundings}):
+                session = f"/session/{call('/session', capabilities={})['sessionId']}"
+                call(f"{session}/url", url=address)
+                yield lambda body, *arguments: call(f"{session}/execute/sync", script=body, args=arguments)
+        finally:
+            screen.terminate()
 
 
 class Notebook:

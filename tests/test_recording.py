@@ -1,31 +1,28 @@
 """Explorers on a page without a kernel: what Python computed, found again by the controls."""
 
-import importlib
+import contextlib
 import json
 import random
+from types import SimpleNamespace
 
-from qtutor import cli
+from qtutor import cli, exercises
 from qtutor.explorers import AffineExplorer
-from qtutor.explorers.recording import DIGITS, _leaves, record
+from qtutor.explorers.recording import DIGITS, _plain, record
 from qtutor.manifest import LESSONS
 
-import plotly.graph_objects as go
 import pytest
 import torch
-from lab import CHROMIUM, empty_page
+from lab import CHROMIUM, WEBKIT, empty_page, webkit
 
 EXPLORERS = [lesson for lesson in LESSONS if lesson.explorer]
 
 
-def recorded(lesson):
-    module = importlib.import_module(f"qtutor.exercises.{lesson.topic}")
-    explorer = module.explorer()
-    return explorer, module.lesson.missions, record(explorer, missions=module.lesson.missions)
-
-
 @pytest.fixture(scope="module", params=EXPLORERS, ids=lambda lesson: lesson.name)
 def played(request):
-    return recorded(request.param)
+    """An explorer and its recording, which takes seconds: once for all tests."""
+    module = exercises.of(request.param)
+    explorer, missions = module.explorer(), module.lesson.missions
+    return SimpleNamespace(explorer=explorer, missions=missions, recording=record(explorer, missions=missions))
 
 
 def chosen(recording, places):
@@ -43,35 +40,44 @@ def at_random(recording, count, seed=0):
         yield [generator.randrange(len(axis.values)) for axis in recording.axes]
 
 
+def drawn(explorer):
+    """What Python draws and says where the controls stand."""
+    figure = _plain(explorer.figure.to_plotly_json())
+    for trace in figure["data"]:
+        del trace["uid"]  # of the widget
+    return explorer.sentence.text, figure["data"], figure["layout"]
+
+
+def at(figure, path):
+    for step in path:
+        figure = figure[step] if isinstance(figure, list) else figure.get(step, {})
+    return figure
+
+
 def test_a_state_is_what_python_draws_and_says_there(played):
-    explorer, _, recording = played
-    first = {name: control.value for name, control in explorer.controls.items()}
-    live = explorer.figure
-    for places in at_random(recording, 20):
+    explorer, recording = played.explorer, played.recording
+    for places in at_random(recording, 10):
         values = chosen(recording, places)
         number = recording.place(**values)
-        explorer.figure = go.Figure(live)
-        explorer.state = explorer.make_state(**(first | values))
-        result = explorer.compute(explorer.state)
-        explorer.draw(result)
-        drawn = dict(_leaves(explorer.figure.to_plotly_json()))
+        explorer.forget()
+        explorer.set(**values)
+        said, data, layout = drawn(explorer)
         for path, (kinds, which) in recording.columns.items():
-            assert (kinds[which[number]] if which[number] >= 0 else None) == drawn.get(path)
+            assert kinds[which[number]] == at({"data": data, "layout": layout}, json.loads(path)), path
         kinds, which = recording.said["sentence"]
-        assert kinds[which[number]] == result.sentence
+        assert kinds[which[number]] == said
 
 
 def test_every_mission_can_be_solved_and_missed(played):
-    _, missions, recording = played
-    assert missions
-    for mission in missions:
-        kinds, which = recording.said[mission.name]
-        assert kinds[which[recording.place(**mission.answer)]] == ["right", mission.because]
+    assert played.missions
+    for mission in played.missions:
+        kinds, which = played.recording.said[mission.name]
+        assert kinds[which[played.recording.place(**mission.answer)]] == ["right", mission.because]
         assert any(outcome == "wrong" for outcome, _ in kinds)
 
 
 def test_a_recording_is_small(played):
-    assert len(played[2].packed()) < 1_000_000
+    assert len(played.recording.packed()) < 1_000_000
 
 
 def test_recording_leaves_the_explorer_as_it_was():
@@ -100,23 +106,29 @@ def test_an_explorer_without_controls_has_nothing_to_record():
 
 
 def test_a_command_writes_a_page_and_never_over_another(tmp_path, capsys):
-    page = tmp_path / "affine.html"
-    assert cli.main(["explorer", "affine", str(page)]) == 0
+    page = tmp_path / "mine.html"
+    assert cli.main(["explorer", "benchmark", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     assert 'class="qtutor-player"' in text
     assert "http://" not in text.partition("<script>")[0]
-    assert cli.main(["explorer", "affine", str(page)]) == 1
+    assert cli.main(["explorer", "benchmark", str(page)]) == 1
     assert "is there already" in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == text
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_page_shows_each_state_as_it_was_recorded(played, tmp_path):
-    recording = played[2]
-    file = tmp_path / "page.html"
-    file.write_text(recording.page(), encoding="utf-8")
+SHOW = """
+const player = document.querySelector(".qtutor-player").player;
+return walk.map(places => {
+    player.places = places;
+    player.show(false);
+    const { data, layout } = player.plot;
+    return JSON.stringify([player.sentence.textContent, data, layout]);
+});
+"""
+
+
+@contextlib.contextmanager
+def in_chromium(file):
     with empty_page() as page:
         wrong = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -124,26 +136,46 @@ def test_a_page_shows_each_state_as_it_was_recorded(played, tmp_path):
         page.context.set_offline(True)
         page.goto(file.as_uri())
         page.wait_for_selector("[data-state]")
-        for places in at_random(recording, 100):
-            number = recording.place(**chosen(recording, places))
-            said, shown = page.evaluate(
-                """places => {
-                    const player = document.querySelector(".qtutor-player").player;
-                    player.places = places;
-                    player.show(false);
-                    const { data, layout } = player.plot;
-                    return [player.sentence.textContent, { data, layout }];
-                }""",
-                places,
-            )
-            kinds, which = recording.said["sentence"]
-            assert said == kinds[which[number]]
-            for path, (kinds, which) in recording.columns.items():
-                value = shown
-                for step in json.loads(path):
-                    value = value[step] if isinstance(value, list) else (value or {}).get(step)
-                assert value == (kinds[which[number]] if which[number] >= 0 else None), path
+        yield lambda walk: page.evaluate(f"walk => {{{SHOW}}}", walk)
         assert wrong == []
+
+
+@contextlib.contextmanager
+def in_webkit(file):
+    with webkit(file.as_uri()) as run:
+        while not run("return document.querySelectorAll('[data-state]').length"):
+            pass
+        yield lambda walk: run(f"const walk = arguments[0]; {SHOW}", walk)
+
+
+ENGINES = [
+    pytest.param(in_chromium, 10, marks=pytest.mark.browser, id="Chromium"),
+    pytest.param(in_chromium, 100, marks=[pytest.mark.system, pytest.mark.browser], id="Chromium, a hundred states"),
+    pytest.param(in_webkit, 100, marks=[pytest.mark.system, pytest.mark.browser], id="WebKit, a hundred states"),
+]
+
+
+@pytest.mark.parametrize(("engine", "count"), ENGINES)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_page_shows_what_python_computes(played, engine, count, tmp_path):
+    if (CHROMIUM if engine is in_chromium else WEBKIT) is None:
+        pytest.skip("needs Chromium, or WebKitWebDriver and Xvfb (Debian: apt install webkit2gtk-driver xvfb)")
+    recording, explorer = played.recording, played.explorer
+    file = tmp_path / "page.html"
+    file.write_text(recording.page(), encoding="utf-8")
+    walk = list(at_random(recording, count))
+    explorer.forget()
+    explorer.state = None  # so that it draws where it stands, as the page does when it opens
+    explorer.set(**chosen(recording, recording.start))
+    with engine(file) as shown:
+        for places, seen in zip(walk, shown(walk), strict=True):
+            explorer.set(**chosen(recording, places))
+            said, data, layout = json.loads(seen)
+            wanted, wanted_data, wanted_layout = drawn(explorer)
+            assert (said, data) == (wanted, wanted_data)
+            for path in map(json.loads, recording.columns):
+                if path[0] == "layout":
+                    assert at(layout, path[1:]) == at(wanted_layout, path[1:]), path
 
 
 def test_numbers_have_as_many_digits_as_a_page_shows():

@@ -18,13 +18,18 @@ RECORDING = "qtutor-recording"
 _OPENS = re.compile(r"^(\w+) = (?:\w*Explorer\(|exercises\.explorer\()", re.MULTILINE)
 _CHECKS = re.compile(r"^exercises\.(\w+)\.check\(", re.MULTILINE)
 
-_GUESS = """<form class="qtutor-form qtutor-guess" hidden>
+NOTEBOOK = """
+
+This page is for reading. <a href="_static/{name}.ipynb">The notebook</a> is for working."""
+"""What the head of a page says of its notebook."""
+
+GUESS = """<form class="qtutor-form qtutor-guess" hidden>
 <label>Your guess <input type="text" autocomplete="off"></label> <button>See the answer</button>
 </form>"""
 
 _EXERCISE = """<form class="qtutor-form qtutor-exercise" data-exercise="{content}" hidden>
 <label>Your answer <input type="text" autocomplete="off"></label>
-<button>Check</button> <button name="hint">Hint</button>
+<button>Check</button> <button type="button" name="hint">Hint</button>
 <p role="status"></p>
 </form>"""
 
@@ -55,12 +60,12 @@ def play(explorer: Explorer, lesson: str, presets: dict) -> None:
 
 
 def form(source: str, lesson: Lesson | None) -> str:
-    """Return what takes the place of a cell's outputs: a field for a guess or an answer, or nothing.
+    """Return what a cell needs on a page: a field for a guess or an answer, what to do instead, or nothing.
 
     Fields stay hidden where the page's program does not run; then nothing is hidden behind them either.
     """
     if source.startswith("guess = ..."):
-        return _GUESS
+        return GUESS
     asked = _CHECKS.search(source)
     if not asked or lesson is None:
         return ""

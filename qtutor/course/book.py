@@ -49,8 +49,11 @@ mathjax_path = "mathjax.js"
 _STYLE = """
 .qtutor-picture { margin: 0.5em 0; overflow-x: auto; background: white; }
 .qtutor-picture > div { min-width: 640px; }
-.content { width: 56em; }
+.main { min-width: 0; }
+.content { box-sizing: border-box; width: 62em; max-width: 100%; }
 .cell_input pre, .cell_output pre { white-space: pre-wrap; font-size: 0.8rem; }
+.output table { border: 0; border-collapse: collapse; font-size: 0.9rem; }
+.output :is(th, td) { border-width: 0 0 1px; padding: 0.2em 0.6em; }
 .qtutor-form { margin: 0.6em 0; padding: 0.6em 1em; border-left: 4px solid #0072b2; }
 .qtutor-form input, .qtutor-form button { font: inherit; padding: 0.2em 0.6em; }
 .qtutor-form p { margin: 0.4em 0 0; }
@@ -122,9 +125,7 @@ def readable(notebook: nbformat.NotebookNode, lesson: Lesson | None = None) -> n
     notebook.metadata.pop("widgets", None)
     titles = 0
     if lesson:
-        notebook.cells[
-            0
-        ].source += f"\n\nThis page is for reading. [The notebook](_static/{lesson.name}.ipynb) is for working."
+        notebook.cells[0].source += alive.NOTEBOOK.format(name=lesson.name)
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
             titles, cell.source = _with_one_title(cell.source, titles)
@@ -132,7 +133,8 @@ def readable(notebook: nbformat.NotebookNode, lesson: Lesson | None = None) -> n
             outputs = [_readable(output, f"figure-{number}-{i}") for i, output in enumerate(cell.outputs)]
             cell.outputs = [output for output in outputs if output is not None]
             if form := alive.form(cell.source, lesson):
-                cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": form})]
+                place = 0 if form == alive.GUESS else len(cell.outputs)
+                cell.outputs.insert(place, nbformat.v4.new_output("display_data", {"text/html": form}))
     for before, cell in pairwise(notebook.cells):
         if cell.get("id") == alive.RECORDING:
             before.outputs = cell.outputs
@@ -158,6 +160,8 @@ def _readable(output: nbformat.NotebookNode, place: str) -> nbformat.NotebookNod
     if output.output_type not in ("display_data", "execute_result"):
         return output
     data = output.data
+    if data.get("text/html", "").startswith("<div role='status'"):
+        return None  # an exercise that waits for an answer
     if PLOTLY in data:
         caption = data.get("text/plain", "") if WIDGET in data else ""
         output.data = {"text/html": _picture(data[PLOTLY], caption, place)}

@@ -1,5 +1,6 @@
 """Exercises of lesson 01, the affine mapping."""
 
+import functools
 from typing import TYPE_CHECKING
 
 from qtutor.affine import Histogram, choose_qparams, grid
@@ -246,8 +247,13 @@ choose_bits = lesson.value(
 # --- Missions in the explorer.
 
 
+@functools.cache
+def _of_normal_weights() -> Histogram:
+    return Histogram.of(normal_weights())
+
+
 def _is_on_normal_weights(explorer: "AffineExplorer") -> bool:
-    played, meant = explorer.data.histogram, Histogram.of(normal_weights())
+    played, meant = explorer.data.histogram, _of_normal_weights()
     return (played.low, played.high, played.count) == (meant.low, meant.high, meant.count)
 
 

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,22 @@ def toggles(description: str, options: Sequence, width: str) -> ipywidgets.Toggl
     return ipywidgets.ToggleButtons(
         options=options, description=description, style={"button_width": width}, layout={"width": "max-content"}
     )
+
+
+def choices(names: Sequence, most: int) -> list[tuple]:
+    """Return choices of several names: none, one, two, ... at once, while there are at most `most`, and all at once.
+
+    Example:
+        >>> choices("abc", 5)
+        [(), ('a',), ('b',), ('c',), ('a', 'b', 'c')]
+    """
+    sizes, count = [len(names)], 1
+    for size in range(len(names)):
+        count += math.comb(len(names), size)
+        if count > most:
+            break
+        sizes.append(size)
+    return [chosen for size in sorted(sizes) for chosen in combinations(names, size)]
 
 
 def every(count: int, step: int, through: int) -> tuple[Tensor, int]:
@@ -171,6 +188,9 @@ class Explorer(ipywidgets.VBox):
     def make_state(self, **values: Any) -> Any:
         """Make the immutable state from the controls' values."""
         raise NotImplementedError
+
+    def forget(self) -> None:
+        """Forget what was tried, as if the explorer had been opened now; most remember nothing."""
 
     def stops(self) -> Stops:
         """The values of its controls for which a page without a kernel keeps what Python computed.

@@ -2,10 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
-from qtutor.explorers.explorer import Explorer, Stops, toggles
+from qtutor.explorers.explorer import Explorer, Stops, choices, toggles
 from qtutor.explorers.flow import Flow, FusionData, Ribbon
 from qtutor.explorers.words import in_bytes, in_decibels
 from qtutor.fusion import OperatorTraffic
@@ -136,13 +135,9 @@ class FusionExplorer(Explorer):
         return explore_fusion(self.data, state)
 
     def stops(self) -> Stops:
-        names = list(self.data.found)
-        sizes = range(len(names) + 1) if len(names) <= 5 else (0, 1, 2, len(names))
-        return {
-            "operator": range(1, len(self.data.operators) + 1),
-            "numbers": ("float", "INT8"),
-            "fused": [kept for size in sizes for kept in combinations(names, size)],
-        }
+        operators = range(1, len(self.data.operators) + 1)
+        fused = choices(list(self.data.found), 5000 // len(operators))
+        return {"operator": operators, "numbers": ("float", "INT8"), "fused": fused}
 
     def draw(self, result: FusionResult) -> None:
         parts, rows = {trace.name: trace for trace in self.figure.data}, result.now.rows

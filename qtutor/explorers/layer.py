@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 from qtutor.diagnosis import Diagnosis, Measured
 from qtutor.diagnosis.statistics import ChannelSums
-from qtutor.explorers.explorer import Explorer, Stops, every, toggles
+from qtutor.explorers.explorer import Explorer, Stops, choices, every, toggles
 from qtutor.explorers.words import in_decibels
 from qtutor.plots import look
 
@@ -107,10 +106,12 @@ class LayerExplorer(Explorer):
         result = LayerResult(measured, self.frontier(state.weights), "")
         return replace(result, sentence=self._sentence(state, result))
 
+    def forget(self) -> None:
+        self.tries = {}
+
     def stops(self) -> Stops:
         names = list(self.controls["keep_float"].options)
-        few = 4 if len(names) <= 12 else 2
-        kept = [chosen for size in range(few + 1) for chosen in combinations(names, size)]
+        kept = [*choices(names, 400), *(tuple(names[:k]) for k in _FRONTIER)]
         return {"keep_float": kept, "weights": ("tensor", "channel"), "layer": names[:1]}
 
     def draw(self, result: LayerResult) -> None:
@@ -215,8 +216,15 @@ def _figure(diagnosis: Diagnosis) -> go.Figure:
     figure.update_annotations(font_size=14)
     for name, drawn in (
         ("the tool", {"mode": "lines+markers", "line": {"color": look.GREY, "dash": "dash"}, "marker": {"size": 7}}),
-        ("tried", {"mode": "markers", "marker": {"color": look.SKY, "size": 8}}),
-        ("your best", {"mode": "markers", "marker": {"color": look.GREEN, "size": 18, "symbol": "star"}}),
+        ("tried", {"meta": {"keeps": "all"}, "mode": "markers", "marker": {"color": look.SKY, "size": 8}}),
+        (
+            "your best",
+            {
+                "meta": {"keeps": "leftmost"},
+                "mode": "markers",
+                "marker": {"color": look.GREEN, "size": 18, "symbol": "star"},
+            },
+        ),
         ("now", {"mode": "markers", "marker": {"color": look.VERMILLION, "size": 12, "symbol": "diamond"}}),
     ):
         figure.add_scatter(x=[], y=[], name=name, cliponaxis=False, row=1, col=1, **drawn)

@@ -25,7 +25,7 @@
 
   class Player {
     constructor(root, tape) {
-      Object.assign(this, { root, tape, id: `qtutor-${count++}`, places: [...tape.start], asked: false });
+      Object.assign(this, { root, tape, id: `qtutor-${count++}`, places: [...tape.start], asked: false, kept: {} });
       this.columns = Object.entries(tape.columns).map(([path, [values, which]]) => [JSON.parse(path), values, which]);
       this.sentence = make("p", { className: "qtutor-sentence", role: "status", id: `${this.id}-says` });
       this.plot = make("div", { role: "figure", ariaLabel: "Figure" });
@@ -45,7 +45,7 @@
       const id = `${this.id}-${i}`;
       const move = (place) => { this.places[i] = place; this.later(); };
       if (axis.kind === "slider") {
-        const says = make("output", { htmlFor: id });
+        const says = make("span", { className: "qtutor-value", ariaHidden: "true" });  // the slider's own value says it
         const slider = make("input", { type: "range", id, min: 0, max: axis.texts.length - 1, step: 1 });
         slider.addEventListener("input", () => move(slider.valueAsNumber));
         axis.follow = (place) => {
@@ -118,6 +118,17 @@
       this.verdict.dataset.outcome = outcome;
     }
 
+    // A trace that keeps points shows those of earlier states too: all of them, or the leftmost.
+    gathered(trace, i, number) {
+      const keeps = trace.meta?.keeps;
+      if (!keeps) return trace;
+      const points = (this.kept[i] ??= new Map());
+      if (trace.x.length) points.set(number, [trace.x[0], trace.y[0]]);
+      let shown = [...points.values()];
+      if (keeps === "leftmost") shown = shown.sort(([a], [b]) => a - b).slice(0, 1);
+      return { ...trace, x: shown.map(([x]) => x), y: shown.map(([, y]) => y) };
+    }
+
     show(first) {
       this.tape.axes.forEach((axis, i) => axis.follow(this.places[i]));
       if (!this.mission) this.verdict.textContent = "";
@@ -128,7 +139,7 @@
       }
       const { data, layout } = this.tape.figure;
       for (const [path, values, which] of this.columns) put(this.tape.figure, path, values[which[number]]);
-      const fresh = data.map((trace) => ({ ...trace }));
+      const fresh = data.map((trace, i) => this.gathered({ ...trace }, i, number));
       const options = { responsive: true, displayModeBar: false };
       const draw = first ? Plotly.newPlot : Plotly.react;
       draw(this.plot, fresh, { ...layout, autosize: true }, options);

@@ -19,7 +19,6 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import plotly
-import plotly.graph_objects as go
 
 DIGITS = 6
 """Significant digits of what is drawn: more than a page has pixels."""
@@ -135,14 +134,37 @@ class _Column:
 
     values: list = field(default_factory=list)
     which: list[int] = field(default_factory=list)
-    known: dict[str, int] = field(default_factory=dict)
+    known: dict[Any, int] = field(default_factory=dict)
 
     def add(self, value: Any) -> None:
-        key = json.dumps(value, ensure_ascii=False)
+        key = _key(value)
         if key not in self.known:
-            self.known[key] = len(self.values)
-            self.values.append(value)
+            plain = _plain(value)
+            same = json.dumps(plain)  # what differs only in digits that are not kept
+            if same not in self.known:
+                self.known[same] = len(self.values)
+                self.values.append(plain)
+            self.known[key] = self.known[same]
         self.which.append(self.known[key])
+
+
+class _Sheet:
+    """Takes the place of a figure, or of a part of it, and keeps what a drawing writes on it, by its path.
+
+    Plotly checks and copies what is written, which takes ten times as long as to compute it.
+    """
+
+    def __init__(self, shown: Mapping, written: dict[tuple, Any], path: tuple = ()):
+        vars(self).update(_shown=shown, _written=written, _path=path)
+
+    def __getattr__(self, name: str) -> Any:
+        shown, path = self._shown.get(name, {}), (*self._path, name)
+        if isinstance(shown, list) and all(isinstance(part, dict) for part in shown):
+            return [_Sheet(part, self._written, (*path, place)) for place, part in enumerate(shown)]
+        return _Sheet(shown, self._written, path) if isinstance(shown, dict) else shown
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._written[(*self._path, name)] = value
 
 
 def record(
@@ -178,6 +200,7 @@ def record(
     axes = tuple(
         axis for name, values in wanted.items() for axis in _axes(name, explorer.controls[name], values, needed)
     )
+    axes = tuple(axis for axis in axes if len(axis.values) > 1 or axis.end is not None)  # one stop moves nothing
     count = math.prod(len(axis.values) for axis in axes)
     if count > MOST:
         sizes = " x ".join(f"{len(axis.values)} {axis.name}" for axis in axes)
@@ -185,17 +208,21 @@ def record(
     first = {name: control.value for name, control in explorer.controls.items()}
     start = tuple(axis.values.index(_value(first, axis)) for axis in axes)
 
-    columns: dict[str, _Column] = {}
+    written: dict[tuple, Any] = {}
+    columns: dict[tuple, _Column] = {}
     said = {name: _Column() for name in ("sentence", *(mission.name for mission in missions))}
-    state, result, live = explorer.state, explorer.result, explorer.figure
-    explorer.figure = go.Figure(live)  # as a plain figure: nothing is sent to a page
+    before, figure = dict(vars(explorer)), _plain(explorer.figure.to_plotly_json())
+    for trace in figure["data"]:
+        trace.pop("uid", None)  # a widget's, another one each time
+    explorer.figure = _Sheet(figure, written)
     try:
         for number, values in enumerate(itertools.product(*(axis.values for axis in axes))):
+            explorer.forget()
             explorer.state = explorer.make_state(**(first | _chosen(axes, values)))
             explorer.result = explorer.compute(explorer.state)
             explorer.draw(explorer.result)
-            for path, value in _leaves(explorer.figure.to_plotly_json()):
-                column = columns.setdefault(path, _Column(which=[]))
+            for path, value in written.items():
+                column = columns.setdefault(path, _Column())
                 column.which += [-1] * (number - len(column.which))  # it was not there before
                 column.add(value)
             said["sentence"].add(explorer.result.sentence)
@@ -203,15 +230,14 @@ def record(
                 hint = mission.judge(explorer)
                 said[mission.name].add(["right", mission.because] if hint is None else ["wrong", hint])
             progress((number + 1) / count)
-        explorer.figure = go.Figure(live)
-        explorer.state, explorer.result = state, result
-        explorer.draw(result)
-        figure = _plain(explorer.figure.to_plotly_json())
+        explorer.forget()
+        explorer.state = before["state"]
+        explorer.draw(before["result"])  # controls too stand as they stood
+        for path, value in written.items():
+            _put(figure, path, _plain(value))
     finally:
-        explorer.state, explorer.result, explorer.figure = state, result, live
-    for column in columns.values():
-        column.which += [-1] * (count - len(column.which))
-    changing = {path: (c.values, c.which) for path, c in columns.items() if len(set(c.which)) > 1}
+        vars(explorer).update(before)
+    changing = {json.dumps(path): (c.values, c.which) for path, c in columns.items() if len(set(c.which)) > 1}
     places = {
         label: tuple(
             axis.values.index(_value(values, axis)) if axis.name in values else place
@@ -291,21 +317,17 @@ def _masks(axis: Axis) -> list:
     return [sum(2**i for i, text in enumerate(axis.texts) if text in map(str, value)) for value in axis.values]
 
 
-def _leaves(figure: dict) -> Iterable[tuple[str, Any]]:
-    """Yield the path and the value of all that a drawing may change: what is no dictionary, below data and layout."""
+def _put(target: Any, path: tuple, value: Any) -> None:
+    for step in path[:-1]:
+        target = target[step] if isinstance(target, list) else target.setdefault(step, {})
+    target[path[-1]] = value
 
-    def walk(path: tuple, value: Any) -> Iterable[tuple[str, Any]]:
-        if isinstance(value, dict) and "bdata" not in value:
-            for name, below in value.items():
-                if name != "template":
-                    yield from walk((*path, name), below)
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(below, dict) for below in value):
-            for place, below in enumerate(value):
-                yield from walk((*path, place), below)
-        else:
-            yield json.dumps(path), _plain(value)
 
-    return walk((), figure)
+def _key(value: Any) -> Any:
+    """What two values have in common only if they are equal."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    return repr(value)
 
 
 def _plain(value: Any) -> Any:
