@@ -353,4 +353,4 @@ def explorer() -> "FourBitExplorer":
 
     model, layer = small.load(), "blocks.1.feed_forward.gate"
     seen = inputs_of(model, layer, small.encode(small.training_text())[: 8 * 256 + 1])
-    return FourBitExplorer(model.get_submodule(layer).weight, seen)
+    return FourBitExplorer(model.get_parameter(f"{layer}.weight"), seen)
