@@ -79,17 +79,20 @@ class Measured:
         more = self.minus(other)
         if more.low > 0 or more.high < 0:
             how = "more" if more.low > 0 else "fewer"
-            low, high = sorted((abs(more.low), abs(more.high)))
-            return f"{name}: {_bits(abs(more.mean))} bits {how} than {other_name} ({_bits(low)} to {_bits(high)})."
+            size, low, high = _bits(abs(more.mean), *sorted((abs(more.low), abs(more.high))))
+            return f"{name}: {size} bits {how} than {other_name} ({low} to {high})."
         interval = f"{name} {more.mean:+.4f} bits, {more.low:+.4f} to {more.high:+.4f}"
         return f"{name} and {other_name}: no difference that these {len(self.windows)} windows can tell ({interval})."
 
     def __str__(self) -> str:
-        return f"{_bits(self.mean)} bits ({_bits(self.low)} to {_bits(self.high)})"
+        mean, low, high = _bits(self.mean, self.low, self.high)
+        return f"{mean} bits ({low} to {high})"
 
 
-def _bits(value: float) -> str:
-    return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.6f}"
+def _bits(mean: float, *ends: float) -> list[str]:
+    """Write a mean and its interval with as many digits as the mean asks for."""
+    digits = 4 if abs(mean) >= 0.001 else 6
+    return [f"{value:.{digits}f}" for value in (mean, *ends)]
 
 
 def bits_per_character(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> Measured:

@@ -31,7 +31,7 @@ def frontier(series: dict[str, Sequence[tuple[float, float]]], title: str) -> go
         series: by name, bits per weight and KL in bits per token.
         title: what the picture shows.
     """
-    drawn = figure(title, "bits per weight, scales included", "KL to the float model, bits per token (log scale)")
+    drawn = figure(title, "bits per weight, scales included", "KL, bits per token (log scale)")
     for (name, points), look in zip(series.items(), LOOKS, strict=False):
         x, y = zip(*sorted(points), strict=True)
         drawn.add_scatter(x=x, y=y, mode="lines+markers", name=name, line=look.line(1.5), marker=look.marker())
