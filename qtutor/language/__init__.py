@@ -3,6 +3,10 @@
 `llama` is the model, with `cache` for what attention keeps; `small` the one that ships, `text` what it was trained
 and is measured on, `train` how it was made; `measuring` says in bits what a change costs; `generating` writes text;
 `calibrating` records what layers read.
+
+For larger models: `gguf` reads their files, `llama_file` a Llama in one, `tokenizer` its tokens, `smollm` finds
+a real one; `streaming` runs a model block by block in several versions, `rounding` has a layer whose inputs are rounded
+too, and `planting` gives a small model the outliers of a large one.
 """
 
 from qtutor.language.cache import KeyValueCache

@@ -4,6 +4,7 @@ Of a version only what flows between blocks is kept, and of the logits only thos
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -92,47 +93,64 @@ def windows(tokens: Tensor, window: int) -> tuple[Tensor, Tensor]:
     return tuple(tokens[i : i + count * window].view(count, window) for i in (0, 1))  # type: ignore[return-value]
 
 
-@torch.no_grad()
-def evaluate(model: Blocks, tokens: Tensor, changes: dict[str, Change], window: int = 128) -> dict[str, Outcome]:
-    """Measure versions of a model on a text, all in one walk through its blocks.
+class Judge:
+    """Measures versions of a model on a text; the unchanged model runs once.
 
     Args:
         model: the parts of it.
         tokens: `(length,)`; what is left after the last whole window is not read.
-        changes: versions by name.
         window: tokens that are read together.
-
-    Returns:
-        For each version what it costs, against the unchanged model.
 
     Raises:
         ValueError: the text is shorter than two windows.
+
+    Example:
+        Judge(parts, tokens)({"rounded": Change(block=round_it)})["rounded"].kl
     """
-    inputs, targets = windows(tokens, window)
-    everything = {"": Change(), **{f"={name}": change for name, change in changes.items()}}
-    x = model.embed(inputs)
-    states = dict.fromkeys(everything, x)
-    turns = position_turns(window, model.config.head_width, model.config.rope_base)
-    for layer in tqdm(range(model.config.layers), desc="blocks", leave=False):
-        original = model.block(layer)
-        for name, change in everything.items():
-            block = original if change.block is None else copy.deepcopy(original)
-            if change.block is not None:
-                change.block(layer, block)
-            cache = KeyValueCache(change.keys, change.values)
-            states[name] = block(states[name], turns, layer, cache)
-    losses: dict[str, list[Tensor]] = {name: [] for name in everything}
-    kls: dict[str, list[Tensor]] = {name: [] for name in everything}
-    for i in range(len(inputs)):  # the logits of all windows together would be large
-        wanted = functional.log_softmax(model.logits(states[""][i : i + 1])[0], dim=-1)
-        for name in changes:
-            found = functional.log_softmax(model.logits(states[f"={name}"][i : i + 1])[0], dim=-1)
-            losses[f"={name}"].append(functional.nll_loss(found, targets[i]).double())
-            kls[f"={name}"].append(functional.kl_div(found, wanted, reduction="batchmean", log_target=True).double())
-    bit = torch.tensor(2.0, dtype=torch.float64).log()
-    return {
-        name: Outcome(*(Measured(torch.stack(part[f"={name}"]) / bit) for part in (losses, kls))) for name in changes
-    }
+
+    def __init__(self, model: Blocks, tokens: Tensor, window: int = 128):
+        self._model = model
+        self._inputs, self._targets = windows(tokens, window)
+        self._unchanged: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, changes: dict[str, Change]) -> dict[str, Outcome]:
+        """Return what each version costs against the unchanged model, all in one walk through the blocks."""
+        versions = dict(enumerate(changes.values()))
+        if self._unchanged is None:
+            versions[-1] = Change()
+        states = self._walk(versions)
+        self._unchanged = states.pop(-1, self._unchanged)
+        found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in changes]
+        for i, targets in enumerate(self._targets):  # the logits of all windows together would be large
+            wanted = self._predictions(self._unchanged, i)
+            for (losses, divergences), x in zip(found, states.values(), strict=True):
+                given = self._predictions(x, i)
+                losses.append(functional.nll_loss(given, targets).double())
+                divergences.append(functional.kl_div(given, wanted, reduction="batchmean", log_target=True).double())
+        outcomes = (Outcome(*(Measured(torch.stack(part) / math.log(2)) for part in parts)) for parts in found)
+        return dict(zip(changes, outcomes, strict=True))
+
+    def _walk(self, versions: dict[int, Change]) -> dict[int, Tensor]:
+        """Return what the last block gives in each version, `(N, T, width)`."""
+        config, count = self._model.config, self._inputs.shape[1]
+        turns = position_turns(count, config.head_width, config.rope_base)
+        states = dict.fromkeys(versions, self._model.embed(self._inputs))
+        for layer in tqdm(range(config.layers), desc="blocks", leave=False):
+            original = self._model.block(layer)
+            for name, change in versions.items():
+                block = original
+                if change.block is not None:
+                    block = copy.deepcopy(original)
+                    change.block(layer, block)
+                cache = KeyValueCache(change.keys, change.values)
+                states[name] = block(states[name], turns, layer, cache)
+        return states
+
+    def _predictions(self, x: Tensor | None, i: int) -> Tensor:
+        """Return the log-probabilities of one window, `(T, vocabulary)`."""
+        assert x is not None
+        return functional.log_softmax(self._model.logits(x[i : i + 1])[0], dim=-1)
 
 
 @torch.no_grad()
