@@ -98,6 +98,9 @@ def diagnose(
 
         diagnose(model, [tokens], bits=4, weights="group")
 
+    It makes one pass for each layer and two more. 128 tokens are enough to rank the 210 layers of a model of 135
+    million weights, which takes three minutes of one processor and, with the model, 1.1 GB.
+
     An interrupt ends the measuring: what was measured until then is returned, with a note.
 
     With `joblib.parallel_config` the layers are spread over processes or a cluster, and the table is the

@@ -1,4 +1,4 @@
-"""A model with 4-bit weights, in the two runtimes whose kernels for them gave right results faster than float32.
+"""A model with 4-bit weights, in the two runtimes whose kernels for them are right, and pay at small batches.
 
     INT4 weights         PyTorch's, in bfloat16: `workflows.quantize_weights`
     ONNX Runtime INT4    its operator MatMulNBits, activations rounded to 8 bits as they come (accuracy level 4)

@@ -1,11 +1,11 @@
 """Linear layers with 4-bit weights: PyTorch's kernel that unpacks them while it multiplies, in bfloat16.
 
 Weights alone are rounded: asymmetric, one scale for a group of inputs. What is read from memory for a token shrinks to
-a quarter of bfloat16's, and that is what a batch of one waits for; of many rows the arithmetic takes longer, and no
-4-bit kernel makes that faster than a good 8-bit one.
+a quarter of bfloat16's, and that is what a batch of one waits for. With many rows the arithmetic decides, and a
+processor without instructions for bfloat16 may take longer than in float32: `benchmark.compare` says it of yours.
 
 PyTorch has more 4-bit kernels for CPUs than this: the same in float32 and float16, and `_dyn_quant_matmul_4bit`, which
-is meant for ARM. Where we measured, on an x86 processor with AVX2, they gave the right results slower than float32.
+is meant for ARM. Where they were measured, on x86, they gave the right results slower than float32.
 """
 
 from typing import cast
