@@ -121,6 +121,7 @@ def measure(make: str, slider: str, presses: int) -> dict[str, list[float]]:
             Notebook(page, address, "benchmark.ipynb").run_all()
             page.wait_for_timeout(3000)
             recorded = page.context.browser.new_page(viewport=page.viewport_size)
+            recorded.set_default_timeout(120_000)
             begun = time.perf_counter()
             recorded.goto(Path(folder, "recorded.html").as_uri())
             recorded.wait_for_selector("[data-state]")
@@ -133,7 +134,7 @@ def measure(make: str, slider: str, presses: int) -> dict[str, list[float]]:
                     shown = recorded if selector == ".qtutor-player" else page
                     shown.locator(f"{selector} :is(.noUi-handle, input[type=range])").first.focus()
                     shown.evaluate("window.finished = 0")
-                    shown.keyboard.press("ArrowRight" if i % 6 < 3 else "ArrowLeft")
+                    shown.keyboard.press("ArrowRight" if i % 4 < 2 else "ArrowLeft")
                     shown.wait_for_function("window.finished > 0", polling=10)
                     shown.wait_for_timeout(300)
                     if i >= 3:
