@@ -61,10 +61,10 @@ choose_axes = lesson.value(
     mistakes={
         "a": "A token's scale is set by its loudest channel, and keys have channels that are loud at every token.",
         "c": "Upside down: it is the keys that have loud channels.",
-        "d": "That serves the keys. But values have no loud channels, and with a scale per channel a new token's "
+        "d": "That serves the keys. But values have hardly a loud channel, and with scales per channel a new token's "
         "values would have to wait for others, or change the scale of those that are stored.",
     },
-    because="Loud channels are the keys'; values have none, and a scale per token is known when the token comes.",
+    because="Loud channels are the keys'; values have hardly any, and a token's scale is known when the token comes.",
 )
 
 # --- Compute by hand: when the cache outgrows the model.
