@@ -312,8 +312,7 @@ mend_three_bits = lesson.mission(
         ({"format": "INT3", "group": 64, "method": "rounding"}, "Who could mend the errors?"),
         ({"format": "INT3", "group": 0, "method": "GPTQ"}, "Smaller groups?"),
     ],
-    because="GPTQ hands on what each column lost. Rounded plainly, three bits do not get there even in the smallest "
-    "group.",
+    because="GPTQ hands on what each column lost. Rounded plainly, three bits get there with no group, however small.",
 )
 
 
