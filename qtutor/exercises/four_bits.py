@@ -312,7 +312,7 @@ mend_three_bits = lesson.mission(
         ({"format": "INT3", "group": 64, "method": "rounding"}, "Who could mend the errors?"),
         ({"format": "INT3", "group": 0, "method": "GPTQ"}, "Smaller groups?"),
     ],
-    because="GPTQ hands on what each column lost. Rounded plainly, three bits do not get there with the smallest group.",
+    because="GPTQ hands on what each column lost. Rounded plainly, three bits do not get there in the smallest groups.",
 )
 
 
@@ -349,8 +349,8 @@ beat_nvfp4 = lesson.mission(
 def explorer() -> "FourBitExplorer":
     """Open the explorer that the missions are played in: a layer of the small model, and what it reads."""
     from qtutor.explorers import FourBitExplorer
-    from qtutor.language import inputs_of, small
+    from qtutor.language import inputs_of, linear_layers, small
 
     model, layer = small.load(), "blocks.1.feed_forward.gate"
     seen = inputs_of(model, layer, small.encode(small.training_text())[: 8 * 256 + 1])
-    return FourBitExplorer(model.get_submodule(layer).weight, seen)
+    return FourBitExplorer(linear_layers(model)[layer].weight, seen)
