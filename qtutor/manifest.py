@@ -242,7 +242,7 @@ LESSONS = (
         exercises=23,
         seconds=90,
         explorer="OutlierExplorer",
-        sliders=("Strength", "Bits", "Position", "Channel"),
+        sliders=("Bits", "Position", "Channel"),
     ),
 )
 """In reading order."""
