@@ -301,6 +301,7 @@ class TestSite:
         assert [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in found] == []
 
     def test_a_phone_shows_it_without_scrolling_sideways(self, page, opened):
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1200
         page.set_viewport_size({"width": 375, "height": 700})
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375

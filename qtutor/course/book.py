@@ -52,6 +52,7 @@ _STYLE = """
 .main { min-width: 0; }
 .content { box-sizing: border-box; width: 62em; max-width: 100%; }
 .cell_input pre, .cell_output pre { white-space: pre-wrap; font-size: 0.8rem; }
+.output:has(table) { overflow-x: auto; }
 .output table { border: 0; border-collapse: collapse; font-size: 0.9rem; }
 .output :is(th, td) { border-width: 0 0 1px; padding: 0.2em 0.6em; }
 .qtutor-form { margin: 0.6em 0; padding: 0.6em 1em; border-left: 4px solid #0072b2; }

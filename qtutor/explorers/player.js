@@ -36,7 +36,7 @@
       const buttons = make("div", { className: "qtutor-buttons" }, ...this.buttons());
       const fewer = tape.axes.filter((axis) => axis.kind === "slider" && !axis.all).map((axis) => axis.label);
       const note = fewer.length ? `Fewer stops than in the notebook: ${fewer.join("; ")}.` : "";
-      const frame = make("div", { className: "qtutor-drawing" }, this.plot);
+      const frame = make("div", { className: "qtutor-drawing", tabIndex: 0 }, this.plot);
       root.append(controls, buttons, this.sentence, this.verdict, frame, make("p", { className: "qtutor-note" }, note));
       this.show(true);
     }
