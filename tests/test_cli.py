@@ -285,6 +285,21 @@ def loader():
 
 
 @pytest.mark.slow
+def test_diagnose_ranks_weights_in_groups_and_has_no_page_of_them(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))\n"
+        "def loader():\n    return [torch.randn(8, 64)]\n"
+    )
+    asked = ("diagnose", "net:build", "--data", "net:loader", "--weights", "group", "--bits", "4")
+    finished = qtutor_command(*asked, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "hurts most" in finished.stdout
+    finished = qtutor_command(*asked, "--html", "d.html", cwd=tmp_path)
+    assert (finished.returncode, "leave out --html" in finished.stderr) == (1, True)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 @pytest.mark.parametrize(("at", "rows"), [pytest.param(3, 0, marks=pytest.mark.system), (14, range(1, 9))])
 def test_an_interrupted_diagnosis_prints_what_it_has(at, rows, tmp_path):

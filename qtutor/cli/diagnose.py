@@ -18,7 +18,12 @@ def add(commands) -> None:
     parser.add_argument("--html", metavar="FILE", help="write a report, one page that opens offline")
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
     parser.add_argument("--bits", type=int, default=8)
-    parser.add_argument("--weights", choices=("tensor", "channel"), default="tensor", help="what shares a scale")
+    parser.add_argument(
+        "--weights",
+        choices=("tensor", "channel", "group"),
+        default="tensor",
+        help="what shares a scale; group rounds weights alone, 64 to a scale, and judges by KL",
+    )
     parser.add_argument("--samples", type=int, default=1024, help="how many samples to read at most")
     parser.set_defaults(run=run)
 
@@ -33,8 +38,12 @@ def run(arguments: Namespace) -> int:
 
     options = {name: getattr(arguments, name) for name in ("bits", "weights", "samples")}
     try:
+        if arguments.weights == "group" and (arguments.html or arguments.json):
+            raise ValueError("--weights group prints a table, and no page or JSON: leave out --html and --json")
         found = diagnosis.diagnose(_made(arguments.model), _made(arguments.data), **options)
         print(found)
+        if arguments.weights == "group":
+            return 130 if found.interrupted else 0
         print(f"\n{found.steps.drop(columns='configuration').to_string(index=False)}")
         print(f"\n{found.verdict}\nApply it with diagnosis.apply() after diagnosis = diagnose(model, data).")
         if arguments.html:
