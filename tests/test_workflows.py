@@ -14,7 +14,7 @@ from qtutor import affine, vision, workflows  # noqa: F401
 from qtutor.benchmark import size_bytes
 from qtutor.fusion import fuse
 from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
-from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, recipe, save
+from qtutor.workflows import convert, flows, load, prepare_qat, quantize_dynamic, quantize_static, recipe, save
 from qtutor.workflows.low_bits import clip
 
 import pytest
@@ -803,8 +803,8 @@ def test_what_was_folded_beforehand_is_merged_as_if_it_were_not(flow, tmp_path):
 def test_a_file_of_before_every_flow_noted_its_reduced_range_loads(tmp_path, monkeypatch):
     model, path = nn.Sequential(nn.Linear(8, 4)).eval(), tmp_path / "model"
     quantized = quantize_static(model, [ROWS[:, :8]])
-    header = recipe.Recipe.header
-    monkeypatch.setattr(recipe.Recipe, "header", lambda self: {k: v for k, v in header(self).items() if k != "reduced"})
+    header = flows.asdict
+    monkeypatch.setattr(flows, "asdict", lambda recipe: {k: v for k, v in header(recipe).items() if k != "reduced"})
     save(quantized, path)
     monkeypatch.undo()
     assert torch.equal(load(path, model)(ROWS[:, :8]), quantized(ROWS[:, :8]))

@@ -280,7 +280,7 @@ def _figure(data: OutlierData) -> go.Figure:
     figure = look.panels(1, 3, titles, horizontal_spacing=0.1, column_widths=[0.4, 0.4, 0.2])
     white_to = [[0, "white"], [0.02, "#D6E6F2"], [0.5, look.BLUE], [1, look.INK]]
     largest = float(data.activations.abs().max().clamp(min=1e-3).log10())
-    bar = {"thickness": 10, "len": 1.0}
+    bar = {"thickness": 10, "len": 1.0, "y": 0.5}
     sizes = {"tickvals": list(range(-2, 6)), "ticktext": [f"{10.0**power:g}" for power in range(-2, 6)]}
     figure.add_heatmap(
         zmin=-2,
