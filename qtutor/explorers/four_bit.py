@@ -309,9 +309,9 @@ class FourBitExplorer(Explorer):
         self.data = FourBitData(part, tuple(weight.shape), curvature, row, dict(kl or {}))
         groups = [("row" if size == 0 else str(size), size) for size in self.data.groups]
         controls = {
-            "format": toggles("Format", self.data.formats, "4.6em"),
+            "format": toggles("Format", self.data.formats, "5.8em"),
             "group": ipywidgets.SelectionSlider(options=groups, description="Group"),
-            "method": toggles("By", METHODS, "5.5em"),
+            "method": toggles("By", METHODS, "6.5em"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
             "column": ipywidgets.IntSlider(min(_WINDOW, self.data.inputs), 0, self.data.inputs, description="Columns"),
         }
