@@ -11,7 +11,7 @@ from typing import Protocol
 
 from qtutor.language.cache import KeyValueCache, Rounding
 from qtutor.language.llama import Block, Llama, LlamaConfig, position_turns
-from qtutor.language.measuring import Measured
+from qtutor.language.measuring import Measured, windows
 
 import torch
 from torch import Tensor, nn
@@ -81,18 +81,6 @@ class Outcome:
         return 2.0**self.bits.mean
 
 
-def windows(tokens: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Cut a text into whole windows: `(N, window)` tokens, and the one that follows each.
-
-    Raises:
-        ValueError: the text is shorter than two windows.
-    """
-    count = (len(tokens) - 1) // window if window >= 1 and tokens.dim() == 1 else 0
-    if count < 2:
-        raise ValueError(f"tokens of shape {tuple(tokens.shape)} are not two windows of {window} and one more")
-    return tuple(tokens[i : i + count * window].view(count, window) for i in (0, 1))  # type: ignore[return-value]
-
-
 class Judge:
     """Measures versions of a model on a text; the unchanged model runs once.
 
@@ -110,7 +98,8 @@ class Judge:
 
     def __init__(self, model: Blocks, tokens: Tensor, window: int = 128):
         self._model = model
-        self._inputs, self._targets = windows(tokens, window)
+        inputs, targets = zip(*windows(tokens, window), strict=True)
+        self._inputs, self._targets = torch.cat(inputs), torch.cat(targets)
         self._unchanged: Tensor | None = None
 
     @torch.no_grad()
