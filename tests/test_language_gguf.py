@@ -5,9 +5,10 @@ import struct
 import tracemalloc
 
 from qtutor.language import Llama, LlamaConfig, smollm
+from qtutor.language.calibrating import linear_layers
 from qtutor.language.gguf import read_gguf
 from qtutor.language.llama_file import LlamaFile
-from qtutor.language.streaming import Change, InMemory, Judge, linears, watch
+from qtutor.language.streaming import Change, InMemory, Judge, watch
 from qtutor.language.tokenizer import BytePairs, byte_letters, pieces, tokenizer_of
 from qtutor.lowbit import FORMATS
 
@@ -273,7 +274,7 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
     tokens = torch.randint(0, CONFIG.vocabulary, (100,), generator=torch.Generator().manual_seed(1))
 
     def rough(layer, block):
-        for _, linear in linears(block):
+        for linear in linear_layers(block).values():
             linear.weight.data = FORMATS["E2M1"].round(linear.weight)
 
     changes = {"same": Change(), "rough": Change(rough), "no keys": Change(keys=torch.zeros_like)}

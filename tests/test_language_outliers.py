@@ -1,9 +1,10 @@
 """Layers that are rounded after a change of coordinates, and outliers that are planted."""
 
 from qtutor.language import Llama, LlamaConfig
+from qtutor.language.calibrating import linear_layers
 from qtutor.language.planting import CHANNELS, HUGE_CHANNEL, LOUDER, plant
 from qtutor.language.rounding import RoundedLinear, replace_linears
-from qtutor.language.streaming import InMemory, linears, watch
+from qtutor.language.streaming import InMemory, watch
 from qtutor.lowbit import hadamard, integers
 
 import pytest
@@ -55,8 +56,8 @@ def test_what_does_not_fit_is_refused(given, why):
 def test_every_linear_layer_of_a_block_is_replaced(model):
     block = InMemory(model).block(0)
     replace_linears(block, lambda name, linear: RoundedLinear(linear, inputs=torch.zeros_like))
-    assert not list(linears(block))
-    assert len(list(linears(model.blocks[0]))) == 7
+    assert not linear_layers(block)
+    assert len(linear_layers(model.blocks[0])) == 7
     x = torch.randn(1, 4, 96)
     assert torch.equal(block(x, model.turns(4), 0, None), x)  # all layers read zeros, so a block adds nothing
 

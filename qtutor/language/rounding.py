@@ -9,6 +9,8 @@ arXiv 2404.00456, section 4 (R). Both move S and R into the layers before where 
 
 from collections.abc import Callable
 
+from qtutor.language.calibrating import linear_layers
+
 from torch import Tensor, nn
 
 Rounding = Callable[[Tensor], Tensor]
@@ -63,8 +65,6 @@ class RoundedLinear(nn.Module):
 
 def replace_linears(block: nn.Module, make: Callable[[str, nn.Linear], nn.Module]) -> None:
     """Put what `make` returns for the name and the layer in the place of each linear layer of a block."""
-    from qtutor.language.streaming import linears
-
-    for name, linear in list(linears(block)):
+    for name, linear in linear_layers(block).items():
         owner, _, last = name.rpartition(".")
         setattr(block.get_submodule(owner), last, make(name, linear))

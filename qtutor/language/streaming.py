@@ -5,11 +5,12 @@ Of a version only what flows between blocks is kept, and of the logits only thos
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from qtutor.language.cache import KeyValueCache, Rounding
+from qtutor.language.calibrating import linear_layers
 from qtutor.language.llama import Block, Llama, LlamaConfig, position_turns
 from qtutor.language.measuring import Measured, windows
 
@@ -157,20 +158,13 @@ def watch(model: Blocks, tokens: Tensor, see: Callable[[str, Tensor], object]) -
     turns = position_turns(tokens.shape[1], model.config.head_width, model.config.rope_base)
     for layer in range(model.config.layers):
         block = model.block(layer)
-        for name, linear in linears(block):
+        for name, linear in linear_layers(block).items():
             linear.register_forward_pre_hook(_seeing(see, f"blocks.{layer}.{name}"))
         cache = KeyValueCache()
         x = block(x, turns, layer, cache)
         for part, kept in zip(("keys", "values"), cache.kept(layer), strict=True):
             see(f"blocks.{layer}.{part}", kept)
         see(f"blocks.{layer}", x)
-
-
-def linears(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield the linear layers of a block with their names, such as "attention.query"."""
-    for name, module in list(block.named_modules()):
-        if isinstance(module, nn.Linear):
-            yield name, module
 
 
 def _seeing(see: Callable[[str, Tensor], object], name: str):

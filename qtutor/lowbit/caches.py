@@ -8,8 +8,9 @@ Source: Liu et al. 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for K
 
 import math
 
-from qtutor.affine import choose_qparams, fake_quantize, grid
+from qtutor.affine import fake_quantize
 from qtutor.lowbit.checks import finite, group_size
+from qtutor.lowbit.groups import run_qparams
 
 import torch
 from torch import Tensor
@@ -87,8 +88,5 @@ def cache_bytes(
 
 def _round(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
     """Round with one scale for each run along the last dimension."""
-    low, high = grid(bits)
     real = rows.float()
-    ends = real.amin(dim=-1, keepdim=True), real.amax(dim=-1, keepdim=True)
-    qparams = choose_qparams(*ends, quant_min=low, quant_max=high, symmetric=symmetric)
-    return fake_quantize(real, qparams).to(rows.dtype)
+    return fake_quantize(real, run_qparams(real, bits, symmetric)).to(rows.dtype)

@@ -23,15 +23,14 @@ def group_qparams(weight: Tensor, bits: int, group: int | None = None, symmetric
         ValueError: `weight` is no finite matrix, or the group does not divide its inputs.
     """
     weight = matrix(weight, "weight", "group_qparams").float()
-    grouped = weight.unflatten(1, (-1, group_size(group, weight.shape[1], "group_qparams")))
-    low, high = grid(bits)
-    return choose_qparams(
-        grouped.amin(dim=2, keepdim=True),
-        grouped.amax(dim=2, keepdim=True),
-        quant_min=low,
-        quant_max=high,
-        symmetric=symmetric,
-    )
+    return run_qparams(weight.unflatten(1, (-1, group_size(group, weight.shape[1], "group_qparams"))), bits, symmetric)
+
+
+def run_qparams(runs: Tensor, bits: int, symmetric: bool) -> QParams:
+    """Choose a scale by min-max for each run along the last dimension, which is then 1."""
+    quant_min, quant_max = grid(bits)
+    low, high = runs.amin(dim=-1, keepdim=True), runs.amax(dim=-1, keepdim=True)
+    return choose_qparams(low, high, quant_min=quant_min, quant_max=quant_max, symmetric=symmetric)
 
 
 def round_groups(weight: Tensor, bits: int, group: int | None = None, symmetric: bool = False) -> Tensor:
