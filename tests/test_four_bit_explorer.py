@@ -131,3 +131,9 @@ def test_formats_whose_blocks_do_not_divide_the_inputs_are_not_offered():
 def test_bad_input_is_refused_with_a_reason(given, options, message):
     with pytest.raises(ValueError, match=message):
         FourBitExplorer(*given, **options)
+
+
+@pytest.mark.parametrize("given", [([1.0], [2.0]), (torch.ones(2, 4).int(), torch.ones(3, 4))])
+def test_what_is_no_floating_point_tensor_is_refused(given):
+    with pytest.raises(TypeError, match="FourBitExplorer: weight needs a floating-point tensor"):
+        FourBitExplorer(*given)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qtutor.affine import decibels, sqnr
+from qtutor.affine.checks import check_floats
 from qtutor.explorers.explorer import Explorer, Stops, toggles
 from qtutor.explorers.words import in_decibels
 from qtutor.lowbit import FORMATS, Format, Steps, gptq_steps, hessian, integers, layer_loss
@@ -297,6 +298,8 @@ class FourBitExplorer(Explorer):
             raise ValueError("FourBitExplorer needs both a weight and what its layer reads, or neither")
         if weight is None or inputs is None:
             weight, inputs = random_layer()
+        for name, given in (("weight", weight), ("inputs", inputs)):
+            check_floats(given, f"FourBitExplorer: {name}")
         if weight.dim() != 2 or weight.shape[1] != inputs.shape[-1]:
             raise ValueError(
                 f"FourBitExplorer needs a weight (out, in) and inputs (..., in), got shapes {tuple(weight.shape)} and "
