@@ -198,11 +198,13 @@ class OutlierExplorer(Explorer):
         loudest = int(x.abs().amax(dim=0)[drawn].argmax())
         positions, channels = len(x), len(drawn)
         controls = {
-            "prepared": toggles("Activations", PREPARED, "6.5em"),
+            "prepared": toggles("Activations", PREPARED, "7.5em"),
             "strength": ipywidgets.SelectionSlider(options=STRENGTHS, value=0.5, description="Strength"),
             "per": toggles("A scale per", ["tensor", "token"], "5.5em"),
             "bits": ipywidgets.IntSlider(8, 3, 8, description="Bits"),
-            "spare": ipywidgets.Checkbox(False, description="Spare the first position", indent=False),
+            "spare": ipywidgets.Checkbox(
+                False, description="Spare the first position", indent=False, layout={"width": "max-content"}
+            ),
             "position": ipywidgets.IntSlider(min(1, positions - 1), 0, positions - 1, description="Position"),
             "channel": ipywidgets.SelectionSlider(
                 options=[(str(int(number)), place) for place, number in enumerate(drawn)],
