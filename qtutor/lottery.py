@@ -27,7 +27,7 @@ WORK = ("training step", "INT8 image", "a million additions")
 
 
 def draw(way: str, neighbours: int = 0, works: Iterable[str] = WORK[:1], *, seconds: float = 0.3) -> dict[str, float]:
-    """Time work in a fresh process; return the mean milliseconds of each kind.
+    """Time work in a fresh process, as `work` does; return the mean milliseconds of each kind.
 
     Args:
         way: of `threads.WAYS`.
@@ -35,19 +35,20 @@ def draw(way: str, neighbours: int = 0, works: Iterable[str] = WORK[:1], *, seco
         works: of `WORK`.
         seconds: for how long each kind of work is repeated; to build it takes a few seconds more.
     """
-    code = f"import json; from qtutor.lottery import work; print(json.dumps(work({tuple(works)!r}, {seconds!r})))"
+    asked = f"{neighbours!r}, {tuple(works)!r}, seconds={seconds!r}"
+    code = f"import json; from qtutor.lottery import work; print(json.dumps(work({asked})))"
     environment = {**os.environ, **threads.WAYS[way]}
-    with restless(neighbours):
-        finished = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-        )
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return json.loads(finished.stdout)
+
+
+_NEVER_REST = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # nor outlive who started it
 
 
 @contextlib.contextmanager
 def restless(neighbours: int) -> Iterator[None]:
     """Run so many processes that never rest while the block does."""
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
+    running = [subprocess.Popen([sys.executable, "-c", _NEVER_REST]) for _ in range(neighbours)]
     try:
         yield
     finally:
@@ -63,13 +64,15 @@ def recorded_draws() -> "pd.DataFrame":
     return pd.read_csv(Path(__file__).with_suffix(".csv"))
 
 
-def work(works: Iterable[str] = WORK[:1], seconds: float = 0.3) -> dict[str, float]:
-    """Do some of `WORK` in this process, and return the mean milliseconds of each kind."""
+def work(neighbours: int = 0, works: Iterable[str] = WORK[:1], *, seconds: float = 0.3) -> dict[str, float]:
+    """Do some of `WORK` in this process, and return the mean milliseconds of each kind; `draw` has the arguments."""
     import torch
 
     builders = dict(zip(WORK, (_training_step, _int8_image, _additions), strict=True))
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        return {name: _mean(builders[name](), seconds) for name in works}
+        built = {name: builders[name]() for name in works}
+        with restless(neighbours):
+            return {name: _mean(run, seconds) for name, run in built.items()}
 
 
 def _training_step() -> Callable[[], object]:
