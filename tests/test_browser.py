@@ -9,7 +9,6 @@ from qtutor.manifest import LESSONS
 
 import nbformat
 import pytest
-from cut import cut
 from lab import CHROMIUM, COURSE, Notebook, empty_page, jupyterlab
 from playwright.sync_api import expect
 
@@ -24,32 +23,20 @@ expect.set_options(timeout=60_000)  # a busy computer takes longer, and nothing 
 
 GATHERED = "explorers.ipynb"
 EXPLORERS = [lesson for lesson in LESSONS if lesson.explorer]
-HEAVY = ("11",)
-"""Lessons that measure for a minute before they open their explorer: theirs is that of the missions."""
-
-
-def opening(cells, lesson):
-    """The place of the cell that opens a lesson's explorer."""
-    wanted = (f"{lesson.explorer}(", f"{lesson.topic}.explorer()")
-    return next(i for i, c in enumerate(cells) if c.cell_type == "code" and any(call in c.source for call in wanted))
 
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """The lessons, and a notebook of what each of them needs to open its explorer."""
+    """The lessons, and a notebook that opens the explorer of each, as its missions do."""
     root = tmp_path_factory.mktemp("course")
     shutil.copytree(COURSE / "lessons", root / "lessons", ignore=shutil.ignore_patterns(".*"))
     inherited = "import os; print(os.path.exists('/proc') and open('/proc/self/environ').read().split(chr(0)))"
-    cells = [nbformat.v4.new_code_cell(inherited)]
-    for lesson in EXPLORERS:
-        notebook = nbformat.read(root / lesson.notebook, 4)
-        if lesson.number in HEAVY:
-            topic = lesson.topic
-            cells.append(nbformat.v4.new_code_cell(f"from qtutor.exercises import {topic}\n\n{topic}.explorer()"))
-        else:
-            cells += cut(notebook, opening(notebook.cells, lesson)).cells
-        cells.append(nbformat.v4.new_code_cell("torch.set_grad_enabled(True);"))  # a lesson may switch it off
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata), root / GATHERED)
+    cells, kernel = [nbformat.v4.new_code_cell(inherited)], nbformat.read(root / LESSONS[0].notebook, 4).metadata
+    cells += [
+        nbformat.v4.new_code_cell(f"from qtutor.exercises import {lesson.topic}\n\n{lesson.topic}.explorer()")
+        for lesson in EXPLORERS
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / GATHERED)
     return root
 
 
@@ -123,7 +110,7 @@ def test_the_threads_of_its_kernels_wait_calmly(explorers, course):
 
 @pytest.mark.parametrize("lesson", EXPLORERS, ids=lambda lesson: lesson.name)
 def test_each_slider_moves_by_keyboard_and_figure_and_sentence_follow(lesson, explorers, course):
-    page, place = explorers.page, opening(nbformat.read(course / GATHERED, 4).cells, lesson)
+    page, place = explorers.page, 1 + EXPLORERS.index(lesson)
     for name in lesson.sliders:
         explorers.show(place)
         explorer = explorers.explorer()
