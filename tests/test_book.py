@@ -263,7 +263,7 @@ class TestSite:
             return
         module, player = exercises.of(opened), page.locator(".qtutor-player")
         controls = module.explorer().controls
-        for mission in module.lesson.missions:
+        for mission in module.exercises.missions:
             player.get_by_role("button", name="Start again").press("Enter")
             check = player.get_by_role("button", name=f"Check mission: {mission.name.replace('_', ' ')}")
             for name, value in mission.answer.items():
@@ -279,7 +279,7 @@ class TestSite:
 
     def test_a_value_is_checked_with_the_hints_of_its_exercise(self, page, opened):
         module = exercises.of(opened)
-        asked = [e for e in module.lesson.exercises.values() if isinstance(e.answer, (str, int, float))]
+        asked = [e for e in module.exercises.by_name.values() if isinstance(e.answer, (str, int, float))]
         forms = page.locator(".qtutor-exercise").all()
         assert len(forms) == len(asked)
         for form, exercise in zip(forms, asked, strict=True):

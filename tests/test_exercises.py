@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qtutor import exercises, manifest
 from qtutor.exercises import affine_mapping, progress
-from qtutor.exercises.exercise import Exercise, Lesson, reveal
+from qtutor.exercises.exercise import Exercise, Exercises, reveal
 from qtutor.explorers import AffineExplorer
 
 import nbformat
@@ -18,8 +18,8 @@ import torch
 from IPython.lib.pretty import pretty
 
 MODULES = {lesson.name: exercises.of(lesson) for lesson in manifest.LESSONS}
-LESSONS = [module.lesson for module in MODULES.values()]
-EXERCISES = [pytest.param(e, id=f"{lesson.name}-{e.name}") for lesson in LESSONS for e in lesson.exercises.values()]
+LESSONS = [module.exercises for module in MODULES.values()]
+EXERCISES = [pytest.param(e, id=f"{lesson.name}-{e.name}") for lesson in LESSONS for e in lesson.by_name.values()]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def attempt(exercise: Exercise, answer):
     """Hand in `answer`; for a mission, in an explorer whose controls stand so."""
     if not isinstance(answer, dict):
         return exercise.check(answer)
-    explorer = MODULES[exercise.lesson.name].explorer()
+    explorer = MODULES[exercise.exercises.name].explorer()
     explorer.set(**answer)
     return exercise.check(explorer)
 
@@ -66,7 +66,7 @@ def test_the_last_hint_stays_and_the_solution_explains(exercise):
 
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_nothing_that_a_notebook_shows_unasked_gives_the_answer_away(exercise):
-    shown = [pretty(exercise), pretty(exercise.check), pretty(vars(exercise.lesson)), str(exercise)]
+    shown = [pretty(exercise), pretty(exercise.check), pretty(vars(exercise.exercises)), str(exercise)]
     telling = [repr(exercise.answer), exercise.because, *exercise.hints, *(hint for _, hint in exercise.mistakes)]
     assert [tell for tell in telling if len(tell) > 2 and tell in "\n".join(shown)] == []
 
@@ -74,7 +74,7 @@ def test_nothing_that_a_notebook_shows_unasked_gives_the_answer_away(exercise):
 HANDED_OUT = [
     pytest.param(exercises, name, cell.source[: cell.source.index(f"exercises.{name}.check")], id=f"{path.stem}-{name}")
     for path in sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
-    for exercises in [lesson.exercises for lesson in LESSONS if lesson.name == path.stem]
+    for exercises in [lesson.by_name for lesson in LESSONS if lesson.name == path.stem]
     for cell in nbformat.read(path, 4).cells
     if cell.cell_type == "code"
     for name in re.findall(r"^exercises\.(\w+)\.check\((?:answer|\1)\)", cell.source, re.MULTILINE)
@@ -92,7 +92,7 @@ def test_what_a_notebook_hands_out_is_not_attempted(exercises, name, source):
 
 @pytest.fixture
 def lesson():
-    return Lesson("a lesson")
+    return Exercises("a lesson")
 
 
 @pytest.fixture

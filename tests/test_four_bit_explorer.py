@@ -3,7 +3,7 @@
 import math
 
 from qtutor.explorers import FourBitExplorer
-from qtutor.explorers.four_bit import Choice, random_layer
+from qtutor.explorers.low_bits import Choice, random_layer
 from qtutor.lowbit import FORMATS, gptq_steps, hessian, integers, layer_loss
 
 import pytest
@@ -125,7 +125,7 @@ def test_formats_whose_blocks_do_not_divide_the_inputs_are_not_offered():
         ((torch.ones(2, 4), torch.ones(3, 5)), {}, r"got shapes \(2, 4\) and \(3, 5\)"),
         ((torch.ones(2, 4), torch.ones(3, 4)), {"row": 2}, "row must be one of the first 2, got 2"),
         ((torch.ones(2, 4), torch.ones(3, 4)), {"format": "NF4"}, "format cannot be 'NF4'"),
-        ((torch.ones(2, 4), torch.full((3, 4), math.nan)), {}, "12 of 12 values of inputs are NaN"),
+        ((torch.ones(2, 4), torch.full((3, 4), math.nan)), {}, "inputs: 12 of 12 values are NaN"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(given, options, message):

@@ -35,11 +35,11 @@ ENTRY = f'''
 '''
 
 EXERCISES = f'''
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
-lesson = Lesson("{NAME}")
+exercises = Exercises("{NAME}")
 
-count_bits = lesson.value(
+count_bits = exercises.value(
     "count_bits",
     8,
     hints=["A byte."],
@@ -48,7 +48,7 @@ count_bits = lesson.value(
 )
 
 
-@lesson.function(inputs=lambda generator: (3,), hints=["Twice."], because="Twice is two times.")
+@exercises.function(inputs=lambda generator: (3,), hints=["Twice."], because="Twice is two times.")
 def double(x):
     return 2 * x
 

@@ -121,7 +121,7 @@ def test_bytes_of_a_cache_grow_with_the_context():
         (lambda: round_cache(torch.ones(3), 4), r"a cache is \(..., tokens, channels\), got shape \(3,\)"),
         (lambda: round_cache(torch.ones(2, 3), 4, "head"), "per must be 'tensor', 'token' or 'channel', got 'head'"),
         (lambda: round_cache(torch.ones(2, 3), 4, "token", 2), "groups of 2 do not divide 3 inputs"),
-        (lambda: round_cache(torch.full((2, 3), torch.inf), 4), "6 of 6 values of cache are NaN or infinite"),
+        (lambda: round_cache(torch.full((2, 3), torch.inf), 4), "cache: 6 of 6 values are NaN or infinite"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(call, message):

@@ -28,7 +28,7 @@ EXPLORERS = [
 def played(request):
     """An explorer and its recording, which takes seconds: once for all tests."""
     module = exercises.of(request.param)
-    explorer, missions = module.explorer(), module.lesson.missions
+    explorer, missions = module.explorer(), module.exercises.missions
     return SimpleNamespace(explorer=explorer, missions=missions, recording=record(explorer, missions=missions))
 
 

@@ -33,13 +33,13 @@ def run(arguments: Namespace) -> int:
 
     Ctrl-C ends the measuring: what was measured until then is reported, and the exit code is 130.
     """
+    if arguments.weights == "group" and (arguments.html or arguments.json):
+        raise GivenUp("--weights group prints a table, and no page or JSON: leave out --html and --json")
     with needed():
         from qtutor import diagnosis, plots
 
     options = {name: getattr(arguments, name) for name in ("bits", "weights", "samples")}
     try:
-        if arguments.weights == "group" and (arguments.html or arguments.json):
-            raise ValueError("--weights group prints a table, and no page or JSON: leave out --html and --json")
         found = diagnosis.diagnose(_made(arguments.model), _made(arguments.data), **options)
         print(found)
         if arguments.weights == "group":

@@ -30,7 +30,7 @@ def run(arguments: Namespace) -> int:
         raise GivenUp(f"{path} is there already, and stays as it is: name another file.")
     module = exercises.of(NAMES[arguments.name])
     try:
-        module.explorer().save(path, missions=module.lesson.missions)
+        module.explorer().save(path, missions=module.exercises.missions)
     except OSError as error:
         raise GivenUp(f"{path} cannot be written: {error.strerror}.") from error
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")

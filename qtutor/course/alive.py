@@ -55,7 +55,7 @@ def play(explorer: Explorer, lesson: str, presets: dict) -> None:
     """Display the recording of a lesson's explorer, with its missions; a page plays it."""
     from IPython.display import HTML, display
 
-    missions = import_module(f"qtutor.exercises.{lesson[3:]}").lesson.missions
+    missions = import_module(f"qtutor.exercises.{lesson[3:]}").exercises.missions
     display(HTML(record(explorer, missions=missions, presets=presets).element()))
 
 
@@ -69,7 +69,7 @@ def form(source: str, lesson: Lesson | None) -> str:
     asked = _CHECKS.search(source)
     if not asked or lesson is None:
         return ""
-    exercise = import_module(f"qtutor.exercises.{lesson.topic}").lesson.exercises[asked[1]]
+    exercise = import_module(f"qtutor.exercises.{lesson.topic}").exercises.by_name[asked[1]]
     if isinstance(exercise.answer, dict):
         return _MISSION
     if not isinstance(exercise.answer, (str, int, float)):

@@ -67,7 +67,7 @@ def _sections() -> Iterator[tuple[Path, str, str]]:
         yield TEACHING / "plans.md", heading, table
     for lesson in LESSONS:
         source = (COURSE / lesson.notebook).read_text(encoding="utf-8")
-        given = exercises.of(lesson).lesson.exercises.values()
+        given = exercises.of(lesson).exercises.by_name.values()
         answers = map(_answer, sorted(given, key=lambda exercise: source.find(f"exercises.{exercise.name}.")))
         yield TEACHING / f"{lesson.name}.md", "### Exercises", "\n".join(answers)
 

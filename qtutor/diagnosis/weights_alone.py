@@ -20,7 +20,7 @@ from qtutor.lowbit import round_groups
 from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
-from qtutor.models.tensors import scores_of
+from qtutor.models.tensors import kl_bits, scores_of
 from qtutor.simulation import Rounding, Simulation
 from qtutor.simulation.layers import find_layers, parameter_at
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("layer", "harm", "error", "share", "weight_sqnr", "weight_worst", "parameters", "tied")
 _KEPT = 160 << 20  # bytes of what layers gave, so that a layer's turn begins where it stands
-_ROWS = 64  # rows of scores that are compared at once
 _NONE = Rounding({}, {}, {})
 
 
@@ -148,32 +147,6 @@ def diagnose_weights(
     )
 
 
-def kl_bits(exact: Tensor, other: Tensor) -> Tensor:
-    """Return KL(p || q) in bits of each row of scores.
-
-    Args:
-        exact: `(..., classes)` scores of p.
-        other: scores of q, of the same shape.
-
-    Returns:
-        `(rows,)` at least 0; float32 within a part.
-
-    Example:
-        >>> kl = kl_bits(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
-        >>> round(kl.item(), 4)  # (log2(0.5 / 0.25) + log2(0.5 / 0.75)) / 2
-        0.2075
-    """
-    return _kl_bits(exact.float().log_softmax(-1), other)
-
-
-def _kl_bits(exact: Tensor, other: Tensor) -> Tensor:
-    """The same from log p, a few rows at a time: scores of a large vocabulary are large."""
-    parts = []
-    for p, q in zip(exact.flatten(0, -2).split(_ROWS), other.flatten(0, -2).split(_ROWS), strict=True):
-        parts.append((p.exp() * (p - q.float().log_softmax(-1))).sum(-1).clamp(min=0) / math.log(2))
-    return torch.cat(parts)
-
-
 def _sharing(model: nn.Module, batch: Batch) -> Simulation:
     """A copy in eval mode that shares its weights with the given model, and what it calls."""
     if not isinstance(model, nn.Module):
@@ -211,15 +184,15 @@ def _measure(
         return round_groups(weight, bits, group).to(weight.dtype)
 
     with simulation.recorded(_KEPT) as given:
-        exact = _scores(simulation.run(batch)).float().log_softmax(-1)
+        exact = _scores(simulation.run(batch))
     step(1)
     with _rounding(simulation, layers, round_it):
-        trials.together.add(_kl_bits(exact, _scores(simulation.run(batch))))
+        trials.together.add(kl_bits(exact, _scores(simulation.run(batch))))
     step(1)
     for name in layers:
         known = {other: given[other] for other in simulation.before[name] if other in given}
         with simulation.rounded(_NONE, (), known), _rounding(simulation, [name], round_it):
-            kl = _kl_bits(exact, _scores(simulation.run(batch)))
+            kl = kl_bits(exact, _scores(simulation.run(batch)))
         trials.alone.setdefault(name, _Sum()).add(kl)
         step(1)
 

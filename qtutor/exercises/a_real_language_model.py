@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import OutlierExplorer
 
-lesson = Lesson("12_a_real_language_model")
+exercises = Exercises("12_a_real_language_model")
 
 # --- Find the silent bug: smoothing.
 
@@ -24,7 +24,7 @@ def _divides_both(x, weight, factors):
     return x / factors, weight / factors
 
 
-@lesson.function(
+@exercises.function(
     inputs=_smoothed_layer,
     given=_divides_both,
     hints=[
@@ -51,7 +51,7 @@ def _leaves_all(x, weight, factors):
 
 # --- Diagnose: which axis.
 
-choose_axes = lesson.value(
+choose_axes = exercises.value(
     "choose_axes",
     "b",
     hints=[
@@ -69,7 +69,7 @@ choose_axes = lesson.value(
 
 # --- Compute by hand: when the cache outgrows the model.
 
-tokens_of_cache = lesson.value(
+tokens_of_cache = exercises.value(
     "tokens_of_cache",
     4000,
     hints=[
@@ -95,7 +95,7 @@ def _norm_and_weight(generator: torch.Generator) -> tuple:
     return norm, weight, 0.5 + 4 * torch.rand(4, generator=generator, dtype=torch.float64)
 
 
-@lesson.function(
+@exercises.function(
     inputs=_norm_and_weight,
     hints=[
         "A norm ends with a factor for each channel: y = norm * x / rms(x). Dividing y by s is the same as ...?",
@@ -126,7 +126,7 @@ def _halves_it(norm, weight, factors):
 
 # --- Go deeper: take a decision.
 
-judge_lossless = lesson.value(
+judge_lossless = exercises.value(
     "judge_lossless",
     "c",
     hints=[
@@ -143,7 +143,7 @@ judge_lossless = lesson.value(
 
 # --- Go deeper: diagnose a symptom.
 
-diagnose_first_token = lesson.value(
+diagnose_first_token = exercises.value(
     "diagnose_first_token",
     "d",
     hints=[
@@ -185,7 +185,7 @@ def _one_scale_goal(explorer: "OutlierExplorer") -> str | None:
     return f"The median position has {explorer.result.median:.1f} dB; the mission is 25. {why}"
 
 
-one_scale = lesson.mission(
+one_scale = exercises.mission(
     "one_scale",
     _one_scale_goal,
     answer={"prepared": "smoothed", "strength": 0.5, "per": "tensor"},
@@ -215,7 +215,7 @@ def _four_bits_goal(explorer: "OutlierExplorer") -> str | None:
     return f"The median position has {explorer.result.median:.1f} dB; the mission is 22. {why}"
 
 
-four_bits = lesson.mission(
+four_bits = exercises.mission(
     "four_bits",
     _four_bits_goal,
     answer={"prepared": "rotated", "per": "token", "bits": 4},

@@ -4,7 +4,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from qtutor.affine import Histogram, choose_qparams, grid
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from qtutor.explorers import AffineExplorer
 
-lesson = Lesson("01_affine_mapping")
+exercises = Exercises("01_affine_mapping")
 
 # --- Compute by hand.
 
-predict_code = lesson.value(
+predict_code = exercises.value(
     "predict_code",
     2,
     hints=[
@@ -43,7 +43,7 @@ def _ranges(generator: torch.Generator) -> tuple:
     return (*ends.tolist(), *grid(bits, signed=signed))
 
 
-@lesson.function(
+@exercises.function(
     inputs=_ranges,
     hints=[
         "How many steps lie between quant_min and quant_max? And what if the range does not hold zero?",
@@ -111,7 +111,7 @@ def _tensors(generator: torch.Generator) -> tuple:
     return torch.cat([half_steps, between]) * 0.125, 0.125, zero_point, quant_min, quant_max
 
 
-@lesson.function(
+@exercises.function(
     inputs=_tensors,
     hints=[
         "torch has round, which rounds half to even, and clamp.",
@@ -187,7 +187,7 @@ def _wraps_around(codes, scale, zero_point):
     return (codes - zero_point) * scale
 
 
-@lesson.function(
+@exercises.function(
     inputs=_codes,
     given=_wraps_around,
     hints=[
@@ -212,7 +212,7 @@ def _widens_too_little(codes, scale, zero_point):
 
 # --- Diagnose a symptom.
 
-diagnose_relu = lesson.value(
+diagnose_relu = exercises.value(
     "diagnose_relu",
     "b",
     hints=[
@@ -229,7 +229,7 @@ diagnose_relu = lesson.value(
 
 # --- Take a decision.
 
-choose_bits = lesson.value(
+choose_bits = exercises.value(
     "choose_bits",
     7,
     hints=[
@@ -279,7 +279,7 @@ def _clip_goal(explorer: "AffineExplorer") -> str | None:
     return f"{gain + 0.0:+.1f} dB against the range of the data; the mission is +4 dB. {advice}"
 
 
-beat_min_max = lesson.mission(
+beat_min_max = exercises.mission(
     "beat_min_max",
     _clip_goal,
     answer={"bits": 3, "clip": (-2.1, 2.1)},
@@ -310,7 +310,7 @@ def _bits_goal(explorer: "AffineExplorer") -> str | None:
     return None
 
 
-reach_40_db = lesson.mission(
+reach_40_db = exercises.mission(
     "reach_40_db",
     _bits_goal,
     answer={"bits": 8, "clip": (-4.0, 4.0)},

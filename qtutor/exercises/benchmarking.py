@@ -2,18 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import BenchmarkExplorer
 
-lesson = Lesson("08_benchmarking")
+exercises = Exercises("08_benchmarking")
 
 # --- Compute by hand.
 
-rounds_needed = lesson.value(
+rounds_needed = exercises.value(
     "rounds_needed",
     6,
     hints=[
@@ -39,7 +39,7 @@ def _times(generator: torch.Generator) -> tuple:
     return 2 * mood * first, mood * second
 
 
-@lesson.function(
+@exercises.function(
     inputs=_times,
     hints=[
         "One round holds one time of each. What slows a round down slows both, so divide within the round first.",
@@ -81,7 +81,7 @@ def _sorted_first(baseline, candidate):
     return ratios[left_out], ratios[len(ratios) - 1 - left_out]
 
 
-@lesson.function(
+@exercises.function(
     inputs=_times,
     given=_sorted_first,
     hints=[
@@ -114,7 +114,7 @@ def _whole(baseline, candidate):
 
 # --- Diagnose a symptom.
 
-diagnose_slow_int8 = lesson.value(
+diagnose_slow_int8 = exercises.value(
     "diagnose_slow_int8",
     "c",
     hints=[
@@ -131,7 +131,7 @@ diagnose_slow_int8 = lesson.value(
 
 # --- Take a decision.
 
-choose_runtime = lesson.value(
+choose_runtime = exercises.value(
     "choose_runtime",
     "b",
     hints=[
@@ -160,7 +160,7 @@ def _fair_goal(explorer: "BenchmarkExplorer") -> str | None:
     return f"{result.share_far_off:.0%} of the duels are far off; the mission is at most 6%. What moves a mean?"
 
 
-duel_fairly = lesson.mission(
+duel_fairly = exercises.mission(
     "duel_fairly",
     _fair_goal,
     answer={"order": "taking turns", "summary": "median", "runs": 40, "warm_up": True},
@@ -190,7 +190,7 @@ def _convincing_goal(explorer: "BenchmarkExplorer") -> str | None:
     )
 
 
-convince_wrongly = lesson.mission(
+convince_wrongly = exercises.mission(
     "convince_wrongly",
     _convincing_goal,
     answer={"order": "one after the other", "summary": "mean", "runs": 30, "warm_up": True},

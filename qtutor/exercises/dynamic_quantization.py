@@ -3,7 +3,7 @@
 import io
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import nn
@@ -11,11 +11,11 @@ from torch import nn
 if TYPE_CHECKING:
     from qtutor.explorers import DynamicRangeExplorer
 
-lesson = Lesson("04_dynamic_quantization")
+exercises = Exercises("04_dynamic_quantization")
 
 # --- Compute by hand.
 
-batch_scale = lesson.value(
+batch_scale = exercises.value(
     "batch_scale",
     0.02,
     hints=[
@@ -42,7 +42,7 @@ def _rows(generator: torch.Generator) -> tuple:
     return (torch.randn(rows, features + 3, generator=generator, dtype=torch.float64) * loudness,)
 
 
-@lesson.function(
+@exercises.function(
     inputs=_rows,
     hints=[
         "x.abs().amax(dim=1, keepdim=True) is the largest magnitude of each row, of shape (N, 1).",
@@ -82,7 +82,7 @@ def _unrounded(x):
 
 # --- Diagnose a symptom.
 
-diagnose_service = lesson.value(
+diagnose_service = exercises.value(
     "diagnose_service",
     "b",
     hints=[
@@ -114,7 +114,7 @@ def _counts_parameters(model):
     return size
 
 
-@lesson.function(
+@exercises.function(
     inputs=_models,
     given=_counts_parameters,
     hints=[
@@ -161,7 +161,7 @@ def _layers(generator: torch.Generator) -> tuple:
     return x, weight, float(torch.randint(2, 9, (), generator=generator)) / 10
 
 
-@lesson.function(
+@exercises.function(
     inputs=_layers,
     hints=[
         "Both maxima are per input channel: x.abs().amax(dim=0) and weight.abs().amax(dim=0), each (features,).",
@@ -201,7 +201,7 @@ def _without_weight(x, weight, alpha):
 
 # --- Take a decision.
 
-choose_way = lesson.value(
+choose_way = exercises.value(
     "choose_way",
     "c",
     hints=[
@@ -229,7 +229,7 @@ def _wander_goal(explorer: "DynamicRangeExplorer") -> str | None:
     return f"Per tensor is {behind:.1f} dB behind per row; the mission is 20 dB. How loud must the neighbour be?"
 
 
-make_it_wander = lesson.mission(
+make_it_wander = exercises.mission(
     "make_it_wander",
     _wander_goal,
     answer={"factor": 100, "shift": 0, "bits": 8},
@@ -257,7 +257,7 @@ def _clip_goal(explorer: "DynamicRangeExplorer") -> str | None:
     return f"The worse dynamic range is {ahead:.1f} dB ahead of static; the mission is 20 dB. Is it too loud?"
 
 
-make_it_clip = lesson.mission(
+make_it_clip = exercises.mission(
     "make_it_clip",
     _clip_goal,
     answer={"factor": 1, "shift": 1.5, "bits": 8},

@@ -65,7 +65,7 @@ class Exercise:
     """One exercise of a lesson: `check(answer)` judges, `hint()` gives a nudge, `solution()` the answer.
 
     Attributes:
-        lesson: the lesson it belongs to.
+        exercises: those of its lesson.
         name: its name in the lesson's module.
         answer: the right answer: a value, a function, or for a mission the controls' values.
         hints: from a nudge to nearly all, shown one a call.
@@ -77,7 +77,7 @@ class Exercise:
         tolerance: of a value that is a number.
     """
 
-    lesson: "Lesson"
+    exercises: "Exercises"
     name: str
     answer: Any
     hints: tuple[str, ...]
@@ -105,7 +105,7 @@ class Exercise:
             raise KeyboardInterrupt(_own_line(error, answer)) from None
         if hint is not None:
             return self._feedback("wrong", hint)
-        progress.record(self.lesson.name, self.name)
+        progress.record(self.exercises.name, self.name)
         return self._feedback("right", self.because)
 
     def hint(self) -> Feedback:
@@ -132,20 +132,20 @@ class Exercise:
         return add
 
     def _feedback(self, outcome: str, text: str) -> Feedback:
-        return Feedback(outcome, text, footer=self.lesson.line())
+        return Feedback(outcome, text, footer=self.exercises.line())
 
 
-class Lesson:
+class Exercises:
     """The exercises of one lesson, in order."""
 
     def __init__(self, name: str):
         self.name = name
-        self.exercises: dict[str, Exercise] = {}
+        self.by_name: dict[str, Exercise] = {}
 
     def line(self) -> str:
         """Return the line of progress."""
-        done = progress.solved(self.name) & self.exercises.keys()
-        return f"{len(done)} of {len(self.exercises)} right in this lesson."
+        done = progress.solved(self.name) & self.by_name.keys()
+        return f"{len(done)} of {len(self.by_name)} right in this lesson."
 
     def value(
         self,
@@ -271,10 +271,10 @@ class Lesson:
     @property
     def missions(self) -> list[Exercise]:
         """The exercises that are played in the lesson's explorer."""
-        return [exercise for exercise in self.exercises.values() if isinstance(exercise.answer, dict)]
+        return [exercise for exercise in self.by_name.values() if isinstance(exercise.answer, dict)]
 
     def _add(self, exercise: Exercise) -> Exercise:
-        self.exercises[exercise.name] = exercise
+        self.by_name[exercise.name] = exercise
         return exercise
 
 

@@ -3,18 +3,18 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import FourBitExplorer
 
-lesson = Lesson("11_four_bits")
+exercises = Exercises("11_four_bits")
 
 # --- Compute by hand.
 
-bits_per_weight = lesson.value(
+bits_per_weight = exercises.value(
     "bits_per_weight",
     3.1875,
     hints=[
@@ -52,7 +52,7 @@ def _layer(generator: torch.Generator) -> tuple:
     return weight, damped, weight.abs().amax(dim=1) / 7.5
 
 
-@lesson.function(
+@exercises.function(
     inputs=_layer,
     hints=[
         "U comes first: torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True).",
@@ -130,7 +130,7 @@ def _does_not_clamp(weight, hessian, scale):
 
 # --- Compute by hand: a block of MXFP4.
 
-decode_block = lesson.value(
+decode_block = exercises.value(
     "decode_block",
     -0.75,
     hints=[
@@ -158,7 +158,7 @@ def _bytes(generator: torch.Generator) -> tuple:
     return (torch.randint(256, (rows + 1, columns + 1), generator=generator, dtype=torch.uint8),)
 
 
-@lesson.function(
+@exercises.function(
     inputs=_bytes,
     hints=[
         "packed & 15 keeps the four low bits of each byte, packed >> 4 gives the four high ones.",
@@ -213,7 +213,7 @@ def _two_bugs(weight, hessian, scale):
     return rounded
 
 
-@lesson.function(
+@exercises.function(
     inputs=_undamped_layer,
     given=_two_bugs,
     hints=[
@@ -272,7 +272,7 @@ def _damps_by_a_constant(weight, hessian, scale):
 
 # --- Go deeper: a verdict.
 
-judge_fp4 = lesson.value(
+judge_fp4 = exercises.value(
     "judge_fp4",
     "c",
     hints=[
@@ -302,7 +302,7 @@ def _three_bits_goal(explorer: "FourBitExplorer") -> str | None:
     return None
 
 
-mend_three_bits = lesson.mission(
+mend_three_bits = exercises.mission(
     "mend_three_bits",
     _three_bits_goal,
     answer={"format": "INT3", "group": 64, "method": "GPTQ"},
@@ -331,7 +331,7 @@ def _thriftier_goal(explorer: "FourBitExplorer") -> str | None:
     return None
 
 
-beat_nvfp4 = lesson.mission(
+beat_nvfp4 = exercises.mission(
     "beat_nvfp4",
     _thriftier_goal,
     answer={"format": "INT4", "group": 64, "method": "rounding"},

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from qtutor.explorers import FusionExplorer
 
-lesson = Lesson("07_fusion")
+exercises = Exercises("07_fusion")
 
 
 def every_kind() -> nn.Sequential:
@@ -40,7 +40,7 @@ def settled(block: nn.Module) -> nn.Module:
 
 # --- Compute by hand.
 
-bytes_between = lesson.value(
+bytes_between = exercises.value(
     "bytes_between",
     65536,
     hints=[
@@ -68,7 +68,7 @@ def _transposed(generator: torch.Generator) -> tuple:
     return draw(3, 3, 2, 2), draw(3), draw(3), var, draw(3), draw(3), 0.01
 
 
-@lesson.function(
+@exercises.function(
     inputs=_transposed,
     hints=[
         "The factor of output channel o is gamma[o] / sqrt(var[o] + eps). Which axis of the weight is o?",
@@ -125,7 +125,7 @@ def _pads_with_code_zero(codes, zero_point):
     return torch.nn.functional.pad(codes, (1, 1, 1, 1))
 
 
-@lesson.function(
+@exercises.function(
     inputs=_codes,
     given=_pads_with_code_zero,
     hints=[
@@ -155,7 +155,7 @@ def _shifts_the_codes(codes, zero_point):
 
 # --- Go deeper: diagnose a symptom.
 
-diagnose_fused = lesson.value(
+diagnose_fused = exercises.value(
     "diagnose_fused",
     "c",
     hints=[
@@ -172,7 +172,7 @@ diagnose_fused = lesson.value(
 
 # --- Go deeper: take a decision.
 
-choose_order = lesson.value(
+choose_order = exercises.value(
     "choose_order",
     "b",
     hints=[
@@ -203,7 +203,7 @@ def _two_goal(explorer: "FusionExplorer") -> str | None:
     return None
 
 
-fuse_two = lesson.mission(
+fuse_two = exercises.mission(
     "fuse_two",
     _two_goal,
     answer={
@@ -238,7 +238,7 @@ def _sevenfold_goal(explorer: "FusionExplorer") -> str | None:
     return f"{ratio:.1f} times fewer bytes than the float network without fusion; the mission is 7. {advice}"
 
 
-seven_times_fewer = lesson.mission(
+seven_times_fewer = exercises.mission(
     "seven_times_fewer",
     _sevenfold_goal,
     answer={

@@ -3,18 +3,18 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import GranularityExplorer
 
-lesson = Lesson("02_granularity")
+exercises = Exercises("02_granularity")
 
 # --- Compute by hand.
 
-fold_by_hand = lesson.value(
+fold_by_hand = exercises.value(
     "fold_by_hand",
     -11,
     hints=[
@@ -47,7 +47,7 @@ def _scales_along_the_wrong_axis(weight, quant_max):
     return codes * scale
 
 
-@lesson.function(
+@exercises.function(
     inputs=_square_weights,
     given=_scales_along_the_wrong_axis,
     hints=[
@@ -92,7 +92,7 @@ def _two_layers(generator: torch.Generator) -> tuple:
     return first, bias, torch.randn(3, 5, generator=generator, dtype=torch.float64)
 
 
-@lesson.function(
+@exercises.function(
     inputs=_two_layers,
     hints=[
         "Channel i is row i of the first weight and column i of the second.",
@@ -134,7 +134,7 @@ def _divides_both(first, bias, second):
 
 # --- Go deeper: compute by hand.
 
-bytes_of_scales = lesson.value(
+bytes_of_scales = exercises.value(
     "bytes_of_scales",
     131072,
     hints=[
@@ -152,7 +152,7 @@ bytes_of_scales = lesson.value(
 
 # --- Go deeper: diagnose a symptom.
 
-diagnose_mobilenet = lesson.value(
+diagnose_mobilenet = exercises.value(
     "diagnose_mobilenet",
     "b",
     hints=[
@@ -169,7 +169,7 @@ diagnose_mobilenet = lesson.value(
 
 # --- Go deeper: take a decision.
 
-choose_what_leaves = lesson.value(
+choose_what_leaves = exercises.value(
     "choose_what_leaves",
     "c",
     hints=[
@@ -199,7 +199,7 @@ def _hidden_goal(explorer: "GranularityExplorer") -> str | None:
     return None
 
 
-hide_the_collapse = lesson.mission(
+hide_the_collapse = exercises.mission(
     "hide_the_collapse",
     _hidden_goal,
     answer={"granularity": "tensor", "factor": 128},
@@ -226,7 +226,7 @@ def _thrifty_goal(explorer: "GranularityExplorer") -> str | None:
     return None
 
 
-beat_per_channel = lesson.mission(
+beat_per_channel = exercises.mission(
     "beat_per_channel",
     _thrifty_goal,
     answer={"granularity": "group", "group_size": 144, "bits": 4},

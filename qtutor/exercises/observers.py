@@ -2,18 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import ObserverExplorer
 
-lesson = Lesson("03_observers")
+exercises = Exercises("03_observers")
 
 # --- Compute by hand.
 
-count_clipped = lesson.value(
+count_clipped = exercises.value(
     "count_clipped",
     100,
     hints=[
@@ -39,7 +39,7 @@ def _activations(generator: torch.Generator) -> tuple:
     return x, float(torch.randint(80, 100, (), generator=generator))
 
 
-@lesson.function(
+@exercises.function(
     inputs=_activations,
     hints=[
         "torch.quantile(x, q) takes q from 0 to 1.",
@@ -73,7 +73,7 @@ def _share_of_range(x, percentile):
 
 # --- Diagnose a symptom.
 
-diagnose_collapse = lesson.value(
+diagnose_collapse = exercises.value(
     "diagnose_collapse",
     "c",
     hints=[
@@ -105,7 +105,7 @@ def _starts_at_zero(batches, share):
     return high
 
 
-@lesson.function(
+@exercises.function(
     inputs=_streams,
     given=_starts_at_zero,
     hints=[
@@ -142,7 +142,7 @@ def _swapped(batches, share):
 
 # --- Take a decision.
 
-choose_set = lesson.value(
+choose_set = exercises.value(
     "choose_set",
     "b",
     hints=[
@@ -172,7 +172,7 @@ def _average_goal(explorer: "ObserverExplorer") -> str | None:
     return f"The moving average is {behind:.1f} dB behind the percentile; the mission is 6 dB. What does it start from?"
 
 
-fool_average = lesson.mission(
+fool_average = exercises.mission(
     "fool_average",
     _average_goal,
     answer={"strength": 10, "hot_batch": 1, "bits": 8},
@@ -200,7 +200,7 @@ def _percentile_goal(explorer: "ObserverExplorer") -> str | None:
     return f"The hot value costs the percentile {lost:.1f} dB; the mission is 10 dB. How many values has it seen?"
 
 
-fool_percentile = lesson.mission(
+fool_percentile = exercises.mission(
     "fool_percentile",
     _percentile_goal,
     answer={"strength": 100, "hot_batch": 1, "seen": 1, "bits": 8},

@@ -46,7 +46,7 @@ def exercises() -> dict[str, tuple[str, ...]]:
     """Return the names of every exercise, by lesson, in the order of the course."""
     from qtutor.exercises import of
 
-    return {lesson.name: tuple(of(lesson).lesson.exercises) for lesson in LESSONS}
+    return {lesson.name: tuple(of(lesson).exercises.by_name) for lesson in LESSONS}
 
 
 def count(solved_by_lesson: dict[str, list[str]]) -> dict[str, tuple[int, int]]:

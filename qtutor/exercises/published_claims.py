@@ -1,14 +1,14 @@
 """Exercises of lesson 09, published claims: mostly, find the bug in code as articles print it."""
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 
-lesson = Lesson("09_published_claims")
+exercises = Exercises("09_published_claims")
 
 # --- Compute by hand.
 
-dynamic_megabytes = lesson.value(
+dynamic_megabytes = exercises.value(
     "dynamic_megabytes",
     97,
     hints=[
@@ -45,7 +45,7 @@ def _as_printed(times, repeats):
     return total / repeats
 
 
-@lesson.function(
+@exercises.function(
     inputs=_runs,
     given=_as_printed,
     hints=[
@@ -87,7 +87,7 @@ def _too_many(times, repeats):
 
 # --- Diagnose a symptom.
 
-diagnose_constant = lesson.value(
+diagnose_constant = exercises.value(
     "diagnose_constant",
     "b",
     hints=[
@@ -116,7 +116,7 @@ def _misprinted(image):
     return (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
-@lesson.function(
+@exercises.function(
     inputs=_image,
     given=_misprinted,
     hints=[
@@ -164,7 +164,7 @@ def _bias_not_scaled(weight, bias, gamma, beta, mean, var, eps):
     return weight * factor, beta + bias - factor * mean
 
 
-@lesson.function(
+@exercises.function(
     inputs=_layer,
     given=_bias_not_scaled,
     hints=[
@@ -205,7 +205,7 @@ def _beta_scaled(weight, bias, gamma, beta, mean, var, eps):
 
 # --- Take a decision.
 
-choose_verdict = lesson.value(
+choose_verdict = exercises.value(
     "choose_verdict",
     "b",
     hints=[

@@ -2,18 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 
 if TYPE_CHECKING:
     from qtutor.explorers import QATExplorer
 
-lesson = Lesson("06_quantization_aware_training")
+exercises = Exercises("06_quantization_aware_training")
 
 # --- Compute by hand.
 
-ste_gradient = lesson.value(
+ste_gradient = exercises.value(
     "ste_gradient",
     0,
     hints=[
@@ -44,7 +44,7 @@ def _keeps_the_rounded_weight(weight, gradient, scale, rate):
     return rounded - rate * gradient
 
 
-@lesson.function(
+@exercises.function(
     inputs=_updates,
     given=_keeps_the_rounded_weight,
     hints=[
@@ -76,7 +76,7 @@ def _scales_the_gradient(weight, gradient, scale, rate):
 
 # --- Diagnose a symptom.
 
-diagnose_fall = lesson.value(
+diagnose_fall = exercises.value(
     "diagnose_fall",
     "c",
     hints=[
@@ -100,7 +100,7 @@ def _values(generator: torch.Generator) -> tuple:
     return x, 0.3 + float(torch.rand((), generator=generator)), -4, 3
 
 
-@lesson.function(
+@exercises.function(
     inputs=_values,
     hints=[
         "x_hat = code * s. Inside the grid the code is round(x / s), which straight-through lets pass as x / s.",
@@ -137,7 +137,7 @@ def _only_codes(x, scale, quant_min, quant_max):
 
 # --- Go deeper: compute by hand.
 
-gradient_scale = lesson.value(
+gradient_scale = exercises.value(
     "gradient_scale",
     0.05,
     hints=[
@@ -156,7 +156,7 @@ gradient_scale = lesson.value(
 
 # --- Go deeper: take a decision.
 
-choose_training = lesson.value(
+choose_training = exercises.value(
     "choose_training",
     "a",
     hints=[
@@ -186,7 +186,7 @@ def _rest_goal(explorer: "QATExplorer") -> str | None:
     return None
 
 
-make_it_rest = lesson.mission(
+make_it_rest = exercises.mission(
     "make_it_rest",
     _rest_goal,
     answer={"step": 60, "target": 1.0},
@@ -215,7 +215,7 @@ def _starve_goal(explorer: "QATExplorer") -> str | None:
     return None
 
 
-starve_the_scale = lesson.mission(
+starve_the_scale = exercises.mission(
     "starve_the_scale",
     _starve_goal,
     answer={"step": 60, "rate": 0.02},

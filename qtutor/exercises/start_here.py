@@ -1,10 +1,10 @@
 """The exercise of lesson 00, which shows how exercises work."""
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
-lesson = Lesson("00_start_here")
+exercises = Exercises("00_start_here")
 
-bytes_of_weights = lesson.value(
+bytes_of_weights = exercises.value(
     "bytes_of_weights",
     1_000_000,
     hints=[

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from qtutor.explorers import IntegerExplorer
 
-lesson = Lesson("05_static_quantization")
+exercises = Exercises("05_static_quantization")
 
 
 def edge_filters() -> nn.Sequential:
@@ -29,7 +29,7 @@ def edge_filters() -> nn.Sequential:
 
 # --- Compute by hand.
 
-one_output = lesson.value(
+one_output = exercises.value(
     "one_output",
     31,
     hints=[
@@ -59,7 +59,7 @@ def _layers(generator: torch.Generator) -> tuple:
     return q_x, z_x, q_w, q_b, m, z_y
 
 
-@lesson.function(
+@exercises.function(
     inputs=_layers,
     hints=[
         "The sum is a matrix product: (q_x - z_x) @ q_w.T.",
@@ -110,7 +110,7 @@ def _lift_goal(explorer: "IntegerExplorer") -> str | None:
     return "The clamp does not lift this output. An edge filter gives negative sums where dark meets bright."
 
 
-lift = lesson.mission(
+lift = exercises.mission(
     "lift",
     _lift_goal,
     answer={"sample": 0, "channel": 0, "row": 2, "column": 5},
@@ -135,7 +135,7 @@ def _sign_goal(explorer: "IntegerExplorer") -> str | None:
     return f"The raw sum is {result.raw:,}, the right one {result.accumulator:,}. The mission is: above 0, then below."
 
 
-turn_sign = lesson.mission(
+turn_sign = exercises.mission(
     "turn_sign",
     _sign_goal,
     answer={"sample": 0, "channel": 2, "row": 3, "column": 0},
@@ -153,7 +153,7 @@ turn_sign = lesson.mission(
 
 # --- Diagnose a symptom.
 
-diagnose_scales = lesson.value(
+diagnose_scales = exercises.value(
     "diagnose_scales",
     "b",
     hints=[
@@ -171,7 +171,7 @@ diagnose_scales = lesson.value(
 
 # --- Find the bug in published code.
 
-find_published_bug = lesson.value(
+find_published_bug = exercises.value(
     "find_published_bug",
     3,
     hints=[
@@ -204,7 +204,7 @@ def _bias_at_the_wrong_scale(total, bias, s_x, s_w, s_y, z_y):
     return (scaled.round() + z_y).clamp(0, 255)
 
 
-@lesson.function(
+@exercises.function(
     inputs=_sums,
     given=_bias_at_the_wrong_scale,
     hints=[
@@ -233,7 +233,7 @@ def _plain_bias(total, bias, s_x, s_w, s_y, z_y):
 
 # --- Take a decision.
 
-choose_flow = lesson.value(
+choose_flow = exercises.value(
     "choose_flow",
     "b",
     hints=[

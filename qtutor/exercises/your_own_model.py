@@ -3,7 +3,7 @@
 import functools
 from typing import TYPE_CHECKING
 
-from qtutor.exercises.exercise import Lesson
+from qtutor.exercises.exercise import Exercises
 
 import torch
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from qtutor.diagnosis import Diagnosis
     from qtutor.explorers import LayerExplorer
 
-lesson = Lesson("10_your_own_model")
+exercises = Exercises("10_your_own_model")
 
 ENOUGH = 15.0
 """SQNR of the output in dB that the missions ask for."""
 
 # --- Diagnose a symptom.
 
-read_the_row = lesson.value(
+read_the_row = exercises.value(
     "read_the_row",
     "c",
     hints=[
@@ -44,7 +44,7 @@ def _noises(generator: torch.Generator) -> tuple:
     return alone, everything - torch.where(worse, -0.3 * gain, gain), everything
 
 
-@lesson.function(
+@exercises.function(
     inputs=_noises,
     hints=[
         "A layer harms by what it does alone, and by what goes away when only it stays in floating point.",
@@ -80,7 +80,7 @@ def _alone_only(alone, all_but, everything):
 
 # --- Compute by hand.
 
-count_the_bytes = lesson.value(
+count_the_bytes = exercises.value(
     "count_the_bytes",
     13008,
     hints=[
@@ -111,7 +111,7 @@ def _adds_the_shift(bias, exact, rounded):
     return bias + shift
 
 
-@lesson.function(
+@exercises.function(
     inputs=_means,
     given=_adds_the_shift,
     hints=[
@@ -138,7 +138,7 @@ def _without_sign(bias, exact, rounded):
 
 # --- Go deeper: take a decision.
 
-choose_a_way = lesson.value(
+choose_a_way = exercises.value(
     "choose_a_way",
     "a",
     hints=[
@@ -172,7 +172,7 @@ def _budget_goal(explorer: "LayerExplorer") -> str | None:
     return None
 
 
-meet_the_frontier = lesson.mission(
+meet_the_frontier = exercises.mission(
     "meet_the_frontier",
     _budget_goal,
     answer={"weights": "tensor", "keep_float": tuple(f"features.{i}.conv" for i in (1, 3, 5, 7))},
@@ -198,7 +198,7 @@ def _cheaper_goal(explorer: "LayerExplorer") -> str | None:
     return None
 
 
-beat_the_frontier = lesson.mission(
+beat_the_frontier = exercises.mission(
     "beat_the_frontier",
     _cheaper_goal,
     answer={"weights": "channel", "keep_float": ()},

@@ -8,6 +8,7 @@ from qtutor.affine import QParams, choose_qparams, dequantize, grid, quantize, s
 from qtutor.explorers.explorer import Explorer, Stops, toggles
 from qtutor.explorers.words import in_decibels
 from qtutor.lowbit import hadamard, rotate, round_groups, smooth
+from qtutor.lowbit.checks import matrix
 from qtutor.plots import look
 
 import ipywidgets
@@ -180,14 +181,7 @@ class OutlierExplorer(Explorer):
         if activations is None or weight is None:
             activations, weight = activations_with_outliers()
         for name, given in (("activations", activations), ("weight", weight)):
-            if not isinstance(given, Tensor) or not given.is_floating_point():
-                kind = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
-                raise TypeError(f"OutlierExplorer needs floating-point tensors, got {kind} for {name}")
-            if given.dim() != 2 or given.numel() == 0:
-                shape = tuple(given.shape)
-                raise ValueError(f"OutlierExplorer needs a matrix for {name}, with values, got one of shape {shape}")
-            if not given.isfinite().all():
-                raise ValueError(f"OutlierExplorer: {name} holds NaN or infinity")
+            matrix(given, name, "OutlierExplorer")
         if activations.shape[1] != weight.shape[1]:
             raise ValueError(
                 f"the weight reads {weight.shape[1]} channels, and the activations have {activations.shape[1]}"

@@ -10,8 +10,11 @@ A text is cut into windows, each read from its start. Windows stand in for indep
 of their means. Two models are compared window by window, so that easy and hard windows cancel.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from qtutor.models.tensors import kl_bits
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +115,7 @@ def bits_per_character(model: nn.Module, tokens: Tensor, window: int = WINDOW) -
     for inputs, targets in windows(tokens, window):
         losses = functional.cross_entropy(_logits(model, inputs).flatten(0, 1), targets.flatten(), reduction="none")
         means.append(losses.view(targets.shape).double().mean(dim=1))
-    return Measured(torch.cat(means) / _BIT)
+    return Measured(torch.cat(means) / math.log(2))
 
 
 def kl(model: nn.Module, reference: nn.Module | Tensor, tokens: Tensor, window: int = WINDOW) -> Measured:
@@ -134,21 +137,15 @@ def kl(model: nn.Module, reference: nn.Module | Tensor, tokens: Tensor, window: 
                 raise ValueError(f"predictions {tuple(reference.shape)} are not those of this text and window")
             wanted = reference[start : start + len(inputs)]
         else:
-            wanted = functional.log_softmax(_logits(reference, inputs), dim=-1)
-        found = functional.log_softmax(_logits(model, inputs), dim=-1)
-        each = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1)
-        means.append(each.double().mean(dim=1))
+            wanted = _logits(reference, inputs)
+        means.append(kl_bits(wanted, _logits(model, inputs)).double().mean(dim=1))
         start += len(inputs)
-    return Measured(torch.cat(means) / _BIT)
+    return Measured(torch.cat(means))
 
 
 def predictions(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> Tensor:
-    """Return the log-probabilities `(windows, window, vocabulary)` that `kl` takes for a reference."""
-    found = [functional.log_softmax(_logits(model, inputs), dim=-1) for inputs, _ in windows(tokens, window)]
-    return torch.cat(found)
-
-
-_BIT = float(torch.tensor(2.0, dtype=torch.float64).log())
+    """Return the scores `(windows, window, vocabulary)` that `kl` takes for a reference."""
+    return torch.cat([_logits(model, inputs) for inputs, _ in windows(tokens, window)])
 
 
 @torch.no_grad()

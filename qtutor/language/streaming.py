@@ -13,6 +13,7 @@ from qtutor.language.cache import KeyValueCache, Rounding
 from qtutor.language.calibrating import linear_layers
 from qtutor.language.llama import Block, Llama, LlamaConfig, position_turns
 from qtutor.language.measuring import Measured, windows
+from qtutor.models.tensors import kl_bits
 
 import torch
 from torch import Tensor, nn
@@ -113,12 +114,12 @@ class Judge:
         self._unchanged = states.pop(-1, self._unchanged)
         found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in changes]
         for i, targets in enumerate(self._targets):  # the logits of all windows together would be large
-            wanted = self._predictions(self._unchanged, i)
+            wanted = self._logits(self._unchanged, i)
             for (losses, divergences), x in zip(found, states.values(), strict=True):
-                given = self._predictions(x, i)
-                losses.append(functional.nll_loss(given, targets).double())
-                divergences.append(functional.kl_div(given, wanted, reduction="batchmean", log_target=True).double())
-        outcomes = (Outcome(*(Measured(torch.stack(part) / math.log(2)) for part in parts)) for parts in found)
+                given = self._logits(x, i)
+                losses.append(functional.cross_entropy(given, targets).double() / math.log(2))
+                divergences.append(kl_bits(wanted, given).double().mean())
+        outcomes = (Outcome(*(Measured(torch.stack(part)) for part in parts)) for parts in found)
         return dict(zip(changes, outcomes, strict=True))
 
     def _walk(self, versions: dict[int, Change]) -> dict[int, Tensor]:
@@ -137,10 +138,10 @@ class Judge:
                 states[name] = block(states[name], turns, layer, cache)
         return states
 
-    def _predictions(self, x: Tensor | None, i: int) -> Tensor:
-        """Return the log-probabilities of one window, `(T, vocabulary)`."""
+    def _logits(self, x: Tensor | None, i: int) -> Tensor:
+        """Return those of one window, `(T, vocabulary)`."""
         assert x is not None
-        return functional.log_softmax(self._model.logits(x[i : i + 1])[0], dim=-1)
+        return self._model.logits(x[i : i + 1])[0]
 
 
 @torch.no_grad()

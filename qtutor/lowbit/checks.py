@@ -2,7 +2,8 @@
 
 import operator
 
-import torch
+from qtutor.affine.checks import check_finite, check_floats
+
 from torch import Tensor
 
 
@@ -15,21 +16,15 @@ def matrix(value: Tensor, name: str, caller: str) -> Tensor:
     """
     value = finite(value, name, caller)
     if value.dim() != 2:
-        raise ValueError(f"{caller}: {name} must be a matrix (out, in), got shape {tuple(value.shape)}")
+        raise ValueError(f"{caller}: {name} must be a matrix, got shape {tuple(value.shape)}")
     return value
 
 
 def finite(value: Tensor, name: str, caller: str) -> Tensor:
     """Return a finite floating-point tensor without its history; raises as `matrix` does."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-        given = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{caller}: {name} must be a dense floating-point tensor, got {given}")
-    if value.numel() == 0:
-        raise ValueError(f"{caller}: {name} of shape {tuple(value.shape)} is empty")
-    value = value.detach()
-    if bad := int((~value.isfinite()).sum()):
-        raise ValueError(f"{caller}: {bad} of {value.numel()} values of {name} are NaN or infinite")
-    return value
+    check_floats(value, f"{caller}: {name}")
+    check_finite(value, f"{caller}: {name}")
+    return value.detach()
 
 
 def group_size(group: int | None, inputs: int, caller: str) -> int:

@@ -1,5 +1,6 @@
-"""The tensors in what a model takes and gives, and the classes that its scores choose."""
+"""The tensors in what a model takes and gives, the classes that its scores choose, and how far scores are apart."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 NO_CLASS = torch.iinfo(torch.int64).min
 """What is chosen where a score is NaN: no label is that."""
+
+_ROWS = 64  # rows of scores that are compared at once: those of a large vocabulary are large
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -28,6 +31,28 @@ def scores_of(output: Any) -> Tensor | None:
         output = next((output[key] for key in ("logits", "out") if key in output), output)
     found = floats_in(getattr(output, "logits", output))
     return found[0] if len(found) == 1 else None
+
+
+def kl_bits(exact: Tensor, other: Tensor) -> Tensor:
+    """Return KL(p || q) in bits of each row of scores: the mean of log2(p / q) where p draws.
+
+    Args:
+        exact: `(..., classes)` scores of p: logits, or log-probabilities.
+        other: scores of q, of the same shape.
+
+    Returns:
+        `(...)` float32, at least 0.
+
+    Example:
+        >>> kl = kl_bits(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
+        >>> round(kl.item(), 4)  # (log2(0.5 / 0.25) + log2(0.5 / 0.75)) / 2
+        0.2075
+    """
+    found = []
+    for scores in zip(exact.flatten(0, -2).split(_ROWS), other.flatten(0, -2).split(_ROWS), strict=True):
+        p, q = (part.float().log_softmax(-1) for part in scores)
+        found.append((p.exp() * (p - q)).sum(-1).clamp(min=0) / math.log(2))
+    return torch.cat(found).view(exact.shape[:-1])
 
 
 def class_axis(scores: Tensor | None, labels: Any) -> int | None:

@@ -1,0 +1,277 @@
+"""A layer rounded to few bits in many ways, and what each costs: what the FourBitExplorer shows."""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qtutor.affine import decibels, sqnr
+from qtutor.explorers.words import in_decibels
+from qtutor.lowbit import FORMATS, Format, Steps, gptq_steps, integers, layer_loss
+
+import torch
+from torch import Tensor
+
+INTEGERS = {"INT2": 2, "INT3": 3, "INT4": 4}
+FLOATS = ("NF4", "E2M1", "MXFP4", "NVFP4", "Q4_0")
+METHODS = ("rounding", "GPTQ")
+GROUPS = (128, 64, 32, 16)
+WINDOW = 32  # columns of the row that are drawn at once
+
+Cost = tuple[float, float, float]
+"""A KL in bits, and the ends of its interval."""
+
+
+@dataclass(frozen=True)
+class FourBitState:
+    """What the controls of a FourBitExplorer say.
+
+    Attributes:
+        format: "INT2" to "INT4", or a name of `FLOATS`.
+        group: of integers, how many neighbouring inputs share a scale; 0 for the whole row.
+        method: "rounding" or "GPTQ".
+        symmetric: of integers, whether zero sits in the middle of each grid.
+        column: how many columns are rounded: where the picture of the row stands.
+    """
+
+    format: str
+    group: int
+    method: str
+    symmetric: bool
+    column: int
+
+    @property
+    def choice(self) -> "Choice":
+        """What is chosen, without what a format of floating-point numbers has no say in."""
+        if self.format in INTEGERS:
+            return Choice(self.format, self.group, self.method, self.symmetric)
+        return Choice(self.format, 0, self.method, False)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to round a layer; fields as those of `FourBitState`, 0 and False where the format has no choice."""
+
+    format: str
+    group: int
+    method: str
+    symmetric: bool
+
+    def form(self, inputs: int) -> Format:
+        """Return the format for a layer of so many inputs; integers keep float16 scales."""
+        if self.format in INTEGERS:
+            bits, group = INTEGERS[self.format], self.group or inputs
+            return integers(bits, group, self.symmetric, scale_dtype=torch.float16)
+        return FORMATS[self.format]
+
+    def __str__(self) -> str:
+        kind = " symmetric" if self.symmetric else ""
+        shared = (
+            f" in groups of {self.group}" if self.group else " with a scale a row" if self.format in INTEGERS else ""
+        )
+        return f"{self.format}{kind}{shared}, {'GPTQ' if self.method == 'GPTQ' else 'rounded'}"
+
+
+@dataclass(frozen=True, eq=False)
+class FourBitResult:
+    """What a state does to a layer.
+
+    Attributes:
+        bits_per_weight: of codes and scales.
+        loss: noise of the layer's outputs over their signal.
+        rounded_loss: the same in this format by rounding alone.
+        weight_sqnr: of the weights in dB.
+        kl: of the whole model, in bits, with its interval; None where it was not measured.
+        window: the columns of the row that are drawn.
+        levels: `(columns, values)` what a weight of each of these columns may become.
+        exact: `(columns,)` the weights.
+        become: `(columns,)` what errors have made of them: of those that are rounded, when their turn came.
+        rounded: `(columns,)` what they were rounded to, NaN for those still to come.
+        moved: `(in,)` how far each column that is still to come has been moved.
+        last: `(in,)` what the last error added to that.
+        sentence: the result in words.
+    """
+
+    bits_per_weight: float
+    loss: float
+    rounded_loss: float
+    weight_sqnr: float
+    kl: Cost | None
+    window: range
+    levels: Tensor
+    exact: Tensor
+    become: Tensor
+    rounded: Tensor
+    moved: Tensor
+    last: Tensor
+    sentence: str
+
+    @property
+    def output_sqnr(self) -> float:
+        """Of the layer's outputs in dB."""
+        return decibels(1.0, self.loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A choice worked out: its steps, and what it costs."""
+
+    form: Format
+    steps: Steps
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class FourBitData:
+    """A layer made ready for many ways to round it.
+
+    Attributes:
+        weight: `(rows, in)` of what is explored.
+        given: the shape of the whole layer.
+        curvature: `(in, in)`, the Hessian of what it reads.
+        row: the row that is drawn.
+        kl: of the whole model, by choice; empty where it was not measured.
+    """
+
+    weight: Tensor
+    given: tuple[int, int]
+    curvature: Tensor
+    row: int
+    kl: Mapping[Choice, Cost]
+    _tried: dict[Choice, Tried] = field(default_factory=dict, repr=False)
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.shape[1]
+
+    @functools.cached_property
+    def signal(self) -> float:
+        """The power of the outputs."""
+        return layer_loss(self.weight, torch.zeros_like(self.weight), self.curvature)
+
+    @functools.cached_property
+    def formats(self) -> list[str]:
+        """Those whose blocks divide the inputs."""
+        return [*INTEGERS, *(name for name in FLOATS if self.inputs % (FORMATS[name].block or 1) == 0)]
+
+    @functools.cached_property
+    def groups(self) -> list[int]:
+        return [0, *(size for size in GROUPS if size < self.inputs and self.inputs % size == 0)]
+
+    def attempt(self, choice: Choice) -> Tried:
+        """Round the layer, once for each choice."""
+        if choice not in self._tried:
+            form = choice.form(self.inputs)
+            if choice.method == "GPTQ":
+                steps = gptq_steps(self.weight, self.curvature, format=form)
+            else:
+                steps = _plain_steps(self.weight, form)
+            loss = layer_loss(self.weight, steps.rounded, self.curvature) / (self.signal or 1.0)
+            self._tried[choice] = Tried(form, steps, loss)
+        return self._tried[choice]
+
+    def frontier(self) -> dict[Choice, tuple[float, float]]:
+        """Bits per weight and cost of what was measured: the KL of the model, else the loss of the layer."""
+        if self.kl:
+            return {choice: (choice.form(self.inputs).bits_per_weight, cost[0]) for choice, cost in self.kl.items()}
+        ways = [Choice(f, g, m, False) for m in METHODS for f in INTEGERS for g in self.groups]
+        ways += [Choice(f, 0, m, False) for m in METHODS for f in self.formats if f not in INTEGERS]
+        tried = {choice: self.attempt(choice) for choice in ways}
+        return {choice: (each.form.bits_per_weight, each.loss) for choice, each in tried.items()}
+
+    def levels(self, choice: Choice, window: range) -> Tensor:
+        """The values that weights of the row in some columns could take, `(columns, values)`."""
+        tried, row = self.attempt(choice), self.row
+        form, steps, found = tried.form.for_tensor(self.weight), tried.steps, []
+        size = form.block or self.inputs
+        for first in range(window.start // size * size, window.stop, size):
+            block = self.weight[row, first : first + size].double()
+            if choice.method == "GPTQ":  # as it was when its scale was chosen
+                block = block - steps.error[row, :first] @ steps.factor[:first, first : first + size]
+            found.append(form.values(block[None].float()).expand(size, -1))
+        start = window.start % size
+        return torch.cat(found)[start : start + len(window)]
+
+
+def explore_four_bits(data: FourBitData, state: FourBitState) -> FourBitResult:
+    """Compute what `state` does to `data`."""
+    choice, row, count = state.choice, data.row, state.column
+    tried = data.attempt(choice)
+    plain = data.attempt(Choice(choice.format, choice.group, "rounding", choice.symmetric))
+    steps = tried.steps
+    first = min(max(count - 1, 0) // WINDOW * WINDOW, max(0, data.inputs - WINDOW))
+    window = range(first, min(first + WINDOW, data.inputs))
+    moved, last = torch.zeros(data.inputs), torch.zeros(data.inputs)
+    if count and choice.method == "GPTQ":
+        moved[count:] = -(steps.error[row, :count] @ steps.factor[:count, count:]).float()
+        last[count:] = -(steps.error[row, count - 1] * steps.factor[count - 1, count:]).float()
+    done = torch.arange(data.inputs) < count
+    result = FourBitResult(
+        bits_per_weight=tried.form.bits_per_weight,
+        loss=tried.loss,
+        rounded_loss=plain.loss,
+        weight_sqnr=float(sqnr(data.weight, steps.rounded)),
+        kl=data.kl.get(choice),
+        window=window,
+        levels=data.levels(choice, window),
+        exact=data.weight[row, window.start : window.stop],
+        become=torch.where(done, steps.met[row], data.weight[row] + moved)[window.start : window.stop],
+        rounded=torch.where(done, steps.rounded[row], math.nan)[window.start : window.stop],
+        moved=moved,
+        last=last,
+        sentence="",
+    )
+    object.__setattr__(result, "sentence", _sentence(data, state, result, plain.steps))
+    return result
+
+
+def _sentence(data: FourBitData, state: FourBitState, result: FourBitResult, plain: Steps) -> str:
+    choice, count = state.choice, state.column
+    cost = f"{choice}: {result.bits_per_weight:.2f} bits a weight. "
+    kept = f"The layer's outputs keep {in_decibels(result.output_sqnr)}, its weights {in_decibels(result.weight_sqnr)}"
+    against = ""
+    if choice.method == "GPTQ":
+        before = decibels(1.0, result.rounded_loss), float(sqnr(data.weight, plain.rounded))
+        against = f"; rounded, {in_decibels(before[0])} and {in_decibels(before[1])}"
+    whole = ""
+    if result.kl is not None:
+        mean, low, high = result.kl
+        whole = f" KL of the whole model: {mean:.3g} bits ({low:.3g} to {high:.3g})."
+    elif data.kl:
+        whole = " The KL of the whole model was not measured for this."
+    fed = f" {count} of {data.inputs} columns are rounded"
+    if not count:
+        fed = " No column is rounded yet."
+    elif choice.method == "rounding":
+        fed += "; no error is handed on."
+    elif count == data.inputs:
+        fed += "; no column is left to mend an error."
+    else:
+        most = int(result.last.abs().argmax())
+        error = float(plain.weight[data.row, count - 1] - result_at(data, choice, count - 1))
+        fed += f"; the last lost {error:+.3g}, and most of it moves column {most}, by {float(result.last[most]):+.2g}."
+    explored = data.weight.shape
+    part = f" Figures of the layer are of {explored[0]} of its {data.given[0]} rows" if explored != data.given else ""
+    part += f" and {explored[1]} of its {data.given[1]} inputs" if explored[1] != data.given[1] else ""
+    return f"{cost}{kept}{against}.{whole}{fed}{part}{'.' if part else ''}"
+
+
+def result_at(data: FourBitData, choice: Choice, column: int) -> float:
+    """Return what the weight of the drawn row at a column was rounded to."""
+    return float(data.attempt(choice).steps.rounded[data.row, column])
+
+
+def _plain_steps(weight: Tensor, form: Format) -> Steps:
+    """Rounding, as if it were GPTQ that hands no error on."""
+    rounded, inputs = form.round(weight), weight.shape[1]
+    lost = (weight - rounded).double()
+    return Steps(weight, torch.arange(inputs), weight, rounded, lost, torch.eye(inputs, dtype=torch.float64))
+
+
+def random_layer(rows: int = 32, inputs: int = 128) -> tuple[Tensor, Tensor]:
+    """Return a random weight, and inputs that go together and differ in loudness."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(inputs, inputs, generator=generator) / math.sqrt(inputs)
+    loud = torch.rand(inputs, generator=generator).exp()
+    x = torch.randn(2048, inputs, generator=generator) @ (mix + 0.5 * torch.eye(inputs)) * loud
+    return torch.randn(rows, inputs, generator=generator) / math.sqrt(inputs), x
