@@ -2,19 +2,39 @@
 (() => {
   const after = (element) => (element ? [element, ...after(element.nextElementSibling)] : []);
 
-  // What follows a guess, up to the next one or the next section, waits until the reader has guessed.
+  // What comes next as one reads: sections are walked through.
+  const next = (element) => {
+    let last = element;
+    while (!last.nextElementSibling) {
+      last = last.parentElement;
+      if (!last.matches("section")) return null;
+    }
+    last = last.nextElementSibling;
+    while (last.matches("section")) last = last.firstElementChild;
+    return last;
+  };
+
+  const show = (elements, on) => elements.forEach((element) => {
+    element.hidden = !on;
+    element.style.display = on ? "" : "none";  // the theme shows some of what is hidden
+  });
+
+  // What follows a guess waits until the reader has guessed: up to the end of the section that answers it, or the next guess.
   const guess = (form) => {
     const waiting = after(form.closest(".output").nextElementSibling);
-    for (const next of after(form.closest(".cell").nextElementSibling)) {
-      if (next.matches("section") || next.querySelector(".qtutor-guess")) break;
-      waiting.push(next);
+    const answers = (element) => element.textContent.includes("You made no guess;");
+    let answered = waiting.some(answers);
+    for (let each = next(form.closest(".cell")); each; each = next(each)) {
+      if (each.querySelector(".qtutor-guess") || (answered && each.matches("h1, h2, h3, h4"))) break;
+      waiting.push(each);
+      answered ||= answers(each);
     }
-    waiting.forEach((element) => { element.hidden = true; });
+    show(waiting, false);
     form.hidden = false;
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const given = form.querySelector("input").value.trim();
-      waiting.forEach((element) => { element.hidden = false; });
+      show(waiting, true);
       const told = waiting.flatMap((element) => [...element.querySelectorAll("pre")])
         .find((element) => element.textContent.includes("You made no guess;"));
       if (told && given) told.textContent = told.textContent.replace("You made no guess;", `You guessed ${given};`);
