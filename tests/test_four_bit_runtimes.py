@@ -1,12 +1,13 @@
 """4-bit linear layers: each kernel against a product with the weights that it is to have."""
 
 import copy
+import warnings
 
 from qtutor.benchmark import size_bytes
 from qtutor.lowbit import integers
 from qtutor.models.running import agreement
 from qtutor.runtimes import FOUR_BITS, build, quantize_onnx_weights
-from qtutor.workflows import quantize_weights
+from qtutor.workflows import quantize_dynamic, quantize_weights
 
 import pytest
 import torch
@@ -47,6 +48,18 @@ def test_the_given_model_stays_and_the_new_one_takes_little_room(model):
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert [type(layer).__name__ for layer in quantized][:3] == ["Int4Linear", "ReLU", "Int4Linear"]
     assert size_bytes(quantize_weights(nn.Linear(1024, 1024, bias=False))) < 0.16 * size_bytes(nn.Linear(1024, 1024))
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+def test_an_encoder_with_a_padding_mask_runs(convert):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2).eval()
+    x, hidden = torch.randn(3, 7, 64), torch.arange(7) >= torch.tensor([5, 3, 7])[:, None]
+    with warnings.catch_warnings(record=True), torch.no_grad():
+        warnings.simplefilter("always")
+        wanted, got = encoder(x, src_key_padding_mask=hidden), convert(encoder)(x, src_key_padding_mask=hidden)
+    assert agreement([wanted[~hidden]], [got[~hidden]]) > 25
+    assert encoder.use_nested_tensor
+    assert encoder.layers[0].activation_relu_or_gelu
 
 
 def test_a_layer_that_two_places_share_is_shared_still():

@@ -181,6 +181,12 @@ def test_bad_input_is_refused_with_a_reason(weight, curvature, options, error, m
         gptq(weight, curvature, **options)
 
 
+@pytest.mark.parametrize("inputs", [torch.tensor([torch.nan, 1.0]), torch.tensor([]), torch.tensor([1, 2])])
+def test_a_single_row_of_inputs_is_checked_too(inputs):
+    with pytest.raises((TypeError, ValueError), match="hessian: inputs"):
+        hessian(inputs)
+
+
 def test_silent_inputs_cost_nothing():
     weight, x = layer(4)
     x[:, 3:9] = 0

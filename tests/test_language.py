@@ -1,6 +1,7 @@
 """The language model against the formulas written out in float64; what a change costs; the model and text that ship."""
 
 import math
+import os
 from itertools import pairwise
 
 from qtutor.language import (
@@ -11,6 +12,7 @@ from qtutor.language import (
     bits_per_character,
     generate,
     hessians,
+    inputs_of,
     kl,
     linear_layers,
     predictions,
@@ -114,6 +116,29 @@ def test_the_cache_hands_out_what_was_rounded():
         cache.kept(2)
     with pytest.raises(ValueError, match="must keep the shape"):
         tiny()(TOKENS, KeyValueCache(round_keys=lambda keys: keys[..., :2]))
+
+
+def test_tokens_that_are_rounded_together_wait_for_one_another():
+    def marked(keys):
+        assert keys.shape[2] % 3 == 0
+        return keys + 100
+
+    cache, model = KeyValueCache(round_keys=marked, together=3), tiny()
+    with torch.no_grad():
+        for first, last in pairwise((0, 1, 2, 5, 8)):
+            model(TOKENS[:, first:last], cache)
+    keys, values = cache.kept(0)
+    assert (keys[0, 0, :, 0] > 50).tolist() == [True] * 6 + [False] * 2
+    assert values.shape == keys.shape
+    assert cache.length == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_model_runs_in_other_types(dtype):
+    model = tiny()
+    with torch.no_grad():
+        other = model.to(dtype)(TOKENS)
+    assert other.dtype == dtype
 
 
 def test_no_token_sees_what_follows():
@@ -220,6 +245,23 @@ def test_hessians_are_of_what_layers_read():
 
 
 # --- What ships.
+
+
+def test_a_layer_that_never_runs_has_no_inputs():
+    model = tiny()
+    model.idle = torch.nn.Linear(3, 3)
+    for ask in (lambda: hessians(model, TOKENS.flatten(), 5), lambda: inputs_of(model, "idle", TOKENS.flatten(), 5)):
+        with pytest.raises(ValueError, match="Llama never calls idle"):
+            ask()
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
+    model = small.load()
+    for factor in (1, 2):
+        model.norm.weight.data.fill_(factor)
+        small.save(model, tmp_path / "model.pt")
+        os.utime(tmp_path / "model.pt", (factor, factor))
+        assert small.load(tmp_path / "model.pt").norm.weight[0] == factor
 
 
 def test_the_small_model_ships_small_and_reads_python():

@@ -79,6 +79,8 @@ def write(path, model, form="F32", **changed):
     writer.add_token_merges(MERGES)
     writer.add_array("test.numbers", [1, -2, 3])
     writer.add_bool("test.bool", True)
+    if "stretched" in changed:
+        writer.add_float32("llama.rope.scaling.factor", changed["stretched"])
     kind = gguf.GGMLQuantizationType[form]
     for name, weight in model.state_dict().items():
         plain = weight.dim() == 1 or form == "F32"
@@ -222,18 +224,36 @@ def test_a_damaged_file_is_read_or_refused(draws, path):
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"architecture": "gpt2"}, "kind 'gpt2', and only 'llama'"),
+        ({"architecture": "gpt2"}, "kind 'gpt2'; only 'llama'"),
         ({"layers": 3}, "lacks the tensor 'blk.2.attn_norm.weight'"),
         ({"layers": 1}, "holds 'blk.1.attn_k.weight', which a plain Llama has not"),
         ({"layers": 2**31}, "announces 2147483648 blocks"),
         ({"heads": 2}, r"has 'blk.0.attn_k.weight' of shape \(32, 64\), and its values say \(64, 64\)"),
         ({"heads": 3}, "does not split into 3 heads"),
         ({"eps": float("nan")}, "layer_norm_rms_epsilon as nan"),
+        ({"stretched": 2.0}, "stretches its positions"),
+        ({"architecture": "x" * 10_000}, r"kind 'x{1,20}\.\.\.x{1,20}'; only"),
     ],
 )
 def test_another_model_is_refused(changed, why, model, tmp_path):
     with pytest.raises(ValueError, match=why):
         LlamaFile(read_gguf(write(tmp_path / "other.gguf", model, **changed)))
+
+
+def test_all_lists_together_have_a_limit(path, monkeypatch):
+    monkeypatch.setattr("qtutor.language.gguf.LONGEST_LIST", len(TOKENS) + 1)
+    with pytest.raises(ValueError, match="in all lists is the most here"):
+        read_gguf(path)
+
+
+def test_a_model_that_is_read_whole_is_its_readers_own(path):
+    parts = LlamaFile(read_gguf(path))
+    whole = parts.whole()
+    before = parts.embedding.clone()
+    whole.embedding.weight.data.zero_()
+    assert torch.equal(parts.embedding, before)
+    with pytest.raises(ValueError, match="rows must follow one another"):
+        parts.file.tensor("token_embd.weight", slice(None, None, -1))
 
 
 def test_a_file_that_changes_after_it_was_opened_is_noticed(path, tmp_path):

@@ -159,6 +159,24 @@ def test_zeros_stay_zeros_and_a_weight_that_is_rounded_is_rounded_already(form):
     assert (again - once).abs().max() <= 0.05 * once.abs().max()
 
 
+@pytest.mark.parametrize("name", ["NVFP4", "MXFP4", "NF4", "Q4_0", "Q4_1"])
+def test_the_smallest_weights_round_to_none_that_is_far(name):
+    weight = torch.linspace(-1, 1, 64)[None] * 1e-36
+    rounded = FORMATS[name].round(weight)
+    assert rounded.isfinite().all()
+    assert (rounded - weight).abs().max() <= 1e-36
+
+
+def test_what_a_type_cannot_hold_is_refused_and_what_it_can_stays():
+    for name, value in (("Q4_1", 1e5), ("Q4_K", -5e6)):
+        with pytest.raises(ValueError, match="stores a scale as"):
+            FORMATS[name].round(torch.full((1, 256), value))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        FORMATS["MXFP4"].round(torch.full((1, 32), 1e300, dtype=torch.float64))
+    assert integers(4, 64).round(torch.full((1, 64), 65504.0).half()).isfinite().all()
+    assert FORMATS["Q4_0"].read(torch.zeros(19, dtype=torch.uint8)[1:]).tolist() == [0.0] * 32
+
+
 def test_k_quants_beat_the_first_formats_for_the_same_bits():
     weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
     loss = {name: float((form.round(weight) - weight).square().mean()) for name, form in FORMATS.items()}

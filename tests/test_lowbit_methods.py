@@ -46,6 +46,13 @@ def test_awq_halves_the_loss_where_one_input_is_loud_and_does_nothing_where_none
     assert layer_loss(weight, awq(weight, x, bits=4), hessian(x)) < plain / 2
 
 
+def test_awq_of_tiny_inputs_is_that_of_large_ones():
+    weight, inputs = torch.randn(4, 8), torch.randn(32, 8) * torch.tensor([20.0, *[1.0] * 7])
+    torch.testing.assert_close(awq_scales(weight, inputs * 1e-18, bits=3), awq_scales(weight, inputs, bits=3))
+    with pytest.raises(ValueError, match="steps must be a whole number from 1"):
+        awq_scales(weight, inputs, steps=0)
+
+
 def test_smoothing_keeps_the_function_and_shares_the_range_evenly_at_one_half():
     first, second, x = numbers(6, 10), numbers(4, 10, seed=1), numbers(30, 10, seed=2) * 10 ** numbers(10, seed=3)
     loud = x.abs().amax(dim=0)

@@ -56,6 +56,25 @@ def test_the_harm_of_a_layer_is_the_kl_of_a_copy_with_that_layer_rounded(model, 
     assert found.rows == tokens.numel()
 
 
+def test_what_a_model_counts_while_it_runs_is_not_touched():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 4)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.linear(x)
+
+    model, batch = Counts(), torch.randn(3, 64)
+    diagnose(model, [batch], bits=4, weights="group", progress=False)
+    assert model.calls == 0
+    for group in (0, None, 2.0):
+        with pytest.raises(ValueError, match="group must be a whole number from 1"):
+            diagnose(model, [batch], bits=4, weights="group", group=group, progress=False)
+
+
 def test_the_most_harmful_stands_first_and_is_said(found):
     assert found.table["harm"].is_monotonic_decreasing
     assert float(found.table["share"].sum()) == pytest.approx(1)

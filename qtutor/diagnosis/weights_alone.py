@@ -18,7 +18,7 @@ from qtutor.affine import sqnr
 from qtutor.diagnosis.progress import bar
 from qtutor.lowbit import round_groups
 from qtutor.models.batches import Batch
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import kl_bits, scores_of
 from qtutor.simulation import Rounding, Simulation
@@ -120,6 +120,8 @@ def diagnose_weights(
     model: nn.Module, batches: list[Batch], bits: int, group: int, notes: list[str], progress: bool
 ) -> WeightDiagnosis:
     """Round each linear layer alone, and all of them; `diagnose` has the arguments and the errors."""
+    if type(group) is not int or group < 1:
+        raise ValueError(f"group must be a whole number from 1, got {group!r}")
     simulation = _sharing(model, batches[0])
     layers, skipped = _rounded_layers(simulation, group)
     if not layers:
@@ -151,8 +153,8 @@ def _sharing(model: nn.Module, batch: Batch) -> Simulation:
     """A copy in eval mode that shares its weights with the given model, and what it calls."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    simulation = Simulation(copy_model(model, shared).eval())
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    simulation = Simulation(eval_copy(model, shared))
     found = find_layers(simulation.model, lambda: simulation.run(batch))
     return Simulation(simulation.model, found.layers, found.skipped, before=found.before)
 

@@ -248,17 +248,13 @@ def _sentence(data: FourBitData, state: FourBitState, result: FourBitResult, pla
         fed += "; no column is left to mend an error."
     else:
         most = int(result.last.abs().argmax())
-        error = float(plain.weight[data.row, count - 1] - result_at(data, choice, count - 1))
+        steps = data.attempt(choice).steps
+        error = float((steps.met - steps.rounded)[data.row, count - 1])
         fed += f"; the last lost {error:+.3g}, and most of it moves column {most}, by {float(result.last[most]):+.2g}."
     explored = data.weight.shape
     part = f" Figures of the layer are of {explored[0]} of its {data.given[0]} rows" if explored != data.given else ""
     part += f" and {explored[1]} of its {data.given[1]} inputs" if explored[1] != data.given[1] else ""
     return f"{cost}{kept}{against}.{whole}{fed}{part}{'.' if part else ''}"
-
-
-def result_at(data: FourBitData, choice: Choice, column: int) -> float:
-    """Return what the weight of the drawn row at a column was rounded to."""
-    return float(data.attempt(choice).steps.rounded[data.row, column])
 
 
 def _plain_steps(weight: Tensor, form: Format) -> Steps:

@@ -57,7 +57,7 @@ class OutlierResult:
         steps: `(positions, channels)` int32, how many steps from zero each value is rounded to; 0 keeps no code.
         kept: `(positions,)` the share of values that keep a code.
         overall: SQNR in dB of the layer's outputs at all positions together.
-        each: `(positions,)` SQNR of the outputs at each position; infinite where one is spared.
+        each: `(positions,)` SQNR of the outputs at each position; of a spared one, what the rounded weight leaves.
         value: the value that is looked at, and what is left of it.
         sentence: the result in words.
     """
@@ -111,7 +111,7 @@ class OutlierData:
 def explore_outliers(data: OutlierData, state: OutlierState) -> OutlierResult:
     """Compute what `state` does to `data`."""
     x, weight = data.prepare(state.prepared, state.strength)
-    rounded_from = int(state.spare and len(x) > 1)
+    rounded_from = int(_spares(state, x))
     qparams = _qparams(x[rounded_from:], state.per, state.bits)
     codes = quantize(x[rounded_from:], qparams)
     steps = torch.full(x.shape, 2**state.bits - 1, dtype=torch.int32)
@@ -132,6 +132,11 @@ def explore_outliers(data: OutlierData, state: OutlierState) -> OutlierResult:
     return replace(result, sentence=_sentence(data, state, result, qparams))
 
 
+def _spares(state: OutlierState, x: Tensor) -> bool:
+    """Whether the first position stays in floating point: not where there is no other."""
+    return state.spare and len(x) > 1
+
+
 def _qparams(x: Tensor, per: str, bits: int) -> QParams:
     low, high = (x.min(), x.max()) if per == "tensor" else (x.amin(1, keepdim=True), x.amax(1, keepdim=True))
     quant_min, quant_max = grid(bits, signed=False)
@@ -140,13 +145,14 @@ def _qparams(x: Tensor, per: str, bits: int) -> QParams:
 
 def _sentence(data: OutlierData, state: OutlierState, result: OutlierResult, qparams: QParams) -> str:
     how = f"smoothed at {state.strength:g}" if state.prepared == "smoothed" else state.prepared
-    spared = ", the first position in floating point" if state.spare else ""
+    spares = _spares(state, result.prepared)
+    spared = ", the first position in floating point" if spares else ""
     position, channel = state.position, int(data.drawn[state.channel])
     size = result.prepared.abs()
     here = divmod(int(size.argmax()), size.shape[1])
     value, left = result.value
     steps = int(result.steps[position, channel])
-    fate = "is not rounded" if state.spare and position == 0 else f"becomes {left:.3g}, {steps} steps from zero"
+    fate = "is not rounded" if spares and position == 0 else f"becomes {left:.3g}, {steps} steps from zero"
     return (
         f"Activations {how}, {state.bits} bits, one scale per {state.per}{spared}: "
         f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% at "

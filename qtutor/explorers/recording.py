@@ -190,21 +190,10 @@ def record(
     """
     if not explorer.controls:
         raise ValueError(f"there is nothing to record: {explorer.sentence.text}")
-    wanted = dict(explorer.stops() if stops is None else stops)
-    if unknown := wanted.keys() - explorer.controls.keys():
-        raise ValueError(f"no control named {', '.join(sorted(unknown))}: there are {', '.join(explorer.controls)}")
     presets = {"Start again": {}, **(presets or {})}
     needed = [*presets.values(), *(mission.answer for mission in missions)]
-    if left := {name for each in needed for name in each} - wanted.keys():
-        raise ValueError(f"a preset or a mission moves {', '.join(sorted(left))}: give stops for it too")
-    axes = tuple(
-        axis for name, values in wanted.items() for axis in _axes(name, explorer.controls[name], values, needed)
-    )
-    axes = tuple(axis for axis in axes if len(axis.values) > 1 or axis.end is not None)  # one stop moves nothing
+    axes = _lattice(explorer, explorer.stops() if stops is None else stops, needed)
     count = math.prod(len(axis.values) for axis in axes)
-    if count > MOST:
-        sizes = " x ".join(f"{len(axis.values)} {axis.name}" for axis in axes)
-        raise ValueError(f"{count:,} states are too many ({sizes}): at most {MOST:,}, give fewer stops")
     first = {name: control.value for name, control in explorer.controls.items()}
     start = tuple(axis.values.index(_value(first, axis)) for axis in axes)
 
@@ -247,6 +236,21 @@ def record(
     }
     heard = {name: (column.values, column.which) for name, column in said.items()}
     return Recording(type(explorer).__name__, axes, start, figure, changing, heard, places)
+
+
+def _lattice(explorer: Any, stops: Mapping[str, Iterable], needed: Sequence[Mapping[str, Any]]) -> tuple[Axis, ...]:
+    """What moves on the page: the axes of the controls that have stops, which hold what is needed too."""
+    if unknown := stops.keys() - explorer.controls.keys():
+        raise ValueError(f"no control named {', '.join(sorted(unknown))}: there are {', '.join(explorer.controls)}")
+    if left := {name for each in needed for name in each} - stops.keys():
+        raise ValueError(f"a preset or a mission moves {', '.join(sorted(left))}: give stops for it too")
+    found = [axis for name in stops for axis in _axes(name, explorer.controls[name], stops[name], needed)]
+    axes = tuple(axis for axis in found if len(axis.values) > 1 or axis.end is not None)  # one stop moves nothing
+    count = math.prod(len(axis.values) for axis in axes)
+    if count > MOST:
+        sizes = " x ".join(f"{len(axis.values)} {axis.name}" for axis in axes)
+        raise ValueError(f"{count:,} states are too many ({sizes}): at most {MOST:,}, give fewer stops")
+    return axes
 
 
 def _chosen(axes: Sequence[Axis], values: Sequence) -> dict[str, Any]:

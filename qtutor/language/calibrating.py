@@ -27,7 +27,7 @@ def hessians(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> dict[str
         By the name of the layer, `(in, in)` float64.
 
     Raises:
-        ValueError: the text is shorter than two windows, or the model has no linear layer.
+        ValueError: the text is shorter than two windows, the model has no linear layer, or never calls one.
     """
     sums = {name: _Sum() for name in linear_layers(model)}
     if not sums:
@@ -35,6 +35,8 @@ def hessians(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> dict[str
     with observing(model, sums, inputs=True), torch.no_grad():  # type: ignore[arg-type]  # all it needs is `observe`
         for inputs, _ in windows(tokens, window):
             model(inputs)
+    if idle := [name for name, found in sums.items() if not found.count]:
+        raise ValueError(f"{type(model).__name__} never calls {', '.join(idle)}: nothing goes into a layer at rest")
     return {name: found.total / found.count for name, found in sums.items()}
 
 
@@ -42,12 +44,14 @@ def inputs_of(model: nn.Module, layer: str, tokens: Tensor, window: int = WINDOW
     """Return what one layer reads while the model reads a text: `(windows, window, in)`.
 
     Raises:
-        ValueError: the text is shorter than two windows, or the model has no such layer.
+        ValueError: the text is shorter than two windows, the model has no such layer, or never calls it.
     """
     seen = _Seen()
     with observing(model, {layer: seen}, inputs=True), torch.no_grad():  # type: ignore[dict-item]
         for inputs, _ in windows(tokens, window):
             model(inputs)
+    if not seen.batches:
+        raise ValueError(f"{type(model).__name__} never calls {layer}: nothing goes into a layer at rest")
     return torch.cat(seen.batches)
 
 
@@ -58,7 +62,7 @@ class _Seen:
         self.batches: list[Tensor] = []
 
     def observe(self, x: Tensor) -> Tensor:
-        self.batches.append(x)
+        self.batches.append(x.clone())
         return x
 
 

@@ -16,6 +16,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr
 from typing import BinaryIO
 
 from qtutor.lowbit import FORMATS, StoredFormat
@@ -27,7 +28,7 @@ Value = int | float | bool | str | list
 """What a file says under a name."""
 
 LONGEST_LIST = 1 << 20
-"""Of strings or numbers under one name; vocabularies have 10^5."""
+"""Of strings or numbers in all lists together; vocabularies have some 10^5."""
 
 LARGEST_HEAD = 1 << 25
 """Bytes before the tensors; vocabularies of 10^5 take some 10^7."""
@@ -103,6 +104,8 @@ class GgufFile:
         if name not in self.tensors:
             raise ValueError(f"{self.path.name} holds no tensor {name!r}")
         stored = self.tensors[name]
+        if rows.step not in (None, 1):
+            raise ValueError(f"rows must follow one another, got {rows}")
         first, last, _ = rows.indices(math.prod(stored.shape[:-1]))
         values = torch.empty(max(last - first, 0), stored.shape[-1])
         together = max(1, _AT_ONCE // stored.shape[-1])
@@ -140,7 +143,7 @@ def read_gguf(path: Path | str) -> GgufFile:
             metadata[name] = head.value(head.number("I"))
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment not in range(8, 1 << 16, 8):
-            raise head.refusal(f"has an alignment of {alignment!r}, not a multiple of 8 below {1 << 16}")
+            raise head.refusal(f"has an alignment of {repr(alignment)}, not a multiple of 8 below {1 << 16}")
         listed = [_listed(head, alignment) for _ in range(count)]
         start = -(-head.place // alignment) * alignment
         tensors: dict[str, StoredTensor] = {}
@@ -156,7 +159,7 @@ class _Head:
     """Reads a file from its start, and never past its end."""
 
     def __init__(self, file: BinaryIO, size: int, name: str):
-        self.file, self.size, self.name, self.place = file, size, name, 0
+        self.file, self.size, self.name, self.place, self.listed = file, size, name, 0, 0
 
     def refusal(self, why: str) -> ValueError:
         return ValueError(f"{self.name} {why}: it is damaged, or no model that can be read here")
@@ -212,8 +215,9 @@ class _Head:
         kind, count = self.number("I"), self.number("Q")
         if kind == _LIST:
             raise self.refusal("holds a list of lists")
-        if count > LONGEST_LIST:
-            raise self.refusal(f"announces a list of {count}, and {LONGEST_LIST} is the most here")
+        self.listed += count
+        if self.listed > LONGEST_LIST:
+            raise self.refusal(f"announces a list of {count}, and {LONGEST_LIST} in all lists is the most here")
         if kind == _STRING:
             return [self.text() for _ in range(self.room(count, 8, "texts"))]
         return self.numbers(kind, count)

@@ -188,7 +188,7 @@ def rotate_by_position(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool
                 [0.5400, 0.8410]])
     """
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
-    turned = (first * cos - second * sin, first * sin + second * cos)
+    turned = [part.to(x.dtype) for part in (first * cos - second * sin, first * sin + second * cos)]
     return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from reprlib import repr
 from typing import TypeVar
 
 from qtutor.language.gguf import GgufFile
@@ -88,10 +89,11 @@ class LlamaFile:
         """Return the model with all its weights in float32: four bytes for each."""
         model = _fresh(lambda: Llama(replace(self.config, layers=1, vocabulary=1)))  # its sizes follow the weights
         model.config = self.config
-        model.embedding = nn.Embedding.from_pretrained(self.embedding)
+        model.embedding = nn.Embedding.from_pretrained(self.embedding.clone())
         model.norm.weight = nn.Parameter(self.file.tensor("output_norm.weight"), requires_grad=False)
         if model.head is not None:
             model.head.weight = nn.Parameter(self.file.tensor("output.weight"), requires_grad=False)
+            model.head.out_features = self.config.vocabulary
         model.blocks = nn.ModuleList(self.block(layer) for layer in range(self.config.layers))
         return model.eval()
 
@@ -99,21 +101,22 @@ class LlamaFile:
 def _config(file: GgufFile) -> LlamaConfig:
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
-        raise ValueError(f"{file.path.name} holds a model of the kind {architecture!r}, and only 'llama' is read here")
+        raise ValueError(f"{file.path.name} holds a model of the kind {repr(architecture)}; only 'llama' is read here")
 
     def number(name: str, default: float | None = None) -> float:
         value = file.metadata.get(f"llama.{name}", default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-            raise ValueError(f"{file.path.name} gives llama.{name} as {value!r}, and a number above 0 is needed")
+            raise ValueError(f"{file.path.name} gives llama.{name} as {repr(value)}, and a number above 0 is needed")
         return value
 
     def count(name: str, default: int | None = None) -> int:
         value = number(name, default)
         if not isinstance(value, int):
-            raise ValueError(f"{file.path.name} gives llama.{name} as {value!r}, and a whole number is needed")
+            raise ValueError(f"{file.path.name} gives llama.{name} as {repr(value)}, and a whole number is needed")
         return value
 
-    if file.metadata.get("llama.rope.scaling.type", "none") != "none":
+    factors = [file.metadata.get(f"llama.rope.{name}", 1) for name in ("scale_linear", "scaling.factor")]
+    if file.metadata.get("llama.rope.scaling.type", "none") != "none" or not all(f in (0, 1) for f in factors):
         raise ValueError(f"{file.path.name} stretches its positions (llama.rope.scaling), which is not done here")
     if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{file.path.name} lacks the tensor 'token_embd.weight' of the model that it describes")

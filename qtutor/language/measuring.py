@@ -39,6 +39,8 @@ class Measured:
     def __post_init__(self):
         if self.windows.dim() != 1 or len(self.windows) < 2:
             raise ValueError(f"an interval takes two windows or more, not a tensor of {tuple(self.windows.shape)}")
+        if not self.windows.isfinite().all():
+            raise ValueError("a window measures NaN or infinity: the model's predictions are no distribution")
 
     @property
     def mean(self) -> float:

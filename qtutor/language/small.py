@@ -5,7 +5,9 @@ Two blocks, one token a character. `qtutor.language.train` made `small.pt` and m
 """
 
 import io
-from functools import cache
+import os
+import pickle
+from functools import lru_cache
 from pathlib import Path
 
 from qtutor import storage
@@ -31,8 +33,8 @@ def load(path: Path = CHECKPOINT) -> Llama:
     """
     model = Llama(CONFIG)
     try:
-        model.load_state_dict(_weights(Path(path)))
-    except RuntimeError as error:
+        model.load_state_dict(_weights(Path(path), os.stat(path).st_mtime_ns))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError) as error:
         raise ValueError(f"{Path(path).name} does not hold the weights of the small model") from error
     return model.eval()
 
@@ -48,6 +50,6 @@ def save(model: Llama, path: Path) -> None:
     storage.write_atomically(path, buffer.getvalue())
 
 
-@cache
-def _weights(path: Path) -> dict[str, Tensor]:
+@lru_cache(maxsize=1)
+def _weights(path: Path, changed: int) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True, map_location="cpu")

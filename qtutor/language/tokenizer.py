@@ -13,6 +13,7 @@ import itertools
 import re
 import unicodedata
 from functools import lru_cache
+from reprlib import repr
 
 from qtutor.language.gguf import GgufFile
 
@@ -110,10 +111,11 @@ class BytePairs:
             if first not in self._rank:
                 break
             merged: list[str] = []
-            while parts:
-                together = tuple(parts[:2]) == first
-                merged.append("".join(parts[:2]) if together else parts[0])
-                parts = parts[2:] if together else parts[1:]
+            for part in parts:
+                if merged and (merged[-1], part) == first:
+                    merged[-1] += part
+                else:
+                    merged.append(part)
             parts = merged
         try:
             return tuple(self._numbers[part] for part in parts)
@@ -129,7 +131,8 @@ def tokenizer_of(file: GgufFile) -> BytePairs:
     """
     kind, before = (file.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     if (kind, before) != ("gpt2", "smollm"):
-        raise ValueError(f"{file.path.name} has a tokenizer {kind!r} of kind {before!r}; here: 'gpt2' of kind 'smollm'")
+        other = f"{repr(kind)} of kind {repr(before)}"
+        raise ValueError(f"{file.path.name} has a tokenizer {other}; here: 'gpt2' of kind 'smollm'")
     lists = [file.metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges")]
     for found in lists:
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):

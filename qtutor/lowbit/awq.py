@@ -35,19 +35,23 @@ def awq_scales(
 
     Raises:
         TypeError: a tensor is not a dense floating-point one.
-        ValueError: shapes do not fit, a value is not finite, or the group does not divide the inputs.
+        ValueError: shapes do not fit, a value is not finite, the group does not divide the inputs, or `steps` is no
+            whole number from 1.
     """
     weight = matrix(weight, "weight", "awq_scales").float()
     group_size(group, weight.shape[1], "awq_scales")
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"awq_scales: steps must be a whole number from 1, got {steps!r}")
     rows = finite(inputs, "inputs", "awq_scales")
     if rows.shape[-1] != weight.shape[1]:
         raise ValueError(f"awq_scales: the weight has {weight.shape[1]} inputs, and what it reads {rows.shape[-1]}")
     rows = rows.reshape(-1, weight.shape[1]).float()
     loudness, curvature = rows.abs().mean(dim=0), hessian(rows)
-    loudness = loudness.clamp(min=float(loudness.max()) * 1e-4)  # a silent input must not shrink its weights to nothing
+    # A silent input must not shrink its weights to nothing.
+    loudness = (loudness / (loudness.max() or 1)).clamp(min=1e-4)
     best, least = torch.ones_like(loudness), float("inf")
     for step in range(steps + 1):
-        scales = loudness ** (step / steps) if loudness.max() > 0 else torch.ones_like(loudness)
+        scales = loudness ** (step / steps)
         scales = scales / (scales.max() * scales.min()).sqrt()
         loss = layer_loss(weight, round_groups(weight * scales, bits, group, symmetric) / scales, curvature)
         if loss < least:

@@ -12,7 +12,7 @@ appendix E.
 from dataclasses import dataclass, replace
 
 from qtutor.lowbit.formats import Codes, Format, Scales
-from qtutor.lowbit.stored import StoredFormat, halves, in_halves
+from qtutor.lowbit.stored import StoredFormat, halves, in_halves, over
 
 import torch
 from torch import Tensor
@@ -124,9 +124,8 @@ class TwoScales(TableFormat, StoredFormat):
 
     def nearest(self, blocks: Tensor, scales: Scales) -> Tensor:
         assert scales.outer is not None
-        return self.snap(
-            blocks * ((1 / scales.outer) / scales.scale.float())[..., None]
-        )  # torchao rounds in this order
+        factor = ((1 / scales.outer) / scales.scale.float())[..., None]  # torchao rounds in this order
+        return self.snap(torch.where(factor.isfinite(), blocks * factor, over(blocks, self.scale(scales))))
 
     def scale(self, scales: Scales) -> Tensor:
         small = scales.scale.float()

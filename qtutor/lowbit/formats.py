@@ -95,7 +95,7 @@ class Format(ABC):
         """
         blocks = self._in_blocks(weight)
         scales = self.fit(blocks)
-        for part in (scales.scale, scales.outer):
+        for part in (scales.scale, scales.shift, scales.outer, scales.outer_shift):
             if part is not None and not part.float().isfinite().all():
                 raise ValueError(f"{self.name} stores a scale as {part.dtype}, and a block of this tensor needs more")
         return Codes(self.nearest(blocks, scales).reshape(weight.shape), scales)
@@ -111,7 +111,9 @@ class Format(ABC):
 
     def round(self, weight: Tensor) -> Tensor:
         """Return what is left of a weight: `decode(encode(weight))`, in the dtype of `weight`."""
-        return self.decode(self.encode(weight)).to(weight.dtype)
+        left = self.decode(self.encode(weight))
+        most = torch.finfo(weight.dtype).max  # a grid may reach a little farther than the weights
+        return left.clamp(-most, most).to(weight.dtype)
 
     def for_tensor(self, weight: Tensor) -> "Format":
         """Return the format with what all of a tensor shares already chosen; most share nothing."""
@@ -136,8 +138,8 @@ class Format(ABC):
             raise TypeError(f"{self.name} rounds a tensor of real numbers, got {kind(weight)}: use .float()")
         if weight.dim() == 0:
             raise ValueError(f"{self.name} rounds blocks of a row, got a single number: give it a dimension")
-        check_finite(weight, self.name)
-        return weight.detach().float().reshape(self._shape(weight.shape))
+        check_finite(single := weight.detach().float(), self.name)
+        return single.reshape(self._shape(weight.shape))
 
     def _shape(self, shape: torch.Size) -> tuple[int, ...]:
         block = self.block or shape[-1]

@@ -93,7 +93,7 @@ def hessian(inputs: Tensor | Iterable[Tensor]) -> Tensor:
     """
     total, count = None, 0
     for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
-        rows = finite(batch, "inputs", "hessian").flatten(0, -2) if batch.dim() > 1 else batch.detach()[None]
+        rows = torch.atleast_2d(finite(batch, "inputs", "hessian")).flatten(0, -2)
         if total is None:
             total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
         if rows.shape[1] != len(total):

@@ -91,7 +91,7 @@ def as_bytes(numbers: Tensor) -> Tensor:
 
 def as_numbers(data: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `(..., k)` bytes as numbers."""
-    return data.contiguous().view(dtype)
+    return data.clone(memory_format=torch.contiguous_format).view(dtype)  # which begins where numbers may
 
 
 def over(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qtutor.machine import describe
 from qtutor.models.batches import inputs_of
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import eval_copy
 from qtutor.runtimes import four_bits, onnx_runtime, openvino, pytorch
 from qtutor.runtimes.exported import Exported
 from qtutor.workflows import Unavailable
@@ -117,7 +117,7 @@ def build(
     if not batches:
         raise ValueError("calibration_data holds no batch: pass a few batches of training inputs")
     if any(module.training for module in model.modules()):
-        model = copy_model(model).eval()
+        model = eval_copy(model)
     exported = Exported(model, batches)
     built = {}
     for name in names:

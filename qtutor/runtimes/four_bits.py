@@ -96,7 +96,7 @@ def _weight(node: Any, constants: dict, numpy_helper: Any) -> Tensor | None:
         return None
     matrix = torch.from_numpy(numpy_helper.to_array(constants[node.input[1]]).copy())
     attributes = {attribute.name: attribute for attribute in node.attribute}
-    if matrix.dim() != 2 or not matrix.is_floating_point():
+    if matrix.dim() != 2 or matrix.dtype != torch.float32:
         return None
     if node.op_type == "MatMul":
         return matrix.T.contiguous()
