@@ -7,7 +7,7 @@ from qtutor.affine import sqnr
 from qtutor.diagnosis import diagnose
 from qtutor.fusion import find_fusions, fuse
 from qtutor.models.copying import plain_copy
-from qtutor.models.running import lines_that_read_training
+from qtutor.models.running import agreement, lines_that_read_training
 from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
@@ -284,3 +284,117 @@ def test_inputs_of_any_number_and_name_can_be_traced():
         assert [fusion.kind for fusion in find_fusions(model.eval())] == ["Conv-BN"]
     x, y = torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 4)
     torch.testing.assert_close(fuse(model)(x=x, y=y), model(x=x, y=y))
+
+
+ROWS = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+
+
+def two_layers(forward=lambda self, x: self.second(F.relu(self.first(x)))):
+    torch.manual_seed(0)
+    return Forward(forward, first=nn.Linear(16, 16), second=nn.Linear(16, 4)).eval()
+
+
+def test_a_hook_stays_in_every_flow_that_takes_it():
+    model = two_layers()
+    model.first.register_forward_hook(lambda layer, given, output: 3 * output)
+    with pytest.warns(QuantizationWarning, match="leaves in floating point: first"):
+        assert sqnr(model(ROWS), quantize_static(model, [ROWS])(ROWS)) > 25
+    assert sqnr(model(ROWS), quantize_dynamic(model)(ROWS)) > 25
+
+
+def test_a_large_output_hides_no_other():
+    exact, good = [torch.ones(4), 1000 * torch.ones(4)], [1.01 * torch.ones(4), 1000 * torch.ones(4)]
+    assert agreement(exact, good) == pytest.approx(40, abs=0.01)
+    assert agreement([torch.ones(4), torch.zeros(4)], [torch.ones(4), torch.full((4,), 0.1)]) == pytest.approx(20)
+    assert agreement([torch.ones(2), torch.tensor([3])], [torch.ones(2), torch.tensor([4])]) == float("inf")
+    assert agreement([torch.tensor([1 + 1j])], [torch.tensor([1 + 0j])]) == pytest.approx(3.01, abs=0.01)
+
+
+def its_own_forward(model):
+    given = model.forward
+    model.forward = lambda x: given(x / 2)
+    return model
+
+
+class Stays(nn.Linear):
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: its_own_forward(two_layers()), "the forward of Forward was replaced by a function"),
+        (lambda: nn.Sequential(Stays(16, 16), nn.ReLU(), nn.Linear(16, 2)), "Stays gives itself in place of a copy"),
+        (lambda: torch.compile(two_layers()), "pass model._orig_mod"),
+        (lambda: two_layers(lambda self, x: self.second(self.first(x)).sum().item()), "Forward gives no tensor"),
+    ],
+)
+def test_what_cannot_be_copied_or_compared_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        quantize_static(make(), [ROWS])
+
+
+class Remembers(nn.Module):
+    """Keeps a mean with its history, and whatever it saw; its train() returns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(16, 4), []
+        self.register_buffer("mean", torch.zeros(4))
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def forward(self, x):
+        y = self.layer(x)
+        if self.training:
+            self.mean = 0.9 * self.mean + y.mean(0)
+            self.seen.append(y)
+        return y
+
+
+def test_what_a_model_keeps_of_its_training_is_copied_too():
+    model = Remembers()
+    model(ROWS)
+    model.eval()
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS], "pt2e")(ROWS).detach()) > 25
+    assert len(model.seen) == 1
+    with pytest.raises(ValueError, match=r"its train\(\) returns nothing: let it return self. flow='pt2e' can take it"):
+        quantize_static(model, [ROWS])
+
+
+def test_inference_mode_around_a_flow_changes_nothing():
+    model = two_layers()
+    with torch.inference_mode():
+        quantized, prepared = quantize_static(model, [ROWS.clone()]), prepare_qat(model, ROWS.clone())
+    assert sqnr(model(ROWS).detach(), quantized(ROWS)) > 25
+    prepared(ROWS).sum().backward()
+
+
+def test_a_loader_may_fill_one_buffer_again_and_again():
+    def batches():
+        buffer = torch.empty(6, 16)
+        for factor in (1, 2, 3):
+            yield buffer.copy_(factor * ROWS)
+
+    assert sqnr(two_layers()(ROWS).detach(), quantize_static(two_layers(), batches())(ROWS)) > 25
+
+
+def test_dynamic_takes_flattened_and_parametrized_layers():
+    reader = Forward(
+        lambda self, x: self.memory.flatten_parameters() or self.memory(x)[0], memory=nn.LSTM(16, 8)
+    ).eval()
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(16, 16))).eval()
+    for float_model, x in ((reader, ROWS[None]), (model, ROWS)):
+        quantized = quantize_dynamic(float_model)
+        assert sqnr(float_model(x).detach(), quantized(x).detach()) > 25
+        assert torch.equal(copy.deepcopy(quantized)(x), quantized(x))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_model_that_no_zeros_may_enter_comes_back(flow, tmp_path):
+    model = two_layers(lambda self, x: self.second(self.first(input=(x - x.mean()) / x.std())))
+    quantized = quantize_static(model, [ROWS], flow)
+    save(quantized, tmp_path / "model.qt")
+    assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))

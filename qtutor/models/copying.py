@@ -1,7 +1,10 @@
-"""The one way to copy a model."""
+"""The one way to copy a model, and what a copy whose layers are replaced needs."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
+
+from qtutor.models.operators import kind_of
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
@@ -14,18 +17,63 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
 
     What a model keeps of a run that had gradients, such as its last activation or the weight that weight_norm
     computed, is copied as a plain tensor: `copy.deepcopy` refuses it.
+
+    Raises:
+        ValueError: the model holds what cannot be copied, or a copy would go on to use the given model.
     """
     memo = dict(replacements or {})
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+        memo |= {id(x): x.detach().clone() for x in _tensors(vars(module)) if not x.is_leaf and id(x) not in memo}
+        if _holds_a_model(vars(module).get("forward")):  # it would go on to run the given one
+            raise ValueError(f"the forward of {kind_of(module)} was replaced by a function: write it into a subclass")
+    try:
+        copied = copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{kind_of(model)} holds what cannot be copied ({error}): keep it elsewhere") from error
+    shared = {*copied.modules()} & {*model.modules()} - {x for x in memo.values() if isinstance(x, nn.Module)}
+    if shared:
+        raise ValueError(f"{kind_of(shared.pop())} gives itself in place of a copy (__deepcopy__): it must be copied")
+    return copied
+
+
+def eval_copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
+    """Copy a model into eval mode."""
+    copied = copy_model(model, replacements)
+    copied.eval()  # which a model may have overridden, and return nothing
+    return copied
+
+
+def _holds_a_model(function: Any) -> bool:
+    """Whether a function knows a module, or a method of one, by its closure, which a copy does not change."""
+    known = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return any(isinstance(each, nn.Module) or isinstance(getattr(each, "__self__", None), nn.Module) for each in known)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in containers that a module keeps, its submodules aside."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
+def through_layers(model: nn.Module) -> nn.Module:
+    """Let encoders call their linear layers, whose weights PyTorch's fast path would read; return the model.
+
+    What a padding mask hides then comes out as the layers compute it, where the fast path may give zeros.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+    return model
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """Copy a model in eval mode, with what is computed anew at each call (weight_norm, pruning ...) made permanent."""
-    copied = copy_model(model).eval()
+    copied = eval_copy(model)
     for module in copied.modules():
         if parametrize.is_parametrized(module):  # by a class that the original shares: nothing of it may be removed
             values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from qtutor.affine import decibels
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import floats_in, tensors_in
 
@@ -94,22 +94,34 @@ def passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, 
 
 
 def agreement(exact: list[Tensor], other: list[Tensor]) -> float:
-    """Return the SQNR in dB of what a model gives against what it should give, over all tensors; -inf where they differ
-    in shape, or one is not finite.
+    """Return the SQNR in dB of what a model gives against what it should: of the tensor that fares worst, that a large
+    one hide no other, or of all together if that is less; -inf where shapes differ, or one is not finite.
+
+    Whole numbers count where there is nothing else: an index may flip where scores hardly move.
     """
     if [x.shape for x in exact] != [x.shape for x in other]:
         return -float("inf")
-    pairs = [(x.double(), y.double()) for x, y in zip(exact, other, strict=True)]
-    noise = sum(float((x - y).square().sum()) for x, y in pairs)
+    pairs = [*zip(exact, other, strict=True)]
+    pairs = [(x, y) for x, y in pairs if x.is_floating_point() or x.is_complex()] or pairs
+    powers = [(_power(x), _power(x.to(_wide(x)) - y.to(_wide(x)))) for x, y in pairs]
+    signal, noise = (sum(each) for each in zip(*powers, strict=True)) if powers else (0.0, 0.0)
     if noise != noise:
         return -float("inf")
-    return decibels(sum(float(x.square().sum()) for x, _ in pairs), noise)
+    return min([decibels(signal, noise), *(decibels(s, n) for s, n in powers if s)])
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.complex128 if x.is_complex() else torch.float64
+
+
+def _power(x: Tensor) -> float:
+    return float(x.to(_wide(x)).abs().square().sum())
 
 
 def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type, ...] = (nn.Module,)) -> Counter[str]:
     """Count how often `forward` calls each module of some kinds, in the order of the first calls."""
     calls: Counter[str] = Counter()
-    model = copy_model(model).eval()
+    model = eval_copy(model)
     for name, module in model.named_modules():
         if isinstance(module, kinds):
             module.register_forward_hook(lambda *_, name=name: calls.update([name]))
@@ -159,7 +171,7 @@ def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> li
             lines[f" at {frame.f_code.co_filename}:{frame.f_lineno}" + (f": `{line}`" if line else "")] = None
         return vars(module)["training"]
 
-    watched = copy_model(model).eval()
+    watched = eval_copy(model)
     for module in watched.modules():
         kind = type(module)
         module.__class__ = type(kind.__name__, (kind,), {"training": property(read), "__module__": kind.__module__})

@@ -5,7 +5,7 @@ Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization a
 
 from qtutor.fusion import fuse
 from qtutor.fusion.folding import Uses, foldable_kind
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import eval_copy
 from qtutor.models.operators import Trait, kind_of, target_of, traits
 from qtutor.models.tracing import trace
 
@@ -42,7 +42,7 @@ def equalize(model: nn.Module, *, rounds: int = 5) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"equalize needs a torch.nn.Module, got {kind_of(model)}")
-    fused = fuse(copy_model(model).eval())
+    fused = fuse(eval_copy(model))
     pairs = [(fused.get_submodule(first), fused.get_submodule(second)) for first, second in _pairs(fused)]
     if not pairs:
         raise ValueError(

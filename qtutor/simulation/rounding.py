@@ -192,8 +192,10 @@ class Simulation:
         kept: dict[str, list[Tensor]] = {}
         left = most
 
-        def keep(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+        def keep(name: str, module: nn.Module, args: tuple, output: Any) -> None:
             nonlocal left
+            if not isinstance(output, Tensor):
+                return
             left -= output.nbytes
             if left >= 0:
                 kept.setdefault(name, []).append(output.clone())  # what follows may change it in place

@@ -46,7 +46,7 @@ def needs_compiler(otherwise: str = "") -> Iterator[None]:
 def at_work(engine: str) -> Iterator[None]:
     """Use a quantized engine, without PyTorch's notices; Inductor is none, and leaves the engine as it is."""
     before = torch.backends.quantized.engine
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.inference_mode(False):
         hide_torch_notices()
         warnings.filterwarnings("ignore", message="must run observer before calling")  # `flows` names the layers
         try:
@@ -98,7 +98,7 @@ def choose(engine: str | None, flow: str, model: nn.Module) -> str:
         raise Unavailable("This PyTorch has no quantized engine, so INT8 models cannot run: install an official build.")
     if engine not in (None, *here):
         raise ValueError(f"flow={flow!r} has the engines {', '.join(here)} here, got {engine!r}")
-    transposed = {name: module for name, module in model.named_modules() if isinstance(module, TRANSPOSED)}
+    transposed = {name: m for name, m in model.named_modules() if isinstance(m, TRANSPOSED) and flow != "dynamic"}
     if engine is None and transposed and "fbgemm" in here:
         engine = "fbgemm"
     for name, module in transposed.items():  # without an error, as of PyTorch 2.13

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from qtutor.models.batches import Batch
+from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.simulation import Scheme, Simulation
 
@@ -54,6 +55,8 @@ class Reference:
             ValueError: what it gives cannot be compared: NaN, infinity, or another output each time.
         """
         found = outputs(model, batch)
+        if not found:
+            raise ValueError(f"{kind_of(model)} gives no tensor to compare: return tensors from forward")
         check_outputs(model, lambda: outputs(model, batch), found)
         few, few_outputs = batch, found
         if len({len(x) if x.dim() else 0 for x in batch}) == 1 and batch[0].dim() and len(batch[0]) > _FEW:

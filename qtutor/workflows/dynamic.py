@@ -4,6 +4,7 @@ import math
 from collections import Counter
 
 from qtutor.affine import fake_quantize, sqnr
+from qtutor.models.copying import through_layers
 from qtutor.models.operators import kind_of
 from qtutor.observers import MinMaxObserver
 from qtutor.workflows.backends import at_work, swapped, torch_ao
@@ -12,6 +13,7 @@ from qtutor.workflows.recipe import Recipe, float_copy, remember
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 _FINE = 25.0  # dB: healthy weights keep 30 to 45 at 8 bits
 _KINDS = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
@@ -27,7 +29,7 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
         Unavailable: no torch.ao or no engine.
     """
     recipe = Recipe.of(model, "dynamic", (), engine)
-    if not any(type(module) in _KINDS for module in model.modules()):
+    if not any(type_before_parametrizations(module) in _KINDS for module in model.modules()):
         found = Counter(kind_of(m) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
         raise ValueError(
             f"nothing would shrink: quantize_dynamic takes {', '.join(kind.__name__ for kind in _KINDS)}, and this "
@@ -55,15 +57,22 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
 def convert(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Return a quantized copy of a model; its engine is at work."""
     quantize = torch_ao("use torchao.quantization.quantize_ instead, for linear layers").quantize_dynamic
-    holder = nn.Sequential(float_copy(model))  # PyTorch replaces the children of a module, never the module itself
+    # PyTorch replaces the children of a module, never the module itself.
+    holder = through_layers(nn.Sequential(float_copy(model)))
     for module in holder.modules():
         if type(module) in _KINDS[1:] and not module.bias:  # the kernels need biases, and zero is one
             for name, weight in [*module.named_parameters(recurse=False)]:
                 setattr(module, name.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
             module.bias = True
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # or it reads the float weights of linear layers that have none now
-    return remember(swapped(quantize, holder, {*_KINDS}, dtype=torch.qint8)[0], recipe)
+    quantized = swapped(quantize, holder, {*_KINDS}, dtype=torch.qint8)[0]
+    for module in quantized.modules():
+        if type(module).__name__ in ("LSTM", "GRU") and not hasattr(module, "flatten_parameters"):
+            module.flatten_parameters = _nothing  # which a forward may call; packed weights need no flattening
+    return remember(quantized, recipe)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _coarse(layer: nn.Module) -> float:

@@ -3,7 +3,7 @@
 import itertools
 
 from qtutor.fusion import find_fusions
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import count_calls
 from qtutor.workflows.backends import TRANSPOSED, swapped, torch_ao
@@ -31,7 +31,7 @@ def fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[str, ..
         raise Refused(reason)
     from torch.ao.quantization.fuser_method_mappings import get_fuser_method
 
-    model = copy_model(model).eval()
+    model = eval_copy(model)
     try:
         fusions = [fusion for fusion in find_fusions(model) if fusion.accepted]
     except ValueError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qtutor.affine import grid
 from qtutor.models.batches import Batch, by_place
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import copy_model, eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import count_calls, lines_that_read_training, outputs
 from qtutor.workflows import dynamic, model_file, pt2e
@@ -122,7 +122,7 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
         raise ValueError(f"convert needs a model that prepare_qat made, got {kind_of(model)}")
     _check_compile(compile, recipe.flow)
     with at_work(recipe.engine):
-        trained = copy_model(model).eval()
+        trained = eval_copy(model)
         without_data(trained)
         keep_trained_scales(trained)
         inputs = example_of(model)
@@ -167,7 +167,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
     """
     header, content = model_file.read(Path(path))
     recipe = Recipe.from_header(header)
-    flow, engine, inputs = recipe.flow, recipe.engine, recipe.zeros()
+    flow, engine, inputs = recipe.flow, recipe.engine, recipe.some_inputs()
     if engine not in engines(flow):
         raise ValueError(f"{path} is for the engine {engine}, and this machine has {', '.join(engines(flow))}")
     with at_work(engine):

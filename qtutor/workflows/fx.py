@@ -1,7 +1,8 @@
 """The FX flow: torch.fx traces the model, and PyTorch puts observers where integers can be."""
 
 import importlib
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -75,8 +76,11 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
     for place, node in enumerate(nodes := [*graph.nodes]):
         if node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
             node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
-        elif node.op == "call_function" and node.kwargs:
-            _pass_by_place(node)
+        elif node.kwargs and node.op == "call_function":
+            _pass_by_place(node, _ARGUMENTS.get(getattr(node.target, "__name__", ""), ()))
+        elif node.kwargs and node.op == "call_module":
+            first = next(iter(inspect.signature(root.get_submodule(node.target).forward).parameters.values()))
+            _pass_by_place(node, [first.name] if first.kind is first.POSITIONAL_OR_KEYWORD else [])
         if works_in_place(node, root):  # who reads what it changed reads its result
             later = set(nodes[place + 1 :])
             for user in [user for user in node.all_input_nodes[0].users if user in later]:
@@ -88,9 +92,8 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
 
 
-def _pass_by_place(node: Node) -> None:
+def _pass_by_place(node: Node, names: Sequence[str]) -> None:
     """Pass arguments by place, as the converter expects them: not `linear(input=x, weight=w)`."""
-    names = _ARGUMENTS.get(getattr(node.target, "__name__", ""), ())
     for name in names[len(node.args) :]:
         if name not in node.kwargs:
             break
@@ -145,7 +148,8 @@ def _function(name: str) -> Callable | None:
 def float_layers(model: nn.Module) -> list[str]:
     """Return the names of the layers that hold float weights and are called."""
     called = {node.target for node in model.graph.nodes if node.op == "call_module"}
-    return [name for name, module in model.named_modules() if name in called and isinstance(module, KINDS)]
+    first = {name: next(module.children(), module) for name, module in model.named_modules() if name in called}
+    return [name for name, layer in first.items() if isinstance(layer, KINDS)]  # what is fused begins with the layer
 
 
 def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:

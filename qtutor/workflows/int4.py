@@ -8,11 +8,10 @@ PyTorch has more 4-bit kernels for CPUs than this: the same in float32 and float
 is meant for ARM. Where they were measured, on x86, they gave the right results slower than float32.
 """
 
-from typing import cast
-
 from qtutor.lowbit import integers
-from qtutor.models.copying import copy_model
+from qtutor.models.copying import eval_copy, through_layers
 from qtutor.models.operators import kind_of
+from qtutor.models.tracing import has_hooks
 from qtutor.workflows.checks import tell
 
 import torch
@@ -100,7 +99,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
     replaced: dict[int, nn.Module] = {}
     kept: dict[str, str] = {}
     for name, module in model.named_modules():
-        if type(module) is not nn.Linear or id(module) in replaced:
+        if not isinstance(module, nn.Linear) or id(module) in replaced:
             continue
         reason = _obstacle(module, group)
         if not reason:
@@ -117,10 +116,16 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
         tell(f"quantize_weights leaves {len(kept)} linear layers as they are: {said}")
     if id(model) in replaced:
         return replaced[id(model)].eval()
-    return cast(nn.Module, copy_model(model, replaced)).eval()
+    changed = eval_copy(model, replaced)
+    through_layers(changed)
+    return changed
 
 
 def _obstacle(layer: nn.Linear, group: int) -> str:
+    if type(layer) is not nn.Linear:
+        return f"it is a {kind_of(layer)}"
+    if has_hooks(layer):
+        return "it has hooks, which would be lost"
     if "weight" not in layer._parameters:
         return "its weight is computed anew at each call"
     if layer.out_features % _ROWS:

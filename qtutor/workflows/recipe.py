@@ -8,6 +8,7 @@ from typing import Any
 from qtutor.machine import describe
 from qtutor.models.copying import plain_copy
 from qtutor.models.operators import kind_of
+from qtutor.models.tracing import has_hooks
 from qtutor.workflows.backends import SATURATING, at_work, choose
 
 import torch
@@ -77,9 +78,15 @@ class Recipe:
         inputs = tuple((tuple(shape), dtype) for shape, dtype in header["inputs"])
         return cls(**(header | {"inputs": inputs}))
 
-    def zeros(self) -> tuple[Tensor, ...]:
-        """Return inputs of the right shapes and dtypes."""
-        return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in self.inputs)
+    def some_inputs(self) -> tuple[Tensor, ...]:
+        """Return inputs of the right shapes and dtypes: numbers from -1 to 1, or zeros where they are whole."""
+        return tuple(_ordinary(torch.zeros(shape, dtype=getattr(torch, dtype))) for shape, dtype in self.inputs)
+
+
+def _ordinary(zeros: Tensor) -> Tensor:
+    if not zeros.is_floating_point():
+        return zeros
+    return torch.linspace(-1, 1, zeros.numel()).view(zeros.shape).to(zeros.dtype)
 
 
 def recipe_of(model: nn.Module) -> Recipe | None:
@@ -135,6 +142,8 @@ def float_copy(model: nn.Module) -> nn.Module:
         raise ValueError(f"{kind_of(model)} is quantized or prepared already: pass the floating-point model")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("this model is scripted or traced by torch.jit: pass the nn.Module that it was made of")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("this model is wrapped by torch.compile: pass model._orig_mod")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(f"this model is wrapped in {kind_of(model)}: pass model.module")
     for name, parameter in model.named_parameters():
@@ -158,7 +167,12 @@ def _count_padding(layer: _ConvNd) -> None:
 
 
 def unfit(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of layers for which an engine has no INT8 kernel, because of how they pad."""
-    convolutions = ((name, module) for name, module in model.named_modules() if isinstance(module, _ConvNd))
-    kernels = ("zeros", "reflect")
-    return tuple(n for n, m in convolutions if m.padding_mode not in kernels or isinstance(m.padding, str))
+    """Return the names of layers for which no INT8 kernel stands, because of how they pad, or because of hooks."""
+    found = []
+    for name, module in model.named_modules():
+        odd = isinstance(module, _ConvNd) and (
+            module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
+        )
+        if odd or (name and next(module.children(), None) is None and has_hooks(module)):
+            found.append(name)
+    return tuple(found)

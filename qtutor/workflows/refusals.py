@@ -27,6 +27,7 @@ _MEANINGS = (
         r"is not an aten conv|padding_mode|Expected a value of type 'List\[int\]' for argument 'padding'",
         "no INT8 kernel pads like that",
     ),
+    (r"'NoneType' object has no attribute 'named_children'", "its train() returns nothing: let it return self"),
     (r"requires_grad|cannot assign .* as parameter", "a parameter is computed there at each call"),
     (r"[Mm]issing a required argument|takes \d+ positional|unexpected keyword", "forward does not take these inputs"),
     (
