@@ -55,7 +55,7 @@ choose_axes = exercises.value(
     "choose_axes",
     "b",
     hints=[
-        "The table of loudness: which of the two has channels that are loud at every token?",
+        "The lines above: which of the two has channels far louder than its others?",
         "A loud channel costs nobody else if it has a scale of its own.",
     ],
     mistakes={
