@@ -189,8 +189,9 @@ def move(page, name, control, value):
         if box.is_checked() != value:
             box.press("Space")
     elif isinstance(value, tuple):
+        wanted = [text_of(control, each) for each in value]
         for option in player.get_by_role("group", name=label).get_by_role("checkbox").all():
-            if option.is_checked() != (option.evaluate("e => e.labels[0].textContent") in value):
+            if option.is_checked() != (option.evaluate("e => e.labels[0].textContent") in wanted):
                 option.press("Space")
     elif player.get_by_role("slider", name=label, exact=True).count():
         slide(player.get_by_role("slider", name=label, exact=True), text_of(control, value))
@@ -254,7 +255,8 @@ class TestSite:
                 slider.press("ArrowLeft" if at_its_end else "ArrowRight")
             expect(player).not_to_have_attribute("data-state", before[0])
             expect(slider).not_to_have_attribute("aria-valuetext", before[1])
-            if not slider.evaluate("e => e.labels[0].textContent.startsWith('Group size')"):  # of no use per tensor
+            # A group's size is of no use per tensor, nor is a strength where nothing is smoothed.
+            if not slider.evaluate("e => /^(Group size|Strength)/.test(e.labels[0].textContent)"):
                 assert player.locator(".plot-container").inner_html() != drawing
         assert player.get_by_role("status").count() == 2 * bool(opened.explorer)
 

@@ -83,6 +83,15 @@ def test_every_mission_can_be_solved_and_missed(played):
         assert any(outcome == "wrong" for outcome, _ in kinds)
 
 
+def test_what_is_ticked_on_a_page_finds_its_choice(played):
+    for axis in played.recording.axes:
+        if axis.kind == "several":
+            options = [*played.explorer.controls[axis.name]._options_values]
+            ticked = [[option for i, option in enumerate(options) if mask & 2**i] for mask in axis.masks]
+            assert ticked == [[option for option in options if option in chosen] for chosen in axis.values]
+            assert len({*axis.masks}) == len(axis.values)
+
+
 def test_a_recording_is_small(played):
     assert len(played.recording.packed()) < 1_000_000
 

@@ -79,7 +79,7 @@
     document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "Lessons");
     document.querySelector(".toc-drawer")?.setAttribute("aria-label", "This page");
     document.querySelectorAll(".output:has(table)").forEach((output) => { output.tabIndex = 0; });  // it may scroll
-    document.querySelectorAll("th:empty, th:has(> p:empty:only-child)").forEach((corner) => {
+    [...document.querySelectorAll("th")].filter((cell) => !cell.textContent.trim()).forEach((corner) => {
       corner.replaceWith(document.createElement("td"));  // it heads nothing
     });
     document.querySelectorAll(".qtutor-guess").forEach(guess);

@@ -65,11 +65,11 @@
       const options = axis.texts.map((text, j) => make("input", { type, name: id, id: `${id}-${j}`, value: j }));
       const mask = () => options.reduce((sum, option, j) => sum + (option.checked ? 2 ** j : 0), 0);
       options.forEach((option, j) =>
-        option.addEventListener("input", () => move(type === "radio" ? j : axis.values.indexOf(mask()))));
+        option.addEventListener("input", () => move(type === "radio" ? j : axis.masks.indexOf(mask()))));
       axis.follow = (place) => {
         if (place < 0) return;
         options.forEach((option, j) => {
-          option.checked = type === "radio" ? j === place : Math.floor(axis.values[place] / 2 ** j) % 2 === 1;
+          option.checked = type === "radio" ? j === place : Math.floor(axis.masks[place] / 2 ** j) % 2 === 1;
         });
       };
       const labels = options.map((option, j) => make("label", {}, option, axis.texts[j]));
@@ -96,7 +96,7 @@
       return this.tape.axes.reduce((sum, axis, i) => sum * this.length(axis) + this.places[i], 0);
     }
 
-    length(axis) { return axis.kind === "several" ? axis.values.length : axis.texts.length; }
+    length(axis) { return axis.kind === "several" ? axis.masks.length : axis.texts.length; }
 
     said(name) {
       const [values, which] = this.tape.said[name];

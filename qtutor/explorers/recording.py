@@ -40,6 +40,7 @@ class Axis:
         texts: how a reader sees each value; of "several", the options.
         all: whether the control has no other values.
         end: of a control with two handles, 0 for the lower, 1 for the upper; None for one value.
+        masks: of "several", what the page finds a choice by: the sum of 2**i over its options.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Axis:
     texts: tuple[str, ...]
     all: bool
     end: int | None = None
+    masks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ class Recording:
         """All of it as text: JSON, deflated, in base64."""
         content = {
             "name": self.name,
-            "axes": [{**vars(axis), "values": _masks(axis)} for axis in self.axes],
+            "axes": [{name: value for name, value in vars(axis).items() if name != "values"} for axis in self.axes],
             "start": self.start,
             "figure": self.figure,
             "columns": self.columns,
@@ -287,8 +289,10 @@ def _axes(name: str, control: Any, values: Any, needed: Sequence[Mapping]) -> It
     else:
         kind = "choice" if isinstance(control, (ipywidgets.ToggleButtons, ipywidgets.Dropdown)) else "slider"
         texts = tuple(offered[value] if offered else _number(value) for value in kept)
+    places = {value: 2**i for i, (value, _) in enumerate(_options(control))} if kind == "several" else {}
+    masks = tuple(sum(places[each] for each in value) for value in kept) if places else ()
     everything = len(kept) == (2 ** len(texts) if kind == "several" else len(offered)) if offered else False
-    yield Axis(name, control.description, kind, tuple(kept), texts, everything)
+    yield Axis(name, control.description, kind, tuple(kept), texts, everything, masks=masks)
 
 
 def _options(control: Any) -> list[tuple]:
@@ -312,13 +316,6 @@ def _kept(value: Any) -> Any:
 
 def _number(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _masks(axis: Axis) -> list:
-    """What the page finds a choice by: which of the options are in it; of other controls nothing."""
-    if axis.kind != "several":
-        return []
-    return [sum(2**i for i, text in enumerate(axis.texts) if text in map(str, value)) for value in axis.values]
 
 
 def _put(target: Any, path: tuple, value: Any) -> None:
