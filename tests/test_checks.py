@@ -364,6 +364,15 @@ def test_what_a_model_keeps_of_its_training_is_copied_too():
         quantize_static(model, [ROWS])
 
 
+def test_a_list_that_holds_itself_is_copied():
+    model = Remembers()
+    model.seen.append(model.seen)
+    model(ROWS)
+    copied = plain_copy(model)
+    assert copied.seen[0] is copied.seen
+    assert not copied.seen[1].requires_grad
+
+
 def test_inference_mode_around_a_flow_changes_nothing():
     model = two_layers()
     with torch.inference_mode():

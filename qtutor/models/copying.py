@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from types import CellType
 from typing import Any
 
 from qtutor.models.operators import kind_of
@@ -45,17 +46,18 @@ def eval_copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> n
 
 def _holds_a_model(function: Any) -> bool:
     """Whether a function knows a module, or a method of one, by its closure, which a copy does not change."""
-    known = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    cells = getattr(function, "__closure__", None) or ()
+    known = [cell.cell_contents for cell in cells if cell != CellType()]  # one may be empty still
     return any(isinstance(each, nn.Module) or isinstance(getattr(each, "__self__", None), nn.Module) for each in known)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any, around: tuple[int, ...] = ()) -> Iterator[Tensor]:
     """The tensors in containers that a module keeps, its submodules aside."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (dict, list, tuple)):
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in around:  # which may hold itself
         for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
+            yield from _tensors(each, (*around, id(value)))
 
 
 def through_layers(model: nn.Module) -> nn.Module:
