@@ -15,8 +15,7 @@
   };
 
   const show = (elements, on) => elements.forEach((element) => {
-    element.hidden = !on;
-    element.style.display = on ? "" : "none";  // the theme shows some of what is hidden
+    element.style.display = on ? "" : "none";  // the theme shows some of what has the attribute hidden
   });
 
   // What follows a guess waits until the reader has guessed: up to the end of the section that answers it, or the next guess.

@@ -195,7 +195,7 @@ def record(
     presets = {"Start again": {}, **(presets or {})}
     needed = [*presets.values(), *(mission.answer for mission in missions)]
     axes = _lattice(explorer, explorer.stops() if stops is None else stops, needed)
-    count = math.prod(len(axis.values) for axis in axes)
+    states = [*itertools.product(*(axis.values for axis in axes))]
     first = {name: control.value for name, control in explorer.controls.items()}
     start = tuple(axis.values.index(_value(first, axis)) for axis in axes)
 
@@ -207,7 +207,7 @@ def record(
         trace.pop("uid", None)  # a widget's, another one each time
     explorer.figure = _Sheet(figure, written)
     try:
-        for number, values in enumerate(itertools.product(*(axis.values for axis in axes))):
+        for number, values in enumerate(states):
             explorer.forget()
             explorer.state = explorer.make_state(**(first | _chosen(axes, values)))
             explorer.result = explorer.compute(explorer.state)
@@ -220,7 +220,7 @@ def record(
             for mission in missions:
                 hint = mission.judge(explorer)
                 said[mission.name].add(["right", mission.because] if hint is None else ["wrong", hint])
-            progress((number + 1) / count)
+            progress((number + 1) / len(states))
         explorer.forget()
         explorer.state = before["state"]
         explorer.draw(before["result"])  # controls too stand as they stood

@@ -36,7 +36,7 @@ def hessians(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> dict[str
         for inputs, _ in windows(tokens, window):
             model(inputs)
     if idle := [name for name, found in sums.items() if not found.count]:
-        raise ValueError(f"{type(model).__name__} never calls {', '.join(idle)}: nothing goes into a layer at rest")
+        raise _never_called(model, *idle)
     return {name: found.total / found.count for name, found in sums.items()}
 
 
@@ -51,8 +51,12 @@ def inputs_of(model: nn.Module, layer: str, tokens: Tensor, window: int = WINDOW
         for inputs, _ in windows(tokens, window):
             model(inputs)
     if not seen.batches:
-        raise ValueError(f"{type(model).__name__} never calls {layer}: nothing goes into a layer at rest")
+        raise _never_called(model, layer)
     return torch.cat(seen.batches)
+
+
+def _never_called(model: nn.Module, *layers: str) -> ValueError:
+    return ValueError(f"{type(model).__name__} never calls {', '.join(layers)}: nothing goes into a layer at rest")
 
 
 class _Seen:

@@ -1,13 +1,13 @@
 """The one way to copy a model, and what a copy whose layers are replaced needs."""
 
 import copy
-from collections.abc import Iterator
 from types import CellType
 from typing import Any
 
 from qtutor.models.operators import kind_of
+from qtutor.models.tensors import tensors_in
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
@@ -24,7 +24,8 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
     """
     memo = dict(replacements or {})
     for module in model.modules():
-        memo |= {id(x): x.detach().clone() for x in _tensors(vars(module)) if not x.is_leaf and id(x) not in memo}
+        kept = tensors_in(vars(module), records=False)
+        memo |= {id(x): x.detach().clone() for x in kept if not x.is_leaf and id(x) not in memo}
         if _holds_a_model(vars(module).get("forward")):  # it would go on to run the given one
             raise ValueError(f"the forward of {kind_of(module)} was replaced by a function: write it into a subclass")
     try:
@@ -49,15 +50,6 @@ def _holds_a_model(function: Any) -> bool:
     cells = getattr(function, "__closure__", None) or ()
     known = [cell.cell_contents for cell in cells if cell != CellType()]  # one may be empty still
     return any(isinstance(each, nn.Module) or isinstance(getattr(each, "__self__", None), nn.Module) for each in known)
-
-
-def _tensors(value: Any, around: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """The tensors in containers that a module keeps, its submodules aside."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)) and id(value) not in around:  # which may hold itself
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each, (*around, id(value)))
 
 
 def through_layers(model: nn.Module) -> nn.Module:

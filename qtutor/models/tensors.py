@@ -15,9 +15,9 @@ NO_CLASS = torch.iinfo(torch.int64).min
 _ROWS = 64  # rows of scores that are compared at once: those of a large vocabulary are large
 
 
-def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors in nested containers and records, such as a tuple, a dict or an output with attributes."""
-    return [*_walk(tree)]
+def tensors_in(tree: Any, records: bool = True) -> list[Tensor]:
+    """Return the tensors in nested containers, and in records, such as an output with attributes, if these count."""
+    return [*_walk(tree, records)]
 
 
 def floats_in(tree: Any) -> list[Tensor]:
@@ -98,11 +98,13 @@ def shape_of(output: Any) -> Any:
     return kind_of(output)
 
 
-def _walk(tree: Any) -> Iterator[Tensor]:
+def _walk(tree: Any, records: bool, around: tuple[int, ...] = ()) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
+    elif id(tree) in around:  # a container may hold itself
+        return
     elif isinstance(tree, (tuple, list, Mapping)):
         for each in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _walk(each)
-    elif hasattr(tree, "__dict__") and not isinstance(tree, nn.Module) and not callable(tree):
-        yield from _walk(vars(tree))
+            yield from _walk(each, records, (*around, id(tree)))
+    elif records and hasattr(tree, "__dict__") and not isinstance(tree, nn.Module) and not callable(tree):
+        yield from _walk(vars(tree), records, (*around, id(tree)))
