@@ -3,11 +3,13 @@
 import copy
 import warnings
 
+from qtutor import runtimes
 from qtutor.affine import sqnr
+from qtutor.benchmark import accuracy, compare, flips
 from qtutor.diagnosis import diagnose
 from qtutor.fusion import find_fusions, fuse
 from qtutor.models.copying import plain_copy
-from qtutor.models.running import agreement, lines_that_read_training
+from qtutor.models.running import agreement, layer_outputs, lines_that_read_training
 from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
@@ -407,3 +409,20 @@ def test_a_model_that_no_zeros_may_enter_comes_back(flow, tmp_path):
     quantized = quantize_static(model, [ROWS], flow)
     save(quantized, tmp_path / "model.qt")
     assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model, x: runtimes.build(model, [x], ["FX INT8"]),
+        lambda model, x: compare({"model": model}, x, repeats=1),
+        lambda model, x: accuracy(model, [(x, torch.zeros(6).long())]),
+        lambda model, x: flips(model, model, [(x, torch.zeros(6).long())]),
+        lambda model, x: layer_outputs(model, ["first"], x),
+        lambda model, x: diagnose(model, [x], progress=False),
+    ],
+)
+def test_a_model_that_writes_into_its_input_writes_into_a_copy(run):
+    x = ROWS.clone()
+    run(two_layers(lambda self, x: self.second(self.first(x.sub_(0.5).div_(0.25)))), x)
+    assert torch.equal(x, ROWS)

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qtutor.models.tensors import tensors_in
+from qtutor.models.tensors import copies, tensors_in
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +36,7 @@ class Batch:
 
     def clone(self) -> tuple[tuple, dict[str, Any]]:
         """Return the inputs as copies, which a model may change."""
-        return tree_map_only(Tensor, Tensor.clone, (self.args, self.kwargs))
+        return copies((self.args, self.kwargs))
 
 
 def read(data: Iterable, name: str = "data") -> Iterator[Batch]:

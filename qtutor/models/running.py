@@ -11,7 +11,7 @@ from typing import Any
 from qtutor.affine import decibels
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.tensors import floats_in, tensors_in
+from qtutor.models.tensors import copies, floats_in, tensors_in
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def no_fast_attention() -> Iterator[None]:
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the tensors that a model gives for inputs, which stay as they are."""
     with torch.inference_mode(False), torch.no_grad():
-        return [tensor.detach().clone() for tensor in tensors_in(model(*(x.clone() for x in inputs)))]
+        return [tensor.detach().clone() for tensor in tensors_in(model(*copies(inputs)))]
 
 
 def layer_outputs(model: nn.Module, names: Iterable[str], *inputs: Tensor) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, 
             layer = model.get_submodule(name)
             hooks.enter_context(layer.register_forward_pre_hook(partial(enter, name)))
             hooks.enter_context(layer.register_forward_hook(partial(leave, name)))
-        model(*inputs)
+        model(*copies(inputs))
     return seen
 
 

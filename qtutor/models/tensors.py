@@ -8,6 +8,7 @@ from qtutor.models.operators import kind_of
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 NO_CLASS = torch.iinfo(torch.int64).min
 """What is chosen where a score is NaN: no label is that."""
@@ -18,6 +19,11 @@ _ROWS = 64  # rows of scores that are compared at once: those of a large vocabul
 def tensors_in(tree: Any, records: bool = True) -> list[Tensor]:
     """Return the tensors in nested containers, and in records, such as an output with attributes, if these count."""
     return [*_walk(tree, records)]
+
+
+def copies(inputs: Any) -> Any:
+    """Return inputs whose tensors are copies, into which a model may write."""
+    return tree_map_only(Tensor, Tensor.clone, inputs)
 
 
 def floats_in(tree: Any) -> list[Tensor]:

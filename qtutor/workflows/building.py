@@ -8,6 +8,7 @@ from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, outputs
+from qtutor.models.tensors import copies
 from qtutor.models.tracing import label, line_of, where, works_in_place
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
@@ -39,7 +40,7 @@ class Batches:
                 "calibration_data holds no batch, and without one every scale would be 1: pass a few batches of "
                 "training inputs, and make a new generator if this one is used up"
             )
-        self.first = tuple(x.clone() for x in first)  # a loader may fill one buffer again and again
+        self.first = copies(first)  # a loader may fill one buffer again and again
         self._kept, self._room = [self.first], _KEPT if self._once else 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -47,7 +48,7 @@ class Batches:
         for inputs in self._left:
             self._room -= sum(x.nbytes for x in inputs)
             if self._room > 0:
-                self._kept.append(tuple(x.clone() for x in inputs))
+                self._kept.append(copies(inputs))
             yield inputs
         if not self._once:  # read to its end: it begins anew, a loader that shuffles in another order
             self._kept, self._left = [], inputs_of(self._data, self._model)
