@@ -403,12 +403,25 @@ def test_dynamic_takes_flattened_and_parametrized_layers():
         assert torch.equal(copy.deepcopy(quantized)(x), quantized(x))
 
 
+def less_a_masked_mean(self, x, mask):
+    hidden = self.first(x)
+    return self.second(hidden - hidden.masked_fill(mask == 0, 0.0).sum(1, True) / mask.sum(1, True))
+
+
 @pytest.mark.parametrize("flow", FLOWS)
-def test_a_model_that_no_zeros_may_enter_comes_back(flow, tmp_path):
-    model = two_layers(lambda self, x: self.second(self.first(input=(x - x.mean()) / x.std())))
-    quantized = quantize_static(model, [ROWS], flow)
+@pytest.mark.parametrize(
+    ("forward", "inputs"),
+    [
+        (lambda self, x: self.second(self.first(torch.linalg.cholesky(x))), (ROWS.T @ ROWS + torch.eye(16),)),
+        (lambda self, x: self.second(F.linear(x, self.first(x).T @ self.first(x))), (ROWS,)),
+        (less_a_masked_mean, (ROWS, (ROWS > 0).long())),
+    ],
+)
+def test_a_model_comes_back_whatever_its_forward_does_with_numbers(forward, inputs, flow, tmp_path):
+    model = two_layers(forward)
+    quantized = quantize_static(model, [(inputs, None)], flow)
     save(quantized, tmp_path / "model.qt")
-    assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
+    assert torch.equal(load(tmp_path / "model.qt", model)(*inputs), quantized(*inputs))
 
 
 @pytest.mark.parametrize(

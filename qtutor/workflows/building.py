@@ -20,11 +20,12 @@ from qtutor.workflows.refusals import Refused, reason_of, stub_reason
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
 _NOTHING = "finds nothing to quantize: it takes linear layers and convolutions"
 _NEAR = 6.0  # dB above what is usual, from which on a few samples speak for the batch
+_BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 
 
@@ -119,6 +120,26 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Return what a recipe makes of a float copy, which is used up, before any data."""
     return _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
+
+
+def shape_scales(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Give the scales of a prepared model, in place, the shapes that data would give them; what they are, a file says.
+
+    The model does not run, for no made input suits each forward: only weights that have a scale for each channel are
+    computed, from `inputs` where forward makes a weight of what it gets.
+    """
+    observers = {name: m for name, m in prepared.named_modules() if hasattr(m, "calculate_qparams")}
+    by_channel = {name for name, m in observers.items() if getattr(m, "qscheme", None) in _BY_CHANNEL}
+    for name in observers.keys() - by_channel:
+        observers[name](torch.tensor([-1.0, 1.0]))
+    if isinstance(prepared, GraphModule):
+        graph, copied = Graph(), {}
+        graph.graph_copy(prepared.graph, copied)
+        graph.output(tuple(copied[n] for n in prepared.graph.nodes if n.op == "call_module" and n.target in by_channel))
+        weights = GraphModule(prepared, graph)
+        weights.graph.eliminate_dead_code()
+        weights.recompile()
+        outputs(weights, inputs)
 
 
 def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.Module, Recipe]:

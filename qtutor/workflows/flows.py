@@ -13,7 +13,17 @@ from qtutor.models.operators import kind_of
 from qtutor.models.running import count_calls, lines_that_read_training, outputs
 from qtutor.workflows import dynamic, model_file, pt2e
 from qtutor.workflows.backends import at_work, engines
-from qtutor.workflows.building import Batches, build, check_trained, converted, prepare, rebuilt, static, without_data
+from qtutor.workflows.building import (
+    Batches,
+    build,
+    check_trained,
+    converted,
+    prepare,
+    rebuilt,
+    shape_scales,
+    static,
+    without_data,
+)
 from qtutor.workflows.checks import USUAL, Reference, tell
 from qtutor.workflows.low_bits import keep_trained_scales
 from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
@@ -175,7 +185,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             model = dynamic.convert(float_model, recipe)
         else:
             prepared = rebuilt(float_copy(float_model), recipe, inputs).eval()
-            outputs(prepared, inputs)  # the shapes of some scales come from a run
+            shape_scales(prepared, inputs)
             model, _ = converted(prepared, recipe)
         model_file.fill(model, content, Path(path))
         return pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model
