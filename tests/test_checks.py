@@ -138,6 +138,33 @@ def test_a_training_branch_does_not_stay_and_its_line_is_named(images):
         assert torch.equal(quantized(images[0]), quantized(images[0]))
 
 
+SUBCLASSES = []
+
+
+class Registered(nn.Module):
+    """Keeps account of its subclasses, each of which must say its name."""
+
+    def __init_subclass__(cls, *, called, **kwargs):
+        super().__init_subclass__(**kwargs)
+        SUBCLASSES.append(called)
+
+
+class Registering(Registered, called="this one"):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.layer(x).relu() if self.training else self.layer(x)
+
+
+def test_who_keeps_account_of_subclasses_finds_no_new_one():
+    with pytest.warns(QuantizationWarning, match="reads self.training: at .*test_checks.py"):
+        prepare_qat(Registering().eval(), ROWS)
+    assert SUBCLASSES == ["this one"]
+    assert "training" not in vars(nn.Module)
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_batch_norm_that_trains_keeps_its_own_eps_and_momentum(flow, images):
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from qtutor.affine import decibels
 from qtutor.models.copying import eval_copy
@@ -161,20 +162,26 @@ def unsteady(model: nn.Module) -> ValueError:
 
 
 def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
-    """Return " at file:line: `code`" for each line outside PyTorch that asks whether a model is in training mode."""
+    """Return " at file:line: `code`" for each line outside PyTorch that asks whether a model is in training mode.
+
+    No class of the owner's is touched or derived from, for they may keep account of their subclasses.
+    """
     lines: dict[str, None] = {}
+    watched = eval_copy(model)
+    theirs = {id(module) for module in watched.modules()}
 
     def read(module: nn.Module) -> bool:
         frame = sys._getframe(1)
-        if not frame.f_globals.get("__name__", "").startswith("torch."):
+        if id(module) in theirs and not frame.f_globals.get("__name__", "").startswith("torch."):
             line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
             lines[f" at {frame.f_code.co_filename}:{frame.f_lineno}" + (f": `{line}`" if line else "")] = None
+        if "training" not in vars(module):
+            raise AttributeError("training")  # then __getattr__ is asked, as for a scripted module
         return vars(module)["training"]
 
-    watched = eval_copy(model)
-    for module in watched.modules():
-        kind = type(module)
-        module.__class__ = type(kind.__name__, (kind,), {"training": property(read), "__module__": kind.__module__})
-    with suppress(Exception):
+    def write(module: nn.Module, mode: bool) -> None:
+        vars(module)["training"] = mode
+
+    with mock.patch.object(nn.Module, "training", property(read, write), create=True), suppress(Exception):
         outputs(watched, inputs)
     return [*lines]
