@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_sequence
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
@@ -466,3 +467,41 @@ def test_a_model_that_writes_into_its_input_writes_into_a_copy(run):
     x = ROWS.clone()
     run(two_layers(lambda self, x: self.second(self.first(x.sub_(0.5).div_(0.25)))), x)
     assert torch.equal(x, ROWS)
+
+
+class SomeLeftOut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x, mask=None, pos=None):
+        x = self.layer(x) if mask is None else self.layer(x) * mask
+        return x if pos is None else x + pos
+
+
+def test_inputs_that_a_flow_cannot_give_are_refused_with_a_way_that_holds():
+    model = SomeLeftOut().eval()
+    with pytest.raises(TypeError, match=r"none for pos, .* after one left out: .* forward\(self, x, pos\)"):
+        quantize_static(model, [{"x": ROWS, "pos": ROWS}])
+    wrapped = Forward(lambda self, x, pos: self.model(x, pos=pos), model=model).eval()
+    assert sqnr(wrapped(ROWS, ROWS).detach(), quantize_static(wrapped, [((ROWS, ROWS), None)])(ROWS, ROWS)) > 25
+
+    packed, reader = pack_sequence([ROWS[:4], ROWS[:2]]), Forward(lambda s, x: s.g(x)[1], g=nn.GRU(16, 8)).eval()
+    for data in ([packed], [(packed, None)], [((packed,), None)]):
+        with pytest.raises(TypeError, match="got PackedSequence: quantize_dynamic takes"):
+            quantize_static(reader, data)
+        assert list(diagnose(reader, data, progress=False).table["layer"]) == ["g"]
+    assert sqnr(reader(packed).detach(), quantize_dynamic(reader)(packed)) > 25
+
+    ragged = torch.nested.nested_tensor([ROWS, ROWS], layout=torch.jagged)
+    for x, message in ((ROWS.to_sparse(), r"sparse_coo: pass x.to_dense\(\)"), (ragged, "nested: pass x.to_padded_t")):
+        with pytest.raises(TypeError, match=message):
+            quantize_static(model, [x])
+    assert torch.equal(ragged.to_padded_tensor(0.0), torch.stack([ROWS, ROWS]))
+
+
+def test_an_example_may_be_named_and_an_output_sparse():
+    model = two_layers(lambda self, x: self.second(self.first(x)).relu().to_sparse())
+    assert sqnr(model(ROWS).to_dense().detach(), quantize_static(model, [ROWS])(ROWS).to_dense()) > 25
+    diagnose(model, [ROWS], progress=False)
+    prepare_qat(SomeLeftOut().eval(), {"x": ROWS, "mask": ROWS})(ROWS, ROWS)

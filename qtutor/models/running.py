@@ -30,9 +30,9 @@ def no_fast_attention() -> Iterator[None]:
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the tensors that a model gives for inputs, which stay as they are."""
+    """Return the tensors that a model gives for inputs, which stay as they are, as dense ones."""
     with torch.inference_mode(False), torch.no_grad():
-        return [tensor.detach().clone() for tensor in tensors_in(model(*copies(inputs)))]
+        return [tensor.detach().clone().to_dense() for tensor in tensors_in(model(*copies(inputs)))]
 
 
 def layer_outputs(model: nn.Module, names: Iterable[str], *inputs: Tensor) -> dict[str, Tensor]:

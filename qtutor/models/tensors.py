@@ -27,8 +27,8 @@ def copies(inputs: Any) -> Any:
 
 
 def floats_in(tree: Any) -> list[Tensor]:
-    """Return those that are floating-point."""
-    return [tensor for tensor in tensors_in(tree) if tensor.is_floating_point()]
+    """Return those that are floating-point, as dense ones."""
+    return [tensor.to_dense() for tensor in tensors_in(tree) if tensor.is_floating_point()]
 
 
 def scores_of(output: Any) -> Tensor | None:
