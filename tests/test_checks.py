@@ -273,6 +273,35 @@ def test_a_model_that_nobody_can_compare_or_quantize_is_refused_at_once(make, me
         prepare_qat(model, torch.randn(4, 3))
 
 
+class Leaky(nn.Module):
+    """Mixes what it gave into what it gives; where it is given that, it keeps nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.before = nn.Linear(16, 4), 0.0
+
+    def forward(self, x, before=None):
+        mixed = self.layer(x) + 0.5 * (self.before if before is None else before)
+        if before is not None:
+            return mixed, mixed
+        self.before = mixed
+        return mixed
+
+
+def test_state_is_told_from_chance_and_may_go_in_and_out():
+    for quantize in (
+        lambda model: quantize_static(model, [ROWS]),
+        lambda model: prepare_qat(model, ROWS),
+        lambda model: diagnose(model, [ROWS], progress=False),
+    ):
+        with pytest.raises(ValueError, match="let forward take that as an input, and return what it becomes"):
+            quantize(Leaky().eval())
+        with pytest.raises(ValueError, match="random numbers belong in the training branch"):
+            quantize(two_layers(lambda self, x: self.second(F.dropout(self.first(x)))))
+    quantized = quantize_static(Leaky().eval(), [((ROWS, ROWS[:, :4]), None)])
+    assert torch.equal(quantized(ROWS, ROWS[:, :4])[0], quantized(ROWS, ROWS[:, :4])[1])
+
+
 def test_an_infinite_mask_is_answered_with_a_boolean_one():
     model = Forward(lambda s, x, mask: (s.q(x) + mask).softmax(-1), q=nn.Linear(4, 4)).eval()
     mask = torch.full((4, 4), float("-inf")).triu(1)

@@ -153,8 +153,16 @@ def check_outputs(model: nn.Module, run: Callable[[], Any], given: Any, where: s
     raise ValueError(f"{kind_of(model)} itself gives NaN or infinity{where}{first}: mend that before you quantize it")
 
 
-def unsteady(model: nn.Module) -> ValueError:
-    """Return the error for a model that gives another output each time, which nothing can be compared with."""
+def unsteady(model: nn.Module, one: list[Tensor], other: list[Tensor]) -> ValueError:
+    """Return the error for a model that gives another output each time, which nothing can be compared with.
+
+    What two new copies of it give at their first call tells state, in which they begin alike, from chance.
+    """
+    if agreement(one, other) == float("inf"):
+        return ValueError(
+            f"{kind_of(model)} itself gives another output at its next call for the same input, as forward keeps "
+            "something in self from call to call: let forward take that as an input, and return what it becomes"
+        )
     return ValueError(
         f"{kind_of(model)} itself gives another output each time it gets the same input, in eval mode too: a "
         "functional dropout needs training=self.training, and random numbers belong in the training branch"
