@@ -534,3 +534,16 @@ def test_an_example_may_be_named_and_an_output_sparse():
     assert sqnr(model(ROWS).to_dense().detach(), quantize_static(model, [ROWS])(ROWS).to_dense()) > 25
     diagnose(model, [ROWS], progress=False)
     prepare_qat(SomeLeftOut().eval(), {"x": ROWS, "mask": ROWS})(ROWS, ROWS)
+
+
+def test_no_flow_draws_from_the_owners_random_numbers(images, tmp_path):
+    torch.manual_seed(0)
+    model, reader = two_convolutions(lambda self, x: self.second(self.first(x))), nn.LSTM(16, 8)
+    before = torch.random.get_rng_state()
+    save(quantize_static(model, images), tmp_path / "model.qt")
+    load(tmp_path / "model.qt", model)
+    prepared = prepare_qat(model, images[0])
+    prepared(images[0])
+    convert(prepared)
+    quantize_dynamic(reader)
+    assert torch.equal(torch.random.get_rng_state(), before)
