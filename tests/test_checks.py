@@ -10,7 +10,7 @@ from qtutor.diagnosis import diagnose
 from qtutor.fusion import find_fusions, fuse
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, layer_outputs, lines_that_read_training
-from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
+from qtutor.workflows import convert, load, model_file, prepare_qat, quantize_dynamic, quantize_static, save
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
 
@@ -547,3 +547,29 @@ def test_no_flow_draws_from_the_owners_random_numbers(images, tmp_path):
     convert(prepared)
     quantize_dynamic(reader)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x):
+        return (self.layer(x) * self.scale.item()).clamp(max=self.scale.item())
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_number_that_a_trace_took_from_a_buffer_comes_back_from_the_file(flow, tmp_path):
+    quantized = quantize_static(Scaled(2.0).eval(), [ROWS], flow)
+    save(quantized, tmp_path / "model.qt")
+    assert torch.equal(load(tmp_path / "model.qt", Scaled(5.0))(ROWS), quantized(ROWS))
+
+
+def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkeypatch):
+    model = Scaled(2.0).eval()
+    quantized = quantize_static(model, [ROWS])
+    monkeypatch.setattr(model_file, "_calls", lambda model: {})
+    save(quantized, tmp_path / "model.qt")
+    monkeypatch.undo()
+    assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
