@@ -3,12 +3,14 @@
 import copy
 import warnings
 
+from qtutor import runtimes
 from qtutor.affine import sqnr
+from qtutor.benchmark import accuracy, compare, flips
 from qtutor.diagnosis import diagnose
 from qtutor.fusion import find_fusions, fuse
 from qtutor.models.copying import plain_copy
-from qtutor.models.running import agreement, lines_that_read_training
-from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
+from qtutor.models.running import agreement, layer_outputs, lines_that_read_training
+from qtutor.workflows import convert, load, model_file, prepare_qat, quantize_dynamic, quantize_static, save
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
 
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_sequence
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
@@ -136,6 +139,33 @@ def test_a_training_branch_does_not_stay_and_its_line_is_named(images):
         assert torch.equal(quantized(images[0]), quantized(images[0]))
 
 
+SUBCLASSES = []
+
+
+class Registered(nn.Module):
+    """Keeps account of its subclasses, each of which must say its name."""
+
+    def __init_subclass__(cls, *, called, **kwargs):
+        super().__init_subclass__(**kwargs)
+        SUBCLASSES.append(called)
+
+
+class Registering(Registered, called="this one"):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.layer(x).relu() if self.training else self.layer(x)
+
+
+def test_who_keeps_account_of_subclasses_finds_no_new_one():
+    with pytest.warns(QuantizationWarning, match="reads self.training: at .*test_checks.py"):
+        prepare_qat(Registering().eval(), ROWS)
+    assert SUBCLASSES == ["this one"]
+    assert "training" not in vars(nn.Module)
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_batch_norm_that_trains_keeps_its_own_eps_and_momentum(flow, images):
     torch.manual_seed(0)
@@ -241,6 +271,35 @@ def test_a_model_that_nobody_can_compare_or_quantize_is_refused_at_once(make, me
         quantize_static(model, [torch.randn(4, 3)])
     with pytest.raises(ValueError, match=message):
         prepare_qat(model, torch.randn(4, 3))
+
+
+class Leaky(nn.Module):
+    """Mixes what it gave into what it gives; where it is given that, it keeps nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.before = nn.Linear(16, 4), 0.0
+
+    def forward(self, x, before=None):
+        mixed = self.layer(x) + 0.5 * (self.before if before is None else before)
+        if before is not None:
+            return mixed, mixed
+        self.before = mixed
+        return mixed
+
+
+def test_state_is_told_from_chance_and_may_go_in_and_out():
+    for quantize in (
+        lambda model: quantize_static(model, [ROWS]),
+        lambda model: prepare_qat(model, ROWS),
+        lambda model: diagnose(model, [ROWS], progress=False),
+    ):
+        with pytest.raises(ValueError, match="let forward take that as an input, and return what it becomes"):
+            quantize(Leaky().eval())
+        with pytest.raises(ValueError, match="random numbers belong in the training branch"):
+            quantize(two_layers(lambda self, x: self.second(F.dropout(self.first(x)))))
+    quantized = quantize_static(Leaky().eval(), [((ROWS, ROWS[:, :4]), None)])
+    assert torch.equal(quantized(ROWS, ROWS[:, :4])[0], quantized(ROWS, ROWS[:, :4])[1])
 
 
 def test_an_infinite_mask_is_answered_with_a_boolean_one():
@@ -401,9 +460,116 @@ def test_dynamic_takes_flattened_and_parametrized_layers():
         assert torch.equal(copy.deepcopy(quantized)(x), quantized(x))
 
 
+def less_a_masked_mean(self, x, mask):
+    hidden = self.first(x)
+    return self.second(hidden - hidden.masked_fill(mask == 0, 0.0).sum(1, True) / mask.sum(1, True))
+
+
 @pytest.mark.parametrize("flow", FLOWS)
-def test_a_model_that_no_zeros_may_enter_comes_back(flow, tmp_path):
-    model = two_layers(lambda self, x: self.second(self.first(input=(x - x.mean()) / x.std())))
-    quantized = quantize_static(model, [ROWS], flow)
+@pytest.mark.parametrize(
+    ("forward", "inputs"),
+    [
+        (lambda self, x: self.second(self.first(torch.linalg.cholesky(x))), (ROWS.T @ ROWS + torch.eye(16),)),
+        (lambda self, x: self.second(F.linear(x, self.first(x).T @ self.first(x))), (ROWS,)),
+        (less_a_masked_mean, (ROWS, (ROWS > 0).long())),
+    ],
+)
+def test_a_model_comes_back_whatever_its_forward_does_with_numbers(forward, inputs, flow, tmp_path):
+    model = two_layers(forward)
+    quantized = quantize_static(model, [(inputs, None)], flow)
     save(quantized, tmp_path / "model.qt")
+    assert torch.equal(load(tmp_path / "model.qt", model)(*inputs), quantized(*inputs))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model, x: runtimes.build(model, [x], ["FX INT8"]),
+        lambda model, x: compare({"model": model}, x, repeats=1),
+        lambda model, x: accuracy(model, [(x, torch.zeros(6).long())]),
+        lambda model, x: flips(model, model, [(x, torch.zeros(6).long())]),
+        lambda model, x: layer_outputs(model, ["first"], x),
+        lambda model, x: diagnose(model, [x], progress=False),
+    ],
+)
+def test_a_model_that_writes_into_its_input_writes_into_a_copy(run):
+    x = ROWS.clone()
+    run(two_layers(lambda self, x: self.second(self.first(x.sub_(0.5).div_(0.25)))), x)
+    assert torch.equal(x, ROWS)
+
+
+class SomeLeftOut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x, mask=None, pos=None):
+        x = self.layer(x) if mask is None else self.layer(x) * mask
+        return x if pos is None else x + pos
+
+
+def test_inputs_that_a_flow_cannot_give_are_refused_with_a_way_that_holds():
+    model = SomeLeftOut().eval()
+    with pytest.raises(TypeError, match=r"none for pos, .* after one left out: .* forward\(self, x, pos\)"):
+        quantize_static(model, [{"x": ROWS, "pos": ROWS}])
+    wrapped = Forward(lambda self, x, pos: self.model(x, pos=pos), model=model).eval()
+    assert sqnr(wrapped(ROWS, ROWS).detach(), quantize_static(wrapped, [((ROWS, ROWS), None)])(ROWS, ROWS)) > 25
+
+    packed, reader = pack_sequence([ROWS[:4], ROWS[:2]]), Forward(lambda s, x: s.g(x)[1], g=nn.GRU(16, 8)).eval()
+    for data in ([packed], [(packed, None)], [((packed,), None)]):
+        with pytest.raises(TypeError, match="got PackedSequence: quantize_dynamic takes"):
+            quantize_static(reader, data)
+        assert list(diagnose(reader, data, progress=False).table["layer"]) == ["g"]
+    assert sqnr(reader(packed).detach(), quantize_dynamic(reader)(packed)) > 25
+
+    ragged = torch.nested.nested_tensor([ROWS, ROWS], layout=torch.jagged)
+    for x, message in ((ROWS.to_sparse(), r"sparse_coo: pass x.to_dense\(\)"), (ragged, "nested: pass x.to_padded_t")):
+        with pytest.raises(TypeError, match=message):
+            quantize_static(model, [x])
+    assert torch.equal(ragged.to_padded_tensor(0.0), torch.stack([ROWS, ROWS]))
+
+
+def test_an_example_may_be_named_and_an_output_sparse():
+    model = two_layers(lambda self, x: self.second(self.first(x)).relu().to_sparse())
+    assert sqnr(model(ROWS).to_dense().detach(), quantize_static(model, [ROWS])(ROWS).to_dense()) > 25
+    diagnose(model, [ROWS], progress=False)
+    prepare_qat(SomeLeftOut().eval(), {"x": ROWS, "mask": ROWS})(ROWS, ROWS)
+
+
+def test_no_flow_draws_from_the_owners_random_numbers(images, tmp_path):
+    torch.manual_seed(0)
+    model, reader = two_convolutions(lambda self, x: self.second(self.first(x))), nn.LSTM(16, 8)
+    before = torch.random.get_rng_state()
+    save(quantize_static(model, images), tmp_path / "model.qt")
+    load(tmp_path / "model.qt", model)
+    prepared = prepare_qat(model, images[0])
+    prepared(images[0])
+    convert(prepared)
+    quantize_dynamic(reader)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x):
+        return (self.layer(x) * self.scale.item()).clamp(max=self.scale.item())
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_number_that_a_trace_took_from_a_buffer_comes_back_from_the_file(flow, tmp_path):
+    quantized = quantize_static(Scaled(2.0).eval(), [ROWS], flow)
+    save(quantized, tmp_path / "model.qt")
+    assert torch.equal(load(tmp_path / "model.qt", Scaled(5.0))(ROWS), quantized(ROWS))
+
+
+def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkeypatch):
+    model = Scaled(2.0).eval()
+    quantized = quantize_static(model, [ROWS])
+    monkeypatch.setattr(model_file, "_calls", lambda model: {})
+    save(quantized, tmp_path / "model.qt")
+    monkeypatch.undo()
     assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))

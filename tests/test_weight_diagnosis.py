@@ -125,3 +125,11 @@ def test_a_model_without_linear_layers_or_scores_is_refused(model, message):
     x = torch.randn(2, 1, 6, 6) if isinstance(model[0], nn.Conv2d) else torch.randn(2, 36)
     with pytest.raises(ValueError, match=message):
         diagnose(model, [x], weights="group", group=4, progress=False)
+
+
+def test_an_embedding_that_scales_its_rows_down_scales_those_of_a_copy(tokens):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(40, 64, max_norm=1.0), nn.Linear(64, 4)).eval()
+    before = model[0].weight.detach().clone()
+    diagnose(model, [tokens], weights="group", progress=False)
+    assert torch.equal(model[0].weight, before)

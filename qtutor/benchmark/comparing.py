@@ -19,6 +19,7 @@ from qtutor.benchmark.comparison import Comparison, summarize
 from qtutor.benchmark.predictions import Batches, Model, accuracy
 from qtutor.machine import describe
 from qtutor.models.operators import kind_of
+from qtutor.models.tensors import copies
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ def compare(
     if isinstance(loader, Iterator):
         loader = list(loader)  # each entry reads it
 
-    contest = _Contest(entries, inputs)
+    contest = _Contest(entries, copies(inputs))
     with torch.inference_mode(), set_torch_threads(threads or torch.get_num_threads()):
         machine = describe()
         contest.check()

@@ -255,7 +255,7 @@ def _first_runs(
             continue
         check_outputs(simulation.model, partial(simulation.run, batch), output, f" on batch {number}")
         if not good and agreement(floats_in(output), floats_in(simulation.run(batch))) < _REPEATS:
-            raise unsteady(model)
+            raise unsteady(model, *(floats_in(simulation.copy().run(batch)) for _ in range(2)))
         if comparing and not floats_in(output):
             raise ValueError("the output of the model holds no floating-point tensor to compare: pass metric=")
         good.append(batch)

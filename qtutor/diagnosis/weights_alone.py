@@ -150,10 +150,15 @@ def diagnose_weights(
 
 
 def _sharing(model: nn.Module, batch: Batch) -> Simulation:
-    """A copy in eval mode that shares its weights with the given model, and what it calls."""
+    """A copy in eval mode that shares its weights with the given model, and what it calls.
+
+    An embedding with a max_norm scales rows of its weight down where it reads them, so that weight is copied.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
-    shared = {id(parameter): parameter for parameter in model.parameters()}
+    embeddings = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    written = {id(module.weight) for module in embeddings if module.max_norm is not None}
+    shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in written}
     simulation = Simulation(eval_copy(model, shared))
     found = find_layers(simulation.model, lambda: simulation.run(batch))
     return Simulation(simulation.model, found.layers, found.skipped, before=found.before)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qtutor.models.tensors import tensors_in
+from qtutor.models.tensors import copies, tensors_in
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.nn.utils.rnn import PackedSequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Batch:
 
     def clone(self) -> tuple[tuple, dict[str, Any]]:
         """Return the inputs as copies, which a model may change."""
-        return tree_map_only(Tensor, Tensor.clone, (self.args, self.kwargs))
+        return copies((self.args, self.kwargs))
 
 
 def read(data: Iterable, name: str = "data") -> Iterator[Batch]:
@@ -98,11 +99,20 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
         except TypeError as error:
             raise TypeError(f"{name} does not fit forward: {error}") from None
         if bound.kwargs:
-            raise TypeError(f"{name}: forward takes {', '.join(bound.kwargs)} by name only, and a flow gives by place")
+            taken = ", ".join([*[*bound.signature.parameters][: len(bound.args)], *bound.kwargs])
+            raise TypeError(
+                f"{name}: a flow gives inputs by place, and there is none for {', '.join(bound.kwargs)}, by name only "
+                f"or after one left out: wrap the model in a module whose forward(self, {taken}) passes it by name"
+            )
         inputs = bound.args
     for tensor in inputs:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: an input must be a tensor, got {type(tensor).__name__}")
+            way = ": quantize_dynamic takes a model of such inputs" if isinstance(tensor, PackedSequence) else ""
+            raise TypeError(f"{name}: an input must be a tensor, got {type(tensor).__name__}{way}")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            way = "to_padded_tensor(0.0)" if tensor.is_nested else "to_dense()"
+            raise TypeError(f"{name}: a flow takes dense tensors, and an input is {kind}: pass x.{way}")
         if tensor.numel() == 0:
             raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} is empty")
         if not tensor.isfinite().all():
@@ -111,8 +121,19 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     return inputs
 
 
+def call_of(inputs: Any, labels: Any = None) -> Batch:
+    """Return the batch of one call: of a tensor, of a tuple of several inputs, or of a mapping of named ones."""
+    if isinstance(inputs, Mapping):
+        return Batch((), dict(inputs), labels)
+    return Batch(tuple(inputs) if _are_several(inputs) else (inputs,), {}, labels)
+
+
+def _are_several(given: Any) -> bool:
+    return isinstance(given, (tuple, list)) and not isinstance(given, PackedSequence)  # which is a tuple, and one input
+
+
 def _batch(batch: Any, name: str) -> Batch:
-    if isinstance(batch, (tuple, list)):
+    if _are_several(batch):
         if len(batch) not in (1, 2):
             raise TypeError(
                 f"{name} has {len(batch)} parts: a pair is (inputs, labels), and several inputs are ((a, b), labels), "
@@ -121,9 +142,7 @@ def _batch(batch: Any, name: str) -> Batch:
         given, labels = (*batch, None)[:2]
     else:
         given, labels = batch, None
-    if isinstance(given, Mapping):
-        return Batch((), dict(given), labels)
-    inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-    if not tensors_in(inputs):
+    call = call_of(given, labels)
+    if not (call.kwargs or tensors_in(call.args)):
         raise TypeError(f"{name} holds no tensor, but {type(given).__name__}")
-    return Batch(inputs, {}, labels)
+    return call

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from qtutor.affine import decibels
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.tensors import floats_in, tensors_in
+from qtutor.models.tensors import copies, floats_in, tensors_in
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,9 @@ def no_fast_attention() -> Iterator[None]:
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the tensors that a model gives for inputs, which stay as they are."""
+    """Return the tensors that a model gives for inputs, which stay as they are, as dense ones."""
     with torch.inference_mode(False), torch.no_grad():
-        return [tensor.detach().clone() for tensor in tensors_in(model(*(x.clone() for x in inputs)))]
+        return [tensor.detach().clone().to_dense() for tensor in tensors_in(model(*copies(inputs)))]
 
 
 def layer_outputs(model: nn.Module, names: Iterable[str], *inputs: Tensor) -> dict[str, Tensor]:
@@ -89,7 +90,7 @@ def passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, 
             layer = model.get_submodule(name)
             hooks.enter_context(layer.register_forward_pre_hook(partial(enter, name)))
             hooks.enter_context(layer.register_forward_hook(partial(leave, name)))
-        model(*inputs)
+        model(*copies(inputs))
     return seen
 
 
@@ -152,8 +153,16 @@ def check_outputs(model: nn.Module, run: Callable[[], Any], given: Any, where: s
     raise ValueError(f"{kind_of(model)} itself gives NaN or infinity{where}{first}: mend that before you quantize it")
 
 
-def unsteady(model: nn.Module) -> ValueError:
-    """Return the error for a model that gives another output each time, which nothing can be compared with."""
+def unsteady(model: nn.Module, one: list[Tensor], other: list[Tensor]) -> ValueError:
+    """Return the error for a model that gives another output each time, which nothing can be compared with.
+
+    What two new copies of it give at their first call tells state, in which they begin alike, from chance.
+    """
+    if agreement(one, other) == float("inf"):
+        return ValueError(
+            f"{kind_of(model)} itself gives another output at its next call for the same input, as forward keeps "
+            "something in self from call to call: let forward take that as an input, and return what it becomes"
+        )
     return ValueError(
         f"{kind_of(model)} itself gives another output each time it gets the same input, in eval mode too: a "
         "functional dropout needs training=self.training, and random numbers belong in the training branch"
@@ -161,20 +170,26 @@ def unsteady(model: nn.Module) -> ValueError:
 
 
 def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
-    """Return " at file:line: `code`" for each line outside PyTorch that asks whether a model is in training mode."""
+    """Return " at file:line: `code`" for each line outside PyTorch that asks whether a model is in training mode.
+
+    No class of the owner's is touched or derived from, for they may keep account of their subclasses.
+    """
     lines: dict[str, None] = {}
+    watched = eval_copy(model)
+    theirs = {id(module) for module in watched.modules()}
 
     def read(module: nn.Module) -> bool:
         frame = sys._getframe(1)
-        if not frame.f_globals.get("__name__", "").startswith("torch."):
+        if id(module) in theirs and not frame.f_globals.get("__name__", "").startswith("torch."):
             line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
             lines[f" at {frame.f_code.co_filename}:{frame.f_lineno}" + (f": `{line}`" if line else "")] = None
+        if "training" not in vars(module):
+            raise AttributeError("training")  # then __getattr__ is asked, as for a scripted module
         return vars(module)["training"]
 
-    watched = eval_copy(model)
-    for module in watched.modules():
-        kind = type(module)
-        module.__class__ = type(kind.__name__, (kind,), {"training": property(read), "__module__": kind.__module__})
-    with suppress(Exception):
+    def write(module: nn.Module, mode: bool) -> None:
+        vars(module)["training"] = mode
+
+    with mock.patch.object(nn.Module, "training", property(read, write), create=True), suppress(Exception):
         outputs(watched, inputs)
     return [*lines]

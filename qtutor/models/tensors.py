@@ -8,6 +8,7 @@ from qtutor.models.operators import kind_of
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 NO_CLASS = torch.iinfo(torch.int64).min
 """What is chosen where a score is NaN: no label is that."""
@@ -20,9 +21,14 @@ def tensors_in(tree: Any, records: bool = True) -> list[Tensor]:
     return [*_walk(tree, records)]
 
 
+def copies(inputs: Any) -> Any:
+    """Return inputs whose tensors are copies, into which a model may write."""
+    return tree_map_only(Tensor, Tensor.clone, inputs)
+
+
 def floats_in(tree: Any) -> list[Tensor]:
-    """Return those that are floating-point."""
-    return [tensor for tensor in tensors_in(tree) if tensor.is_floating_point()]
+    """Return those that are floating-point, as dense ones."""
+    return [tensor.to_dense() for tensor in tensors_in(tree) if tensor.is_floating_point()]
 
 
 def scores_of(output: Any) -> Tensor | None:

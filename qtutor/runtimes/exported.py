@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qtutor.models.running import no_fast_attention
+from qtutor.models.tensors import copies
 from qtutor.workflows import hide_torch_notices
 
 import torch
@@ -41,16 +42,21 @@ class Exported:
         self.folder = Folder()
 
     @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Those of the first batch, copied each time: the model may write into them."""
+        return copies(self.batches[0])
+
+    @property
     def onnx(self) -> Path:
         path = self.folder.path / "float.onnx"
         if not path.exists():
-            export_onnx(self.model, self.batches[0], path)
+            export_onnx(self.model, self.inputs, path)
         return path
 
     def like_the_model(self, run: Callable[..., list[Tensor]]) -> Callable[..., Any]:
         """Give outputs the structure that the model's have, and keep the files while they may be read again."""
         with torch.no_grad():
-            structure = tree_flatten(self.model(*self.batches[0]))[1]
+            structure = tree_flatten(self.model(*self.inputs))[1]
 
         def restructured(*inputs: Tensor, folder: Folder = self.folder) -> Any:
             return tree_unflatten(run(*inputs), structure)
@@ -69,12 +75,12 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) 
     """
     given = [f"input{i}" for i in range(len(inputs))]
     with torch.no_grad():
-        outputs = [f"output{i}" for i in range(len(tree_flatten(model(*inputs))[0]))]
+        outputs = [f"output{i}" for i in range(len(tree_flatten(model(*copies(inputs)))[0]))]
         axes = {name: {0: "batch"} for name in (*given, *outputs)}
         with no_notices(), no_fast_attention():
             torch.onnx.export(
                 model,
-                inputs,
+                copies(inputs),
                 str(path),
                 dynamo=False,
                 input_names=given,

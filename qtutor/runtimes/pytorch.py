@@ -37,7 +37,7 @@ def bf16(exported: Exported) -> tuple[Callable, int]:
         narrow = cast([_by_pixel(x) for x in inputs], torch.float32, torch.bfloat16)
         return cast(model(*narrow), torch.bfloat16, torch.float32)
 
-    run(*exported.batches[0])
+    run(*exported.inputs)
     return run, size_bytes(model)
 
 
@@ -53,7 +53,7 @@ def compiled(exported: Exported) -> tuple[Callable, int]:
 
     run = quiet_where_new(run)
     with needs_compiler():
-        run(*exported.batches[0])
+        run(*exported.inputs)
     return run, size_bytes(exported.model)
 
 
@@ -62,7 +62,7 @@ def fx(exported: Exported) -> tuple[Callable, int]:
     recipe = recipe_of(model)
     assert recipe is not None
     with at_work(recipe.engine):  # freezing packs the weights anew
-        return _traced(model, exported.batches[0]), size_bytes(model)
+        return _traced(model, exported.inputs), size_bytes(model)
 
 
 def pt2e(exported: Exported) -> tuple[Callable, int]:

@@ -44,9 +44,12 @@ def needs_compiler(otherwise: str = "") -> Iterator[None]:
 
 @contextmanager
 def at_work(engine: str) -> Iterator[None]:
-    """Use a quantized engine, without PyTorch's notices; Inductor is none, and leaves the engine as it is."""
+    """Use a quantized engine, without PyTorch's notices; Inductor is none, and leaves the engine as it is.
+
+    Afterwards random numbers go on as if nobody had made a layer, which draws its first weights.
+    """
     before = torch.backends.quantized.engine
-    with warnings.catch_warnings(), torch.inference_mode(False):
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         hide_torch_notices()
         warnings.filterwarnings("ignore", message="must run observer before calling")  # `flows` names the layers
         try:

@@ -8,6 +8,7 @@ from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, outputs
+from qtutor.models.tensors import copies
 from qtutor.models.tracing import label, line_of, where, works_in_place
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
@@ -19,11 +20,12 @@ from qtutor.workflows.refusals import Refused, reason_of, stub_reason
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
 _NOTHING = "finds nothing to quantize: it takes linear layers and convolutions"
 _NEAR = 6.0  # dB above what is usual, from which on a few samples speak for the batch
+_BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 
 
@@ -39,7 +41,7 @@ class Batches:
                 "calibration_data holds no batch, and without one every scale would be 1: pass a few batches of "
                 "training inputs, and make a new generator if this one is used up"
             )
-        self.first = tuple(x.clone() for x in first)  # a loader may fill one buffer again and again
+        self.first = copies(first)  # a loader may fill one buffer again and again
         self._kept, self._room = [self.first], _KEPT if self._once else 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -47,7 +49,7 @@ class Batches:
         for inputs in self._left:
             self._room -= sum(x.nbytes for x in inputs)
             if self._room > 0:
-                self._kept.append(tuple(x.clone() for x in inputs))
+                self._kept.append(copies(inputs))
             yield inputs
         if not self._once:  # read to its end: it begins anew, a loader that shuffles in another order
             self._kept, self._left = [], inputs_of(self._data, self._model)
@@ -118,6 +120,26 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Return what a recipe makes of a float copy, which is used up, before any data."""
     return _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
+
+
+def shape_scales(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Give the scales of a prepared model, in place, the shapes that data would give them; what they are, a file says.
+
+    The model does not run, for no made input suits each forward: only weights that have a scale for each channel are
+    computed, from `inputs` where forward makes a weight of what it gets.
+    """
+    observers = {name: m for name, m in prepared.named_modules() if hasattr(m, "calculate_qparams")}
+    by_channel = {name for name, m in observers.items() if getattr(m, "qscheme", None) in _BY_CHANNEL}
+    for name in observers.keys() - by_channel:
+        observers[name](torch.tensor([-1.0, 1.0]))
+    if isinstance(prepared, GraphModule):
+        graph, copied = Graph(), {}
+        graph.graph_copy(prepared.graph, copied)
+        graph.output(tuple(copied[n] for n in prepared.graph.nodes if n.op == "call_module" and n.target in by_channel))
+        weights = GraphModule(prepared, graph)
+        weights.graph.eliminate_dead_code()
+        weights.recompile()
+        outputs(weights, inputs)
 
 
 def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.Module, Recipe]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from qtutor.models.batches import Batch
+from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.simulation import Scheme, Simulation
@@ -63,7 +64,7 @@ class Reference:
             with suppress(Exception):
                 few, few_outputs = tuple(x[:_FEW] for x in batch), outputs(model, tuple(x[:_FEW] for x in batch))
         if not repeats(model, few, few_outputs):
-            raise unsteady(model)
+            raise unsteady(model, *(outputs(eval_copy(model), few) for _ in range(2)))
         return cls(batch, found, few, few_outputs)
 
     def agreement(self, model: nn.Module) -> float:

@@ -1,19 +1,29 @@
 """The flows from a float model to an INT8 one and into a file; every function leaves what it was given as it was."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from qtutor.affine import grid
-from qtutor.models.batches import Batch, by_place
+from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import copy_model, eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import count_calls, lines_that_read_training, outputs
 from qtutor.workflows import dynamic, model_file, pt2e
 from qtutor.workflows.backends import at_work, engines
-from qtutor.workflows.building import Batches, build, check_trained, converted, prepare, rebuilt, static, without_data
+from qtutor.workflows.building import (
+    Batches,
+    build,
+    check_trained,
+    converted,
+    prepare,
+    rebuilt,
+    shape_scales,
+    static,
+    without_data,
+)
 from qtutor.workflows.checks import USUAL, Reference, tell
 from qtutor.workflows.low_bits import keep_trained_scales
 from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
@@ -71,7 +81,7 @@ def quantize_static(
 
 def prepare_qat(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     *,
     flow: str = "fx",
     bits: int = 8,
@@ -85,7 +95,7 @@ def prepare_qat(
     and fbgemm, where the processor has no INT8 dot product.
 
     Args:
-        example_input: what the model takes, as a batch; a tuple for several inputs.
+        example_input: what the model takes: a tensor, a tuple of several, or a mapping of named ones.
         bits: width of weights and activations, 2 to 8; each scale stands for 2**bits codes.
         edge_bits: the same for the first and the last layer, which suffer most.
 
@@ -95,8 +105,7 @@ def prepare_qat(
         grid(width)
         if width > 8:
             raise ValueError(f"{name} must be from 2 to 8, got {width}: the codes are stored as 8-bit integers")
-    given = example_input if isinstance(example_input, tuple) else (example_input,)
-    inputs = by_place(Batch(given), model, "example_input")
+    inputs = by_place(call_of(example_input), model, "example_input")
     recipe = Recipe.of(model, flow, inputs, engine, trained=True, prepared=True, bits=bits)
     with at_work(recipe.engine):
         if edge_bits != bits:
@@ -175,7 +184,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             model = dynamic.convert(float_model, recipe)
         else:
             prepared = rebuilt(float_copy(float_model), recipe, inputs).eval()
-            outputs(prepared, inputs)  # the shapes of some scales come from a run
+            shape_scales(prepared, inputs)
             model, _ = converted(prepared, recipe)
         model_file.fill(model, content, Path(path))
         return pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from qtutor.models.operators import Trait, target_of, traits
+from qtutor.models.tensors import copies
 from qtutor.models.tracing import Call, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
@@ -123,7 +124,7 @@ def failing(model: GraphModule, inputs: tuple[Tensor, ...]) -> Node:
     watched.extra_traceback = False
     try:
         with torch.no_grad():
-            watched.run(*(x.clone() for x in inputs))
+            watched.run(*copies(inputs))
     except Exception:
         return watched.node
     raise AssertionError("it does not fail")

@@ -4,8 +4,9 @@
     line 2    a header in JSON: how to build the model again, and the versions that built it
     the rest  what torch.save makes of the tensors and numbers by name, to be read with weights_only
 
-Packed weights of recurrent layers are objects of C++, and are stored as the tensors inside. The
-scales and zero points of a PT2E model are numbers in its code, and stored under the names of its nodes.
+Packed weights of recurrent layers are objects of C++, and are stored as the tensors inside. Scales and
+zero points of a PT2E model are numbers in its code, as is what `item()` gave where a model was traced: the
+numbers of a graph are stored under the names of its nodes.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from qtutor.storage import write_atomically
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_map
 
 _FORMAT = b"qtutor model 1 "
@@ -73,14 +75,18 @@ def fill(model: nn.Module, content: bytes, path: Path) -> None:
     except UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors, and nothing of it was executed: {error}") from None
     here, there = ({name: tree_map(_form, value) for name, value in c.items()} for c in (_contents(model), found))
-    if differ := [name for name in here | there if here.get(name) != there.get(name)]:
+    differ = [name for name in here | there if here.get(name) != there.get(name)]
+    if differ := [name for name in differ if name in there or not name.endswith("()")]:  # files had scales alone once
         raise ValueError(f"{path} holds another model than float_model: they differ in {', '.join(differ[:3])}")
     state = model.state_dict()  # with the versions of its modules
     state.update({name: _packed(found[name]) for name in state})
     model.load_state_dict(state)
-    for name, node in _codecs(model).items():
-        numbers = iter(found[name])
-        node.args = tuple(next(numbers) if isinstance(arg, (int, float)) else arg for arg in node.args)
+    for name, node in _calls(model).items():
+        numbers = iter(found.get(name, _numbers(node)))
+        taken = map_aggregate(
+            (node.args, node.kwargs), lambda a, numbers=numbers: next(numbers) if _is_number(a) else a
+        )
+        node.args, node.kwargs = taken
     if isinstance(model, GraphModule):
         model.recompile()
 
@@ -95,14 +101,23 @@ def _versions() -> dict[str, str]:
 
 def _contents(model: nn.Module) -> dict[str, Any]:
     state = {name: tree_map(_unpacked, value) for name, value in model.state_dict().items()}
-    codecs = _codecs(model).items()
-    return state | {name: [arg for arg in node.args if isinstance(arg, (int, float))] for name, node in codecs}
+    return state | {name: _numbers(node) for name, node in _calls(model).items()}
 
 
-def _codecs(model: nn.Module) -> dict[str, Node]:
-    """The nodes of a PT2E graph that map between numbers and codes, by names that no tensor can have."""
+def _calls(model: nn.Module) -> dict[str, Node]:
+    """The nodes of a graph that hold numbers, by names that no tensor can have."""
     nodes = model.graph.nodes if isinstance(model, GraphModule) else ()
-    return {f"{node.name}()": node for node in nodes if str(node.target).startswith("quantized_decomposed.")}
+    return {f"{node.name}()": node for node in nodes if _numbers(node)}
+
+
+def _numbers(node: Node) -> list[float]:
+    found: list[float] = []
+    map_aggregate((node.args, node.kwargs), lambda arg: found.append(arg) if _is_number(arg) else None)
+    return found
+
+
+def _is_number(arg: Any) -> bool:
+    return isinstance(arg, (int, float))
 
 
 def _unpacked(value: Any) -> Any:

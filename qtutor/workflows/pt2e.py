@@ -8,6 +8,7 @@ from typing import Any
 
 from qtutor.fusion import fuse
 from qtutor.models.running import no_fast_attention
+from qtutor.models.tensors import copies
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
 from qtutor.workflows.low_bits import narrow_config, trained_config
 from qtutor.workflows.notices import unlogged
@@ -30,7 +31,7 @@ class Compiled(nn.Module):
         remember(self, recipe_of(model))
         self.__dict__["_run"] = torch.compile(model, dynamic=False)  # not a second copy in the state dict
         with needs_compiler(", or leave compile=False and get the same numbers, slowly"):
-            self(*(x.clone() for x in inputs))  # forward may write into them
+            self(*copies(inputs))  # forward may write into them
 
     def forward(self, *inputs: Tensor) -> Any:
         from torch._inductor import config
@@ -55,7 +56,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
     if all(x.dim() and len(x) == 1 for x in inputs):  # export takes a size of 1 for a constant
         inputs = tuple(torch.cat([x, x]) for x in inputs)
     else:
-        inputs = tuple(x.clone() for x in inputs)  # two inputs may be one tensor, and its size is noted by identity
+        inputs = copies(inputs)  # two inputs may be one tensor, and its size is noted by identity
     shapes = torch.export.ShapesCollection()
     for x in inputs:
         if x.dim():
