@@ -8,6 +8,7 @@ from qtutor.diagnosis import diagnose
 from qtutor.fusion import find_fusions, fuse
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, lines_that_read_training
+from qtutor.simulation import Configuration
 from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
@@ -407,3 +408,35 @@ def test_a_model_that_no_zeros_may_enter_comes_back(flow, tmp_path):
     quantized = quantize_static(model, [ROWS], flow)
     save(quantized, tmp_path / "model.qt")
     assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
+
+
+def norm_along_another_axis():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(64, 4, 8)
+    x = x * torch.tensor([1, 4, 0.2, 3]).view(1, 4, 1) + torch.tensor([1, 0, -2, 3]).view(1, 4, 1)
+    for _ in range(30):
+        model(x)
+    return model.eval(), x
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_batch_norm_along_another_axis_is_not_folded(flow, tmp_path):
+    model, x = norm_along_another_axis()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        quantized = quantize_static(model, [x], flow)
+    assert sqnr(model(x).detach(), quantized(x)) > 20
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", model)(x), quantized(x))
+    prepared = prepare_qat(model, x, flow=flow)
+    for _ in range(20):
+        prepared(x)
+    assert sqnr(prepared.eval()(x).detach(), convert(prepared)(x).detach()) > 20
+
+
+def test_inputs_show_along_which_axis_a_batch_norm_normalizes():
+    model, x = norm_along_another_axis()
+    [norm] = find_fusions(model, (x,))
+    assert norm.reason == "1 normalizes along axis 1, and 0 gives its channels along another"
+    torch.testing.assert_close(fuse(model, (x,))(x), model(x))
+    assert diagnose(model, [x], progress=False).experiment.prepare(Configuration())[0].layers["0"].norm == ""

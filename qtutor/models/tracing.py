@@ -6,18 +6,21 @@ import re
 import sys
 import sysconfig
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
+from qtutor.models.running import passing
 from qtutor.models.tensors import tensors_in
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 _MOST = 16  # inputs that a `*inputs` is taken to stand for
 _OURS = str(Path(__file__).parent.parent)
@@ -80,6 +83,7 @@ class Tracer(Call):
         self.inputs, self.stars = inputs, stars
         self.watched: set[fx.Node] = set()  # what goes into or comes out of a block with hooks
         self.looked_up: set[int] = set()  # ids of parameters and buffers that `forward` itself takes from a module
+        self.dims: dict[str, int] = {}  # of what each batch norm gets, where a call showed it
         self.hooked = {m for m in root.modules() if has_hooks(m) and not self.is_leaf_module(m, "")}
         for module in self.hooked:  # a hook expects tensors: it would fail on, or keep, the stand-ins of a trace
             for hooks in _HOOKS:
@@ -115,6 +119,8 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
         tracer = Tracer(root, inputs, stars)
         try:
             tracer.trace(root)
+            if inputs is not None:
+                tracer.dims = norm_dims(model, inputs)
             return tracer
         except Exception as error:
             problem, stars = error, tracer.asked_for(error)
@@ -123,6 +129,16 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
         "A trace passes stand-ins without values, so Python cannot branch, loop or compute on them. Write the line "
         "with tensor operations (torch.where), or treat the submodules that have no such line one by one."
     )
+
+
+def norm_dims(model: nn.Module, inputs: tuple) -> dict[str, int]:
+    """Return of how many dimensions is what each batch norm gets in a call, by name; nothing where the call fails."""
+    copied = copy_model(model)
+    norms = [name for name, module in copied.named_modules() if isinstance(module, _BatchNorm)]
+    with suppress(Exception), torch.inference_mode(False):
+        seen = passing(copied, norms, tree_map_only(Tensor, Tensor.clone, inputs)) if norms else {}
+        return {name: given[0].dim() for name, (given, _) in seen.items() if given}
+    return {}
 
 
 def where(error: BaseException) -> str:

@@ -33,7 +33,7 @@ def fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[str, ..
 
     model = eval_copy(model)
     try:
-        fusions = [fusion for fusion in find_fusions(model) if fusion.accepted]
+        fusions = [fusion for fusion in find_fusions(model, inputs) if fusion.accepted]
     except ValueError:
         return ()
     calls, groups = count_calls(model, inputs), []

@@ -2,13 +2,14 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from qtutor.fusion.folding import along_channels, foldable_kind
 from qtutor.models.operators import Trait, target_of, traits
-from qtutor.models.tracing import Call, works_in_place
+from qtutor.models.tracing import Call, norm_dims, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.low_bits import narrow_qconfig, trained_qconfig
@@ -32,6 +33,10 @@ class _FloatPReLU(nn.PReLU):
     """A PReLU that torch.fx leaves in floats: its kernel, as of PyTorch 2.13, scales positive codes too."""
 
 
+class _OtherAxis(nn.BatchNorm1d):
+    """A batch norm that PyTorch does not fold: it normalizes along another axis than that of the layer's channels."""
+
+
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Return a traced model with observers, or fake-quantizers if it is to be trained; the given one is used up.
 
@@ -44,16 +49,16 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         elif type(module) is nn.PReLU:
             module.__class__ = _FloatPReLU
     prepare = ao.quantize_fx.prepare_qat_fx if recipe.trained else ao.quantize_fx.prepare_fx
-    with _tracing(inputs, recipe):
+    with _tracing(model, inputs, recipe):
         return prepare(model.train(recipe.trained), qconfigs(ao, recipe), inputs)
 
 
 @contextmanager
-def _tracing(inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
+def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
     """Have PyTorch trace for a call with these inputs, and repair what its own trace would lose."""
     from torch.ao.quantization import quantize_fx
 
-    before = quantize_fx.QuantizationTracer
+    before, dims = quantize_fx.QuantizationTracer, norm_dims(model, inputs)
 
     class Tracer(Call, before):  # type: ignore[valid-type]
         def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
@@ -62,6 +67,7 @@ def _tracing(inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
             graph = super().trace(root, concrete_args)
             root.train(recipe.trained)
             _repair(graph, root, recipe)
+            _keep_apart(graph, root, dims)
             return graph
 
     quantize_fx.QuantizationTracer = Tracer
@@ -90,6 +96,15 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
         # In training PyTorch would give what is computed with a number the range of its input.
         if name_of(node) in recipe.float_operators or (recipe.trained and with_number):
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
+
+
+def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int]) -> None:
+    """Keep PyTorch from folding batch norms that normalize along another axis than their layer's; in place."""
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in dims and node.all_input_nodes[0].op == "call_module":
+            norm, layer = (root.get_submodule(each.target) for each in (node, node.all_input_nodes[0]))
+            if type(norm) is nn.BatchNorm1d and foldable_kind(layer) and not along_channels(layer, dims[node.target]):
+                norm.__class__ = _OtherAxis
 
 
 def _pass_by_place(node: Node, names: Sequence[str]) -> None:

@@ -96,7 +96,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     for name in (*recipe.keep_float, *recipe.left_float):
         quantizer.set_module_name_qconfig(name, None)
     with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
-        model = fuse(model)
+        model = fuse(model, inputs)
     captured = export(model, inputs, recipe.functional)
     utils._fuse_conv_bn_(captured)
     with _folded_already():
