@@ -86,8 +86,7 @@ class Tracer(Call):
         self.dims: dict[str, int] = {}  # of what each batch norm gets, where a call showed it
         self.hooked = {m for m in root.modules() if has_hooks(m) and not self.is_leaf_module(m, "")}
         for module in self.hooked:  # a hook expects tensors: it would fail on, or keep, the stand-ins of a trace
-            for hooks in _HOOKS:
-                getattr(module, hooks).clear()
+            clear_hooks(module)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         subclass = isinstance(m, (nn.Linear, _ConvNd, _BatchNorm)) and next(m.children(), None) is None
@@ -191,6 +190,12 @@ def works_in_place(node: fx.Node, root: nn.Module) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody watches or changes what goes into or comes out of a module."""
     return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def clear_hooks(module: nn.Module) -> None:
+    """Take all hooks off a module."""
+    for hooks in _HOOKS:
+        getattr(module, hooks).clear()
 
 
 def label(node: fx.Node) -> str:

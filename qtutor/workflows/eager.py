@@ -57,7 +57,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     if recipe.fused:
         model = fuse(model, [[*names] for names in recipe.fused], inplace=True)
     mapping = qconfigs(ao, recipe)
-    kinds = {nn.PReLU: None} | {kind: mapping.object_type_qconfigs[kind] for kind in TRANSPOSED}
+    kinds = {kind: mapping.object_type_qconfigs[kind] for kind in TRANSPOSED}
     ao.propagate_qconfig_(model, {"": mapping.global_qconfig} | kinds | mapping.module_name_qconfigs)
     return swapped(prepare, model)
 
