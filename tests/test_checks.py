@@ -1,6 +1,7 @@
 """What people's models are made of and flows stumble on: each kind gets a sound model, or a refusal that names it."""
 
 import copy
+import functools
 import warnings
 
 from qtutor import runtimes
@@ -11,11 +12,15 @@ from qtutor.fusion import find_fusions, fuse
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, layer_outputs, lines_that_read_training
 from qtutor.workflows import convert, load, model_file, prepare_qat, quantize_dynamic, quantize_static, save
+from qtutor.models.running import agreement, lines_that_read_training
+from qtutor.simulation import Configuration
+from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
 
 import pytest
 import torch
+import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -573,3 +578,176 @@ def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkey
     save(quantized, tmp_path / "model.qt")
     monkeypatch.undo()
     assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
+
+
+def norm_along_another_axis():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(64, 4, 8)
+    x = x * torch.tensor([1, 4, 0.2, 3]).view(1, 4, 1) + torch.tensor([1, 0, -2, 3]).view(1, 4, 1)
+    for _ in range(30):
+        model(x)
+    return model.eval(), x
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_batch_norm_along_another_axis_is_not_folded(flow, tmp_path):
+    model, x = norm_along_another_axis()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        quantized = quantize_static(model, [x], flow)
+    assert sqnr(model(x).detach(), quantized(x)) > 20
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", model)(x), quantized(x))
+    prepared = prepare_qat(model, x, flow=flow)
+    for _ in range(20):
+        prepared(x)
+    assert sqnr(prepared.eval()(x).detach(), convert(prepared)(x).detach()) > 20
+
+
+def test_inputs_show_along_which_axis_a_batch_norm_normalizes():
+    model, x = norm_along_another_axis()
+    [norm] = find_fusions(model, (x,))
+    assert norm.reason == "1 normalizes along axis 1, and 0 gives its channels along another"
+    torch.testing.assert_close(fuse(model, (x,))(x), model(x))
+    assert diagnose(model, [x], progress=False).experiment.prepare(Configuration())[0].layers["0"].norm == ""
+
+
+LEFT_ALONE = {
+    "statistics": lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+    "a hook": lambda: tripled(nn.Hardswish()),
+    "a hook on a norm": lambda: tripled(nn.BatchNorm2d(8)),
+    "PReLU": nn.PReLU,
+}
+
+
+def tripled(layer):
+    layer.register_forward_hook(lambda layer, given, output: 3 * output)
+    return layer
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_a_layer_that_no_kernel_computes_stays_in_floats_and_is_named(kind, trained, images, tmp_path):
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), LEFT_ALONE[kind](), nn.ReLU(), nn.Conv2d(8, 4, 1))  # noqa: E731
+    model = make()
+    for _ in range(30):
+        model(images[0])
+    model.eval()
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: 1 \(\w+\)$"):
+        quantized = prepare_qat(model, images[0]) if trained else quantize_static(model, images)
+    if trained:
+        for _ in range(5):
+            quantized(images[0])
+        expected, quantized = quantized.eval(), convert(quantized)
+    for x in (images[0], 0.3 * images[0]):
+        assert sqnr((expected if trained else model)(x).detach(), quantized(x).detach()) > 20
+    x = images[0]
+    assert torch.equal(copy.deepcopy(quantized)(x), quantized(x))
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", make())(x), quantized(x))
+
+
+def test_what_is_to_stay_in_floats_does_though_a_kernel_stands(images):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 4, 1)).eval()
+    quantized = quantize_static(model, images, keep_float=["1"])
+    assert isinstance(quantized.get_submodule("1"), nn.Hardswish)
+    assert not isinstance(quantized.get_submodule("1"), nnq.Hardswish)
+    assert sqnr(model(images[0]), quantized(images[0])) > 25
+
+
+def multiplied(function):
+    model = Forward(lambda self, x: self.head(function(x, self.w)), head=nn.Linear(16, 4))
+    model.w = nn.Parameter(torch.randn(16, 16) / 4)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "flows"),
+    [
+        (
+            lambda: nn.Sequential(
+                nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 1, enable_nested_tensor=False),
+                nn.Linear(16, 4),
+            ),
+            r"0 \(TransformerEncoder\)",
+            ("fx",),
+        ),
+        (
+            lambda: Forward(lambda s, x: s.head(s.b(x, x)), b=nn.Bilinear(16, 16, 16), head=nn.Linear(16, 4)),
+            r"b \(Bilinear\)",
+            FLOWS,
+        ),
+        (lambda: multiplied(lambda x, w: torch.einsum("ti,ij->tj", x, w)), r"w \(Parameter\)", FLOWS),
+        (lambda: multiplied(lambda x, w: x @ w.t()), r"w \(Parameter\)", FLOWS),
+    ],
+)
+def test_weights_that_no_flow_rounds_are_named(make, kind, flows):
+    torch.manual_seed(0)
+    model = make().eval()
+    for flow in flows:
+        with pytest.warns(QuantizationWarning, match=f"leaves in floating point: {kind}$"):
+            assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS], flow)(ROWS)) > 25
+
+
+def blocks():
+    torch.manual_seed(0)
+    return Forward(
+        lambda self, x: self.head(self.block(x)),
+        block=nn.Sequential(nn.Linear(16, 16), nn.ReLU()),
+        head=nn.Linear(16, 4),
+    ).eval()
+
+
+@pytest.mark.parametrize("name", ["block", ""])
+def test_a_hook_of_a_block_is_told_of_where_it_watches_and_refused_where_it_changes(name):
+    model, seen = blocks(), []
+    handle = model.get_submodule(name).register_forward_hook(lambda block, given, output: seen.append(output))
+    said = name or "the model itself"
+    with pytest.warns(QuantizationWarning, match=f"leaves out the hooks of {said}, which change nothing"):
+        assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS])(ROWS)) > 20
+    assert {*map(type, seen)} == {torch.Tensor}
+    handle.remove()
+    model.get_submodule(name).register_forward_pre_hook(lambda block, given: (given[0] / 10,))
+    for quantize in (lambda: quantize_static(model, [ROWS]), lambda: prepare_qat(model, ROWS)):
+        with pytest.raises(ValueError, match=rf"hooks of {said} get lost.*handle.remove\(\). flow='pt2e' can take it"):
+            quantize()
+
+
+def test_a_hook_that_holds_the_given_model_is_refused():
+    model = blocks()
+    model.seen = []
+    hooks = (
+        lambda block, given, output: model.seen.append(output),
+        lambda block, given, output, model=model: model.seen.append(output),
+        functools.partial(lambda extra, block, given, output: model.seen.append(output), 1),
+    )
+    for hook in hooks:
+        handle = model.block.register_forward_hook(hook)
+        for quantize in (
+            quantize_dynamic,
+            lambda model: quantize_static(model, [ROWS]),
+            lambda model: diagnose(model, [ROWS], progress=False),
+        ):
+            with pytest.raises(ValueError, match=r"a hook of block \(Sequential\) holds a module"):
+                quantize(model)
+        handle.remove()
+    assert not model.seen
+
+
+def test_a_hook_that_torchao_takes_for_the_layer_is_named():
+    model = blocks()
+    model.head.register_forward_hook(lambda block, given, output: 3 * output)
+    with pytest.raises(ValueError, match=r"there are hooks on head: take them off .* flow='fx' can take it as it is"):
+        quantize_static(model, [ROWS], "pt2e")
+
+
+def test_autocast_in_forward_is_named():
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            x = self.first(x)
+        return self.second(x.float())
+
+    with pytest.raises(ValueError, match=r"autocast gets lost, here at .*test_checks.py:\d+: `with torch.autocast"):
+        quantize_static(two_layers(forward), [ROWS])
+    assert "noted" not in torch.autocast.__enter__.__qualname__

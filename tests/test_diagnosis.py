@@ -462,6 +462,16 @@ def test_the_recommended_configuration_reaches_the_goal_and_is_applied_with_one_
     assert int8(inputs[0]).shape == (32, 10)
 
 
+@pytest.mark.parametrize("repair", ["equalized", "bias_corrected"])
+def test_a_repair_is_measured_against_the_given_model(chain, repair):
+    chain.layers[1].weight.data *= torch.logspace(-1, 1, 32)[:, None]
+    diagnosis = quiet(chain, [torch.rand(32, 16) for _ in range(2)], bits=4)
+    repaired = Configuration(bits=4, **{repair: True})
+    measured = diagnosis.measure(repaired).sqnr
+    assert measured == pytest.approx(diagnosis.experiment.agreement(diagnosis.simulate(repaired)))
+    assert measured > diagnosis.all_rounded.sqnr + 0.2
+
+
 def test_what_no_flow_takes_is_simulated():
     data = [((torch.randint(30, (8, 6)), torch.ones(1)), None)]
     diagnosis = quiet(Texts().eval(), data)

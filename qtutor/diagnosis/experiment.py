@@ -91,7 +91,8 @@ class Experiment:
         if configuration not in self._measured:
             simulation, rounding = self.prepare(configuration)
             trial = _rounded_in(configuration, simulation)
-            score = sweep(simulation, rounding, self.batches, [trial], self.metric).get(trial)
+            unrepaired = None if simulation.model is self.model else Simulation(self.model)
+            score = sweep(simulation, rounding, self.batches, [trial], self.metric, unrepaired=unrepaired).get(trial)
             if score is None or score.error:
                 said = score.error if score else "on every batch"
                 raise ValueError(f"the model raised when it was rounded ({configuration}): {said}")
@@ -121,7 +122,8 @@ class Experiment:
         """Return the float model after the repairs of a configuration."""
         model = self.model
         if configuration.equalized:
-            model = equalize(model)
+            bound = self.batches[0].bound(model)
+            model = equalize(model, None if bound.kwargs else bound.args)
         if configuration.bias_corrected:
             model = correct_bias(model, self.batches, configuration)
         return model

@@ -98,7 +98,7 @@ class Search:
     def _try(self, step: str, candidate: Configuration) -> None:
         try:
             better = _is_better(self.experiment.measure(candidate), self.experiment.measure(self.best))
-        except ValueError as error:  # the repair does not fit the model
+        except (TypeError, ValueError) as error:  # the repair does not fit the model
             self.steps.append({"step": f"{step}: {str(error).splitlines()[0]}", "kept": False})
             return
         self._note(step, better, candidate)

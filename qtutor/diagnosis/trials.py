@@ -95,8 +95,12 @@ def sweep(
     metric: Metric | None,
     scores: dict[Trial, Score] | None = None,
     step: Callable[[], Any] = lambda: None,
+    unrepaired: Simulation | None = None,
 ) -> dict[Trial, Score]:
-    """Score trials; what is in `scores` when this is interrupted was measured."""
+    """Score trials; what is in `scores` when this is interrupted was measured.
+
+    Outputs are compared with those of `unrepaired` where `simulation` is of a model that was repaired.
+    """
     scores = {} if scores is None else scores
     everything = frozenset(simulation.layers)
     only = {frozenset({name}): name for name in everything}
@@ -105,9 +109,9 @@ def sweep(
         try:
             with simulation.recorded() as exact:
                 output = simulation.run(batch)
+            reference = floats_in(unrepaired.run(batch) if unrepaired else output)
         except Exception:  # what the batches before gave is kept
             continue
-        reference = floats_in(output)
         done: dict[Trial, Any] = {frozenset(): output}
         rounded: dict[str, list[Tensor]] = {}
         if any(trial in all_but or trial == everything for trial in trials):

@@ -95,6 +95,11 @@ def foldable_kind(module: nn.Module | None) -> type[nn.Module] | None:
     return next((base for base in _NORM_AFTER if isinstance(module, base)), None)
 
 
+def along_channels(layer: nn.Module, dims: int) -> bool:
+    """Whether the axis 1 of what a layer gives, which a batch norm normalizes along, is that of its channels."""
+    return dims == 2 + len(getattr(layer, "kernel_size", ()))
+
+
 class Uses:
     """Who uses the modules of a model: what decides whether their parameters may be rewritten.
 
@@ -102,11 +107,12 @@ class Uses:
         model: the one that was traced or run, before anybody but its owner hooked onto it.
         calls: how often `forward` calls each module, by name.
         read: names of modules of which `forward` itself reads a parameter or buffer.
+        dims: of how many dimensions is what each batch norm gets, by name, where that is known.
     """
 
-    def __init__(self, model: nn.Module, calls: Mapping[str, int], read: Collection[str]):
+    def __init__(self, model: nn.Module, calls: Mapping[str, int], read: Collection[str], dims: Mapping[str, int]):
         self.modules = dict(model.named_modules())
-        self.calls, self.read = calls, read
+        self.calls, self.read, self.dims = calls, read, dims
         self._owners: dict[nn.Parameter | None, list[str]] = defaultdict(list)
         self._oddities: dict[str, str] = {}
         for name, module in self.modules.items():
@@ -123,7 +129,7 @@ class Uses:
         for name, module in tracer.root.named_modules():
             if not tracer.looked_up.isdisjoint(map(id, module._buffers.values())):
                 read.add(name)
-        return cls(tracer.root, Counter(node.target for node in nodes if node.op == "call_module"), read)
+        return cls(tracer.root, Counter(node.target for node in nodes if node.op == "call_module"), read, tracer.dims)
 
     def obstacle(self, name: str) -> str:
         """Say why other parameters in a layer would change more than what it gives, or ""."""
@@ -132,10 +138,18 @@ class Uses:
     def fold_obstacle(self, layer: str, norms: Collection[str]) -> str:
         """Say why the batch norms right after a layer cannot be folded into it, or ""."""
         reasons = (
-            self._sharing(norm) or _mismatch(self.modules[layer], self.modules[norm], norm) or self._oddities[norm]
+            self._sharing(norm)
+            or _mismatch(self.modules[layer], self.modules[norm], norm)
+            or self._other_axis(layer, norm)
+            or self._oddities[norm]
             for norm in norms
         )
         return self.obstacle(layer) or next(filter(None, reasons), "")
+
+    def _other_axis(self, layer: str, norm: str) -> str:
+        if norm not in self.dims or along_channels(self.modules[layer], self.dims[norm]):
+            return ""
+        return f"{norm} normalizes along axis 1, and {layer} gives its channels along another"
 
     def _sharing(self, name: str) -> str:
         if self.calls.get(name, 0) > 1:

@@ -46,12 +46,15 @@ class Fusion:
         return tuple(name for name, role in zip(self.names[1:], roles, strict=True) if role == "BN")
 
 
-def find_fusions(model: nn.Module) -> tuple[Fusion, ...]:
+def find_fusions(model: nn.Module, inputs: tuple | None = None) -> tuple[Fusion, ...]:
     """List what can run as one operator and what cannot, in the order in which the model runs.
 
     Looked for is a convolution, transposed convolution or linear layer followed by a batch norm, a
-    ReLU, or both. Arguments of `forward` that have a default are taken at it. A trace knows no
-    shapes: a linear layer before a batch norm is taken to give `(N, features)`.
+    ReLU, or both. Without `inputs`, arguments of `forward` that have a default are taken at it, and a
+    linear layer before a batch norm is taken to give `(N, features)`: a trace knows no shapes.
+
+    Args:
+        inputs: of a call.
 
     Raises:
         TypeError: `model` is not a module.
@@ -64,14 +67,15 @@ def find_fusions(model: nn.Module) -> tuple[Fusion, ...]:
         Conv-BN-ReLU ('0', '1', '2') accepted
         BN ('3',) 3 follows 2: only a batch norm right after its layer is folded
     """
-    return tuple(fusion for fusion, _ in patterns(trace(model, "find_fusions")))
+    return tuple(fusion for fusion, _ in patterns(trace(model, "find_fusions", inputs)))
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module, inputs: tuple | None = None) -> nn.Module:
     """Return a copy of the model, for inference, in which every batch norm that `find_fusions` accepts is folded.
 
     A folded batch norm becomes an `nn.Identity`. A ReLU stays: only a quantized backend has a kernel
-    that it shares with the layer before it, and `traffic` counts it so. Raises as `find_fusions`.
+    that it shares with the layer before it, and `traffic` counts it so. `inputs` and errors are those
+    of `find_fusions`.
 
     Example:
         >>> fuse(nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3)).eval())
@@ -81,7 +85,7 @@ def fuse(model: nn.Module) -> nn.Module:
         )
     """
     replacements: dict[int, Any] = {}
-    for fusion, _ in patterns(trace(model, "fuse")):
+    for fusion, _ in patterns(trace(model, "fuse", inputs)):
         if fusion.accepted and fusion.norms:
             layer, *norms = map(model.get_submodule, (fusion.names[0], *fusion.norms))
             replacements[id(layer)] = reduce(fold_batch_norm, norms, layer).train(layer.training)

@@ -40,6 +40,10 @@ class Batch:
         """Return the inputs as copies, which a model may change."""
         return copies((self.args, self.kwargs))
 
+    def bound(self, model: nn.Module) -> inspect.BoundArguments:
+        """Return the inputs as `forward` takes them, by place where it can; TypeError where it does not take them."""
+        return inspect.signature(model.forward).bind(*self.args, **self.kwargs)
+
 
 def read(data: Iterable, name: str = "data") -> Iterator[Batch]:
     """Read batches, each checked; errors call the data `name`.
@@ -95,7 +99,7 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     inputs = batch.args
     if batch.kwargs:
         try:
-            bound = inspect.signature(model.forward).bind(*batch.args, **batch.kwargs)
+            bound = batch.bound(model)
         except TypeError as error:
             raise TypeError(f"{name} does not fit forward: {error}") from None
         if bound.kwargs:

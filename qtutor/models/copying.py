@@ -1,6 +1,7 @@
 """The one way to copy a model, and what a copy whose layers are replaced needs."""
 
 import copy
+from functools import partial
 from types import CellType
 from typing import Any
 
@@ -22,6 +23,7 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
     Raises:
         ValueError: the model holds what cannot be copied, or a copy would go on to use the given model.
     """
+    _check_hooks(model)
     memo = dict(replacements or {})
     for module in model.modules():
         kept = tensors_in(vars(module), records=False)
@@ -50,6 +52,20 @@ def _holds_a_model(function: Any) -> bool:
     cells = getattr(function, "__closure__", None) or ()
     known = [cell.cell_contents for cell in cells if cell != CellType()]  # one may be empty still
     return any(isinstance(each, nn.Module) or isinstance(getattr(each, "__self__", None), nn.Module) for each in known)
+
+
+def _check_hooks(model: nn.Module) -> None:
+    """Refuse hooks that know a module by a closure or a default: those of a copy would go on to write into that one."""
+    for name, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            while isinstance(hook, partial):
+                hook = hook.func
+            if _holds_a_model(hook) or any(isinstance(x, nn.Module) for x in getattr(hook, "__defaults__", None) or ()):
+                whose = f"{name or 'the model itself'} ({kind_of(module)})"
+                raise ValueError(
+                    f"a hook of {whose} holds a module, and a copy would go on to use it: take it off first, with "
+                    "handle.remove()"
+                )
 
 
 def through_layers(model: nn.Module) -> nn.Module:

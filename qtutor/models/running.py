@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -180,9 +181,8 @@ def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> li
 
     def read(module: nn.Module) -> bool:
         frame = sys._getframe(1)
-        if id(module) in theirs and not frame.f_globals.get("__name__", "").startswith("torch."):
-            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-            lines[f" at {frame.f_code.co_filename}:{frame.f_lineno}" + (f": `{line}`" if line else "")] = None
+        if id(module) in theirs and not _of_torch(frame):
+            lines[_line_at(frame)] = None
         if "training" not in vars(module):
             raise AttributeError("training")  # then __getattr__ is asked, as for a scripted module
         return vars(module)["training"]
@@ -193,3 +193,29 @@ def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> li
     with mock.patch.object(nn.Module, "training", property(read, write), create=True), suppress(Exception):
         outputs(watched, inputs)
     return [*lines]
+
+
+def lines_that_enter_autocast(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Return " at file:line: `code`" for each line outside PyTorch that computes in another precision by autocast."""
+    lines: dict[str, None] = {}
+    enter = torch.autocast.__enter__
+
+    def noted(context: torch.autocast) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        while frame and _of_torch(frame):
+            frame = frame.f_back
+        lines.update({_line_at(frame): None} if frame else {})
+        return enter(context)
+
+    with mock.patch.object(torch.autocast, "__enter__", noted):
+        outputs(model, inputs)
+    return [*lines]
+
+
+def _of_torch(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").startswith("torch.")
+
+
+def _line_at(frame: FrameType) -> str:
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return f" at {frame.f_code.co_filename}:{frame.f_lineno}" + (f": `{line}`" if line else "")

@@ -6,14 +6,17 @@ import re
 import sys
 import sysconfig
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
+from qtutor.models.running import passing
 from qtutor.models.tensors import tensors_in
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -80,10 +83,10 @@ class Tracer(Call):
         self.inputs, self.stars = inputs, stars
         self.watched: set[fx.Node] = set()  # what goes into or comes out of a block with hooks
         self.looked_up: set[int] = set()  # ids of parameters and buffers that `forward` itself takes from a module
+        self.dims: dict[str, int] = {}  # of what each batch norm gets, where a call showed it
         self.hooked = {m for m in root.modules() if has_hooks(m) and not self.is_leaf_module(m, "")}
         for module in self.hooked:  # a hook expects tensors: it would fail on, or keep, the stand-ins of a trace
-            for hooks in _HOOKS:
-                getattr(module, hooks).clear()
+            clear_hooks(module)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         subclass = isinstance(m, (nn.Linear, _ConvNd, _BatchNorm)) and next(m.children(), None) is None
@@ -115,6 +118,8 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
         tracer = Tracer(root, inputs, stars)
         try:
             tracer.trace(root)
+            if inputs is not None:
+                tracer.dims = norm_dims(model, inputs)
             return tracer
         except Exception as error:
             problem, stars = error, tracer.asked_for(error)
@@ -123,6 +128,16 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
         "A trace passes stand-ins without values, so Python cannot branch, loop or compute on them. Write the line "
         "with tensor operations (torch.where), or treat the submodules that have no such line one by one."
     )
+
+
+def norm_dims(model: nn.Module, inputs: tuple) -> dict[str, int]:
+    """Return of how many dimensions is what each batch norm gets in a call, by name; nothing where the call fails."""
+    copied = copy_model(model)
+    norms = [name for name, module in copied.named_modules() if isinstance(module, _BatchNorm)]
+    with suppress(Exception), torch.inference_mode(False):
+        seen = passing(copied, norms, inputs) if norms else {}
+        return {name: given[0].dim() for name, (given, _) in seen.items() if given}
+    return {}
 
 
 def where(error: BaseException) -> str:
@@ -175,6 +190,12 @@ def works_in_place(node: fx.Node, root: nn.Module) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody watches or changes what goes into or comes out of a module."""
     return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def clear_hooks(module: nn.Module) -> None:
+    """Take all hooks off a module."""
+    for hooks in _HOOKS:
+        getattr(module, hooks).clear()
 
 
 def label(node: fx.Node) -> str:

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, *, rounds: int = 5) -> nn.Module:
+def equalize(model: nn.Module, inputs: tuple | None = None, *, rounds: int = 5) -> nn.Module:
     """Return a copy that computes the same, with batch norms folded and weight ranges alike from layer to layer.
 
     Where a layer's output goes through nothing but ReLU, pooling and the like into one other layer,
@@ -25,6 +25,7 @@ def equalize(model: nn.Module, *, rounds: int = 5) -> nn.Module:
 
     Args:
         model: any model that torch.fx can trace, in eval mode.
+        inputs: of a call, which show along which axis a batch norm normalizes, as in `find_fusions`.
         rounds: how often to go along the network; later rounds spread what earlier ones moved.
 
     Raises:
@@ -42,7 +43,7 @@ def equalize(model: nn.Module, *, rounds: int = 5) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"equalize needs a torch.nn.Module, got {kind_of(model)}")
-    fused = fuse(eval_copy(model))
+    fused = fuse(eval_copy(model), inputs)
     pairs = [(fused.get_submodule(first), fused.get_submodule(second)) for first, second in _pairs(fused)]
     if not pairs:
         raise ValueError(

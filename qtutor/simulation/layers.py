@@ -140,7 +140,8 @@ class _Trace(TorchFunctionMode):
         self.sources: dict[str, set[str]] = defaultdict(set)
         self.inside: list[str] = []  # the layers that are at work
         self.foreign: set[str] = set()  # whose weights others read too
-        self.uses = Uses(model, self.calls, self.foreign)
+        self.dims: dict[str, int] = {}
+        self.uses = Uses(model, self.calls, self.foreign, self.dims)
         self.owner = {
             id(parameter_at(self.modules[name], path)): name for name, layer in layers.items() for path in layer.weights
         }
@@ -216,6 +217,8 @@ class _Trace(TorchFunctionMode):
         layer, stage = (args and _tag(args[0])) or ("", "")
         self.calls[name] += 1
         self.norms[name].append(layer if stage == "raw" else "")
+        if args:
+            self.dims[name] = args[0].dim()
 
     def _normed(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
         if source := self.norms[name][-1]:

@@ -7,12 +7,14 @@ from dataclasses import replace
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.running import agreement, outputs
+from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
 from qtutor.models.tensors import copies
-from qtutor.models.tracing import label, line_of, where, works_in_place
+from qtutor.models.tracing import has_hooks, label, line_of, where, works_in_place
+from qtutor.simulation.layers import KINDS
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.checks import LEAST, SAME, USUAL, QuantizationWarning, Reference, repeats, tell, what_hurts
+from qtutor.workflows.floats import left_in_floats
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
@@ -114,7 +116,7 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
         if number == 0:
             known = all(map(torch.equal, inputs, reference.batch))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
-            _check_same(model, prepared, recipe, agreement(wanted, found))
+            _check_same(model, prepared, recipe, agreement(wanted, found), reference)
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -197,16 +199,17 @@ def _rounds(model: nn.Module) -> bool:
 
 
 def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
-    """Say which layers hold float weights, beside those that were asked to."""
+    """Say which layers and parameters stay in floats, beside those that were asked to."""
     if recipe.flow == "eager":  # where the model itself says it, with stubs
         return
-    names = pt2e.float_layers(model) if recipe.flow == "pt2e" else fx.float_layers(model)
-    kinds = {name: kind_of(module) for name, module in given.named_modules()}
     asked = tuple(f"{name}." for name in recipe.keep_float)
-    names = [n for n in names if n not in recipe.keep_float and not n.startswith(asked)] if asked else names
-    if names:
-        layers = ", ".join(f"{name} ({kinds.get(name, 'its parameters')})" for name in names)
+    found = left_in_floats(given, model, recipe.left_float)
+    if layers := ", ".join(
+        f"{name or 'the model itself'} ({kind})" for name, kind in found.items() if not f"{name}.".startswith(asked)
+    ):
         tell(f"flow={recipe.flow!r} leaves in floating point: {layers}")
+    if recipe.flow == "fx" and (blocks := fx.passed_by(float_copy(given))):
+        tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")
 
@@ -258,7 +261,12 @@ def _cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], er
 
 
 def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
-    outputs(float_copy(model), inputs)  # if the model itself cannot take the inputs, its own error says why
+    copied = float_copy(model)
+    outputs(copied, inputs)  # if the model itself cannot take the inputs, its own error says why
+    hooked = [name for name, module in copied.named_modules() if isinstance(module, KINDS) and has_hooks(module)]
+    if hooked and "is not an aten" in f"{error}":  # torchao takes what a hook computes for the layer
+        reason = f"there are hooks on {_named(hooked)}: take them off with handle.remove()"
+        return Refused(f"cannot take {kind_of(model)}: {reason}, or write what they do into forward")
     return Refused(f"cannot take {kind_of(model)}{where(error)}: {reason_of(error)}")
 
 
@@ -268,14 +276,32 @@ def _unseen(recipe: Recipe, said: str) -> Exception:
     return _Unfit(replace(recipe, functional=True)) if can_rewrite else Refused(said)
 
 
-def _check_same(model: nn.Module, prepared: nn.Module, recipe: Recipe, found: float) -> None:
+def _check_same(model: nn.Module, prepared: nn.Module, recipe: Recipe, found: float, reference: Reference) -> None:
     if found < SAME:
         raise _unseen(
             recipe,
             f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB "
-            f"only. Mostly a write in place gets lost{_lines_in_place(prepared)}: give the result a name of its own, "
-            "y = relu(x), and write torch.where or torch.cat for x[i] = y",
+            f"only. {_lost(float_copy(model), prepared, recipe, reference.inputs)}",
         )
+
+
+def _lost(model: nn.Module, prepared: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> str:
+    """Say what a trace loses of a model, as far as that can be told."""
+    if lines := lines_that_enter_autocast(model, inputs):
+        return f"autocast gets lost, here{' and'.join(lines)}: take it out of forward"
+    if recipe.flow == "fx" and (blocks := fx.passed_by(model)):
+        return (
+            f"The hooks of {_named(blocks)} get lost: write what they do into forward, or take them off with "
+            "handle.remove()"
+        )
+    return (
+        f"Mostly a write in place gets lost{_lines_in_place(prepared)}: give the result a name of its own, "
+        "y = relu(x), and write torch.where or torch.cat for x[i] = y"
+    )
+
+
+def _named(modules: list[str]) -> str:
+    return ", ".join(name or "the model itself" for name in modules)
 
 
 def _lines_in_place(model: nn.Module) -> str:
@@ -295,7 +321,7 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
             module.disable_observer()
     if not rounds:
         raise Refused(_NOTHING)
-    _check_same(model, prepared, recipe, reference.agreement(exact))
+    _check_same(model, prepared, recipe, reference.agreement(exact), reference)
 
 
 def without_data(prepared: nn.Module) -> list[str]:

@@ -33,7 +33,7 @@ def fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[str, ..
 
     model = eval_copy(model)
     try:
-        fusions = [fusion for fusion in find_fusions(model) if fusion.accepted]
+        fusions = [fusion for fusion in find_fusions(model, inputs) if fusion.accepted]
     except ValueError:
         return ()
     calls, groups = count_calls(model, inputs), []
@@ -57,7 +57,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     if recipe.fused:
         model = fuse(model, [[*names] for names in recipe.fused], inplace=True)
     mapping = qconfigs(ao, recipe)
-    kinds = {nn.PReLU: None} | {kind: mapping.object_type_qconfigs[kind] for kind in TRANSPOSED}
+    kinds = {kind: mapping.object_type_qconfigs[kind] for kind in TRANSPOSED}
     ao.propagate_qconfig_(model, {"": mapping.global_qconfig} | kinds | mapping.module_name_qconfigs)
     return swapped(prepare, model)
 

@@ -1,15 +1,17 @@
 """The FX flow: torch.fx traces the model, and PyTorch puts observers where integers can be."""
 
+import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from qtutor.fusion.folding import along_channels, foldable_kind
 from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.tensors import copies
-from qtutor.models.tracing import Call, works_in_place
+from qtutor.models.tracing import Call, clear_hooks, has_hooks, norm_dims, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.low_bits import narrow_qconfig, trained_qconfig
@@ -18,6 +20,7 @@ from qtutor.workflows.recipe import Recipe
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _TENSORS = ("input", "weight", "bias")
 _ARGUMENTS = {"linear": _TENSORS}
@@ -25,12 +28,21 @@ _ARGUMENTS |= {f"conv{n}d": (*_TENSORS, "stride", "padding", "dilation", "groups
 _ARGUMENTS |= {f"conv_transpose{n}d": (*_TENSORS, "stride", "padding", "output_padding", "groups") for n in (1, 2, 3)}
 
 
+_FOLDED = (*KINDS, _BatchNorm)
+"""What is folded where it stays in floats too."""
+
+
 class _Skipped(nn.Identity):
     """An Identity that torch.fx does not see, so that what it stands between can be merged."""
 
 
-class _FloatPReLU(nn.PReLU):
-    """A PReLU that torch.fx leaves in floats: its kernel, as of PyTorch 2.13, scales positive codes too."""
+class _Left(nn.Module):
+    """A layer that stays in floats, with its hooks: the converter, which goes by classes, does not know its own."""
+
+
+@functools.cache
+def _left(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_Left, kind), {})
 
 
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -39,30 +51,47 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     Both are traced in eval mode: a trace knows one branch only of what depends on `self.training`.
     """
     ao = torch_ao()
-    for module in model.modules():
-        if type(module) is nn.Identity:  # as where `fuse` folded a batch norm
+    for name, module in model.named_modules():
+        kept = name in recipe.left_float or any(f"{name}.".startswith(f"{each}.") for each in recipe.keep_float)
+        if type(module) is nn.Identity and not has_hooks(module):  # as where `fuse` folded a batch norm
             module.__class__ = _Skipped
-        elif type(module) is nn.PReLU:
-            module.__class__ = _FloatPReLU
+        elif kept and next(module.children(), None) is None and (has_hooks(module) or not isinstance(module, _FOLDED)):
+            module.__class__ = _left(type(module))
+    for name in passed_by(model):
+        clear_hooks(model.get_submodule(name))
     prepare = ao.quantize_fx.prepare_qat_fx if recipe.trained else ao.quantize_fx.prepare_fx
-    with _tracing(inputs, recipe):
+    with _tracing(model, inputs, recipe):
         return prepare(model.train(recipe.trained), qconfigs(ao, recipe), inputs)
 
 
+def passed_by(model: nn.Module) -> list[str]:
+    """Return the names of the blocks with hooks, the model itself among them: a trace steps into them without these."""
+
+    def stepped_into(module: nn.Module) -> bool:
+        foreign = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
+        return next(module.children(), None) is not None and (foreign or isinstance(module, nn.Sequential))
+
+    return [name for name, module in model.named_modules() if has_hooks(module) and (not name or stepped_into(module))]
+
+
 @contextmanager
-def _tracing(inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
+def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
     """Have PyTorch trace for a call with these inputs, and repair what its own trace would lose."""
     from torch.ao.quantization import quantize_fx
 
-    before = quantize_fx.QuantizationTracer
+    before, dims = quantize_fx.QuantizationTracer, norm_dims(model, inputs)
 
     class Tracer(Call, before):  # type: ignore[valid-type]
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, _Left) or super().is_leaf_module(m, module_qualified_name)
+
         def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
             self.inputs = inputs
             root.eval()
             graph = super().trace(root, concrete_args)
             root.train(recipe.trained)
             _repair(graph, root, recipe)
+            _keep_apart(graph, root, dims)
             return graph
 
     quantize_fx.QuantizationTracer = Tracer
@@ -91,6 +120,15 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
         # In training PyTorch would give what is computed with a number the range of its input.
         if name_of(node) in recipe.float_operators or (recipe.trained and with_number):
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
+
+
+def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int]) -> None:
+    """Keep PyTorch from folding batch norms that normalize along another axis than their layer's; in place."""
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in dims and node.all_input_nodes[0].op == "call_module":
+            norm, layer = (root.get_submodule(each.target) for each in (node, node.all_input_nodes[0]))
+            if type(norm) is nn.BatchNorm1d and foldable_kind(layer) and not along_channels(layer, dims[node.target]):
+                norm.__class__ = _left(type(norm))
 
 
 def _pass_by_place(node: Node, names: Sequence[str]) -> None:
@@ -144,13 +182,6 @@ def name_of(node: Node) -> str:
 def _function(name: str) -> Callable | None:
     home, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(home), attribute, None) if home else None
-
-
-def float_layers(model: nn.Module) -> list[str]:
-    """Return the names of the layers that hold float weights and are called."""
-    called = {node.target for node in model.graph.nodes if node.op == "call_module"}
-    first = {name: next(module.children(), module) for name, module in model.named_modules() if name in called}
-    return [name for name, layer in first.items() if isinstance(layer, KINDS)]  # what is fused begins with the layer
 
 
 def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:

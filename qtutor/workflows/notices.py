@@ -37,6 +37,7 @@ _NOTICES = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The input of \\w+ is not quantized, skip annotate",
     "\\w+ does not implement _stable_hash_for_caching",
+    "Not fusing linear\\+bn for node",
     "Default qconfig of oneDNN backend with reduce_range of false",  # the flows reduce it where that is needed
 )
 """How the warnings begin that PyTorch raises about its own plans, not about what the learner did."""

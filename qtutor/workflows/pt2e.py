@@ -97,7 +97,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     for name in (*recipe.keep_float, *recipe.left_float):
         quantizer.set_module_name_qconfig(name, None)
     with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
-        model = fuse(model)
+        model = fuse(model, inputs)
     captured = export(model, inputs, recipe.functional)
     utils._fuse_conv_bn_(captured)
     with _folded_already():
@@ -154,20 +154,3 @@ def convert(prepared: nn.Module) -> nn.Module:
     for name in ("train", "eval"):  # which refuse, and there is nothing left that they would change
         vars(model).pop(name, None)
     return model
-
-
-def float_layers(model: GraphModule) -> list[str]:
-    """Return the names of the layers whose weights are not codes."""
-    found: dict[str, None] = {}
-    for node in model.graph.nodes:
-        name = getattr(node.target, "_opname", "")
-        if name.startswith(("linear", "conv", "embedding")):
-            weights = [node.args[0 if name.startswith("embedding") else 1]]
-        elif name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            weights = node.all_input_nodes
-        else:
-            continue
-        stack = {call: path for call, (path, _) in node.meta.get("nn_module_stack", {}).items() if call != "call"}
-        if stack and any(weight.op == "get_attr" for weight in weights):
-            found[[*stack.values()][-1].removeprefix("L['self'].").partition("@")[0]] = None
-    return [*found]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 FLOWS = ("eager", "fx", "pt2e")
 
@@ -167,12 +168,17 @@ def _count_padding(layer: _ConvNd) -> None:
 
 
 def unfit(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of layers for which no INT8 kernel stands, because of how they pad, or because of hooks."""
+    """Return the names of layers for which no INT8 kernel stands: for how they pad or normalize, or because of hooks.
+
+    As of PyTorch 2.13 the kernel of an InstanceNorm knows no running statistics, and that of a PReLU scales positive
+    codes too.
+    """
     found = []
     for name, module in model.named_modules():
         odd = isinstance(module, _ConvNd) and (
             module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
         )
+        odd = odd or type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
         if odd or (name and next(module.children(), None) is None and has_hooks(module)):
             found.append(name)
     return tuple(found)

@@ -1,0 +1,55 @@
+"""What stays in floating point in a converted model, by the names that its owner gave."""
+
+from collections.abc import Collection, Iterator
+
+from qtutor.models.operators import kind_of
+from qtutor.models.tracing import function_name
+from qtutor.simulation.layers import KINDS
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+_WEIGHTED = (*KINDS, nn.Bilinear)
+_PRODUCTS = ("linear", "conv", "embedding", "lstm", "gru", "rnn_", "matmul", "bmm", "mm", "addmm", "baddbmm")
+_PRODUCTS += ("einsum", "tensordot", "bilinear", "scaled_dot_product")
+_VIEWS = {"t", "transpose", "permute", "movedim", "view", "reshape", "unsqueeze", "squeeze", "expand", "getitem"}
+_VIEWS |= {"contiguous", "select", "slice"}
+
+
+def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) -> dict[str, str]:
+    """Return the layers with float weights, and the parameters that are multiplied as they are, with their kinds.
+
+    Args:
+        given: what `model` was made of.
+        left: names of modules that were left in floats, with weights or without.
+    """
+    modules = dict(given.named_modules(remove_duplicate=False))
+    called = {node.target for node in model.graph.nodes if node.op == "call_module"}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if name in called and (name in left or any(isinstance(each, _WEIGHTED) for each in module.modules()))
+    ]
+    for parameter in _multiplied(model):
+        path = parameter.split(".")
+        owners = (".".join(path[:end]) for end in range(len(path)))
+        names.append(next((name for name in owners if isinstance(modules.get(name), _WEIGHTED)), parameter))
+    return {name: kind_of(modules[name]) if name in modules else "Parameter" for name in names}
+
+
+def _multiplied(model: GraphModule) -> Iterator[str]:
+    """The names of the parameters that go into a product, in the order of the products."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for node in model.graph.nodes:
+        if _called(node).startswith(_PRODUCTS):
+            for source in node.all_input_nodes:
+                while _called(source) in _VIEWS:
+                    source = source.all_input_nodes[0]
+                if source.op == "get_attr" and source.target in parameters and parameters[source.target].dim() > 1:
+                    yield source.target
+
+
+def _called(node: Node) -> str:
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    return getattr(node.target, "_opname", function_name(node)).strip("_")
