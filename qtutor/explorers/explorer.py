@@ -178,7 +178,11 @@ class Explorer(ipywidgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | shown
 
     def compute(self, state: Any) -> Any:
-        """Compute the result of a state; its `sentence` says it in words."""
+        """Compute the result of a state."""
+        raise NotImplementedError
+
+    def say(self, state: Any, result: Any) -> str:
+        """Say the result of a state in words."""
         raise NotImplementedError
 
     def draw(self, result: Any) -> None:
@@ -264,11 +268,12 @@ class Explorer(ipywidgets.VBox):
             if state == self.state:
                 return
             result = self.compute(state)
+            said = self.say(state, result)
             self.state, self.result = state, result
             with self.figure.batch_update():
                 self.draw(result)
             with self.sentence.hold_sync():
-                self.sentence.text = result.sentence
+                self.sentence.text = said
                 self.sentence.number += 1
             self._sent = time.monotonic()
 

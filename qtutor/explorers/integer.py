@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qtutor.explorers.explorer import Explorer, Stops, every
@@ -72,7 +72,6 @@ class IntegerResult:
     high: int
     walked: int
     code: int
-    sentence: str = ""
 
 
 class IntegerLayer:
@@ -267,8 +266,24 @@ class IntegerExplorer(Explorer):
     make_state = IntegerState
 
     def compute(self, state: IntegerState) -> IntegerResult:
-        result = self.layer.walk(state)
-        return replace(result, sentence=_sentence(self.layer, result))
+        return self.layer.walk(state)
+
+    def say(self, state: IntegerState, result: IntegerResult) -> str:
+        layer = self.layer
+        bias = f"{result.bias:+,.0f}" if result.bias == round(result.bias) else f"{result.bias:+,.1f}"
+        zeros = f"the zero points {result.correction:+,}" if layer.zero_point or layer.weight_zero_points.any() else ""
+        summed = f"q_x q_w give {result.raw:,}, {zeros}: in all " if zeros else "give "
+        ended = f"{round(result.scaled):,} + {layer.output_zero_point} = {result.rounded:,}"
+        clamped = "" if result.walked == result.rounded else f", clamped to {result.low} ... {result.high}"
+        if result.walked == result.code:
+            verdict = f"{result.code}, and so does the layer's own int_repr"
+        else:
+            verdict = f"{result.walked}; the layer's own kernel rounds or saturates otherwise and gives {result.code}"
+        return (
+            f"{result.products.numel():,} products {summed}{result.accumulator:,} in INT32. Bias {bias}. "
+            f"Times M = {result.multiplier:.6f} is {result.scaled:,.2f}, rounded, plus z: {ended}{clamped}. "
+            f"The steps end on {verdict}."
+        )
 
     def stops(self) -> Stops:
         few = {"sample": 2, "channel": 4}
@@ -314,23 +329,6 @@ def _image(values: Tensor) -> Tensor:
     if values.dim() == 2:
         return values.float()
     return (values[0].flatten(0, -2) if len(values) == 1 else values.flatten(1)).float()
-
-
-def _sentence(layer: IntegerLayer, result: IntegerResult) -> str:
-    bias = f"{result.bias:+,.0f}" if result.bias == round(result.bias) else f"{result.bias:+,.1f}"
-    zeros = f"the zero points {result.correction:+,}" if layer.zero_point or layer.weight_zero_points.any() else ""
-    summed = f"q_x q_w give {result.raw:,}, {zeros}: in all " if zeros else "give "
-    ended = f"{round(result.scaled):,} + {layer.output_zero_point} = {result.rounded:,}"
-    clamped = "" if result.walked == result.rounded else f", clamped to {result.low} ... {result.high}"
-    if result.walked == result.code:
-        verdict = f"{result.code}, and so does the layer's own int_repr"
-    else:
-        verdict = f"{result.walked}; the layer's own kernel rounds or saturates otherwise and gives {result.code}"
-    return (
-        f"{result.products.numel():,} products {summed}{result.accumulator:,} in INT32. Bias {bias}. "
-        f"Times M = {result.multiplier:.6f} is {result.scaled:,.2f}, rounded, plus z: {ended}{clamped}. "
-        f"The steps end on {verdict}."
-    )
 
 
 def _figure(layer: IntegerLayer, places: int) -> go.Figure:

@@ -46,7 +46,6 @@ class LayerResult:
 
     measured: Measured
     frontier: tuple[Measured, ...]
-    sentence: str
 
 
 class LayerExplorer(Explorer):
@@ -103,8 +102,22 @@ class LayerExplorer(Explorer):
 
     def compute(self, state: LayerState) -> LayerResult:
         measured = self.measure(state.weights, state.keep_float)
-        result = LayerResult(measured, self.frontier(state.weights), "")
-        return replace(result, sentence=self._sentence(state, result))
+        return LayerResult(measured, self.frontier(state.weights))
+
+    def say(self, state: LayerState, result: LayerResult) -> str:
+        names, measured = list(self.diagnosis.table["layer"]), result.measured
+        row = self.diagnosis.table.set_index("layer").loc[state.layer]
+        kept = f"{len(state.keep_float)} of {len(names)} layers in float" if state.keep_float else "All layers rounded"
+        metric = self.diagnosis.metric_name
+        quality = f"{metric} {measured.metric:.3f} ({self.diagnosis.float_metric:.3f} in float), " if metric else ""
+        tool = min((m.bytes for m in result.frontier if self.good(m)), default=None)
+        goal = "reaches the goal" if self.good(measured) else "misses the goal"
+        rival = f"; the tool reaches it with {tool:,}" if tool else "; the tool does not reach it this way"
+        advice = f"; {row['suggestion']}" if row["suggestion"] else ""
+        return (
+            f"{kept}, a scale per {state.weights}: {quality}SQNR {in_decibels(measured.sqnr)} in {measured.bytes:,} "
+            f"bytes, which {goal}{rival}. {state.layer}: {row['finding']}{advice}."
+        )
 
     def forget(self) -> None:
         self.tries = {}
@@ -146,21 +159,6 @@ class LayerExplorer(Explorer):
     def _height(self, measured: Measured) -> float:
         height = measured.metric if self.diagnosis.metric_name else measured.sqnr
         return height if math.isfinite(height) else None
-
-    def _sentence(self, state: LayerState, result: LayerResult) -> str:
-        names, measured = list(self.diagnosis.table["layer"]), result.measured
-        row = self.diagnosis.table.set_index("layer").loc[state.layer]
-        kept = f"{len(state.keep_float)} of {len(names)} layers in float" if state.keep_float else "All layers rounded"
-        metric = self.diagnosis.metric_name
-        quality = f"{metric} {measured.metric:.3f} ({self.diagnosis.float_metric:.3f} in float), " if metric else ""
-        tool = min((m.bytes for m in result.frontier if self.good(m)), default=None)
-        goal = "reaches the goal" if self.good(measured) else "misses the goal"
-        rival = f"; the tool reaches it with {tool:,}" if tool else "; the tool does not reach it this way"
-        advice = f"; {row['suggestion']}" if row["suggestion"] else ""
-        return (
-            f"{kept}, a scale per {state.weights}: {quality}SQNR {in_decibels(measured.sqnr)} in {measured.bytes:,} "
-            f"bytes, which {goal}{rival}. {state.layer}: {row['finding']}{advice}."
-        )
 
 
 @dataclass(frozen=True, eq=False)

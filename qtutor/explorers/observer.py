@@ -65,7 +65,6 @@ class ObserverResult:
     history: Tensor
     ranges: dict[str, tuple[float, float]]
     sqnr: dict[str, float]
-    sentence: str
 
 
 class Stream:
@@ -151,30 +150,6 @@ def _moving_average(ends: Tensor) -> Tensor:
     return torch.stack(average, dim=1)
 
 
-def explore_observers(stream: Stream, state: ObserverState) -> ObserverResult:
-    """Compute what the observers make of `stream` under `state`."""
-    qparams, history = stream.judge(state.strength, state.hot_batch, state.bits)
-    last = state.seen - 1
-    ends = zip(qparams.low[:, last].tolist(), qparams.high[:, last].tolist(), strict=True)
-    ranges = dict(zip(OBSERVERS, ends, strict=True))
-    sqnr = dict(zip(OBSERVERS, history[:, last].tolist(), strict=True))
-    return ObserverResult(qparams, history, ranges, sqnr, _describe(stream, state, ranges, sqnr))
-
-
-def _describe(stream: Stream, state: ObserverState, ranges: dict, sqnr: dict) -> str:
-    if state.strength == 1:
-        hot = "the stream is clean"
-    else:
-        tense = "is still to come" if state.hot_batch > state.seen else "was among them"
-        hot = f"a value {state.strength:g} times the largest, in batch {state.hot_batch}, {tense}"
-    parts = [f"{name} {low:.3g} to {high:.3g} ({in_decibels(sqnr[name])})" for name, (low, high) in ranges.items()]
-    best = max(sqnr, key=sqnr.get)
-    return (
-        f"{state.seen} of {len(stream)} batches seen; {hot}. Ranges at {state.bits} bits, and the SQNR of the whole "
-        f"clean stream in them: {', '.join(parts)}. Best: {best}."
-    )
-
-
 class ObserverExplorer(Explorer):
     """Explore what five observers make of a stream of batches of your own, and of one hot value in it.
 
@@ -220,7 +195,28 @@ class ObserverExplorer(Explorer):
     make_state = ObserverState
 
     def compute(self, state: ObserverState) -> ObserverResult:
-        return explore_observers(self.stream, state)
+        qparams, history = self.stream.judge(state.strength, state.hot_batch, state.bits)
+        last = state.seen - 1
+        ends = zip(qparams.low[:, last].tolist(), qparams.high[:, last].tolist(), strict=True)
+        ranges = dict(zip(OBSERVERS, ends, strict=True))
+        sqnr = dict(zip(OBSERVERS, history[:, last].tolist(), strict=True))
+        return ObserverResult(qparams, history, ranges, sqnr)
+
+    def say(self, state: ObserverState, result: ObserverResult) -> str:
+        if state.strength == 1:
+            hot = "the stream is clean"
+        else:
+            tense = "is still to come" if state.hot_batch > state.seen else "was among them"
+            hot = f"a value {state.strength:g} times the largest, in batch {state.hot_batch}, {tense}"
+        parts = [
+            f"{name} {low:.3g} to {high:.3g} ({in_decibels(result.sqnr[name])})"
+            for name, (low, high) in result.ranges.items()
+        ]
+        best = max(result.sqnr, key=result.sqnr.get)
+        return (
+            f"{state.seen} of {len(self.stream)} batches seen; {hot}. Ranges at {state.bits} bits, and the SQNR of the "
+            f"whole clean stream in them: {', '.join(parts)}. Best: {best}."
+        )
 
     def stops(self) -> Stops:
         last = len(self.stream)

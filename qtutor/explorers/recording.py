@@ -216,7 +216,7 @@ def record(
                 column = columns.setdefault(path, _Column())
                 column.which += [-1] * (number - len(column.which))  # it was not there before
                 column.add(value)
-            said["sentence"].add(explorer.result.sentence)
+            said["sentence"].add(explorer.say(explorer.state, explorer.result))
             for mission in missions:
                 hint = mission.judge(explorer)
                 said[mission.name].add(["right", mission.because] if hint is None else ["wrong", hint])
