@@ -1,16 +1,12 @@
 """Exercises of lesson 01, the affine mapping."""
 
 import functools
-from typing import TYPE_CHECKING
 
 from qtutor.affine import Histogram, choose_qparams, grid
 from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from qtutor.explorers import AffineExplorer
 
 exercises = Exercises("01_affine_mapping")
 
@@ -252,7 +248,7 @@ def _of_normal_weights() -> Histogram:
     return Histogram.of(normal_weights())
 
 
-def _is_on_normal_weights(explorer: "AffineExplorer") -> bool:
+def _is_on_normal_weights(explorer) -> bool:
     played, meant = explorer.data.histogram, _of_normal_weights()
     return (played.low, played.high, played.count) == (meant.low, meant.high, meant.count)
 
@@ -260,12 +256,12 @@ def _is_on_normal_weights(explorer: "AffineExplorer") -> bool:
 _ELSEWHERE = "The mission is played on the lesson's values: AffineExplorer(normal)."
 
 
-def _larger_part(explorer: "AffineExplorer", rounding: str) -> str:
+def _larger_part(explorer, rounding: str) -> str:
     error = explorer.result.error
     return "Clipping makes most of the error: widen the range." if error.clipping > error.rounding else rounding
 
 
-def _clip_goal(explorer: "AffineExplorer") -> str | None:
+def _clip_goal(explorer) -> str | None:
     if not _is_on_normal_weights(explorer):
         return _ELSEWHERE
     if explorer.state.bits != 3:
@@ -296,7 +292,7 @@ beat_min_max = exercises.mission(
 )
 
 
-def _bits_goal(explorer: "AffineExplorer") -> str | None:
+def _bits_goal(explorer) -> str | None:
     if not _is_on_normal_weights(explorer):
         return _ELSEWHERE
     quality, bits = explorer.result.error.sqnr, explorer.state.bits
@@ -332,7 +328,7 @@ def normal_weights(count: int = 100_000) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(0))
 
 
-def explorer() -> "AffineExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import AffineExplorer
 

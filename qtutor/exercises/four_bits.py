@@ -1,14 +1,10 @@
 """Exercises of lesson 11, four bits and fewer."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.explorers import FourBitExplorer
 
 exercises = Exercises("11_four_bits")
 
@@ -292,7 +288,7 @@ judge_fp4 = exercises.value(
 # --- Missions in the explorer.
 
 
-def _three_bits_goal(explorer: "FourBitExplorer") -> str | None:
+def _three_bits_goal(explorer) -> str | None:
     result = explorer.result
     if result.bits_per_weight > 3.4:
         return f"{result.bits_per_weight:.2f} bits per weight; the mission is at most 3.4. Fewer bits a code?"
@@ -316,7 +312,7 @@ mend_three_bits = exercises.mission(
 )
 
 
-def _thriftier_goal(explorer: "FourBitExplorer") -> str | None:
+def _thriftier_goal(explorer) -> str | None:
     state, result = explorer.state, explorer.result
     bar = explorer.compute(replace(state, format="NVFP4", group=0, method="rounding", symmetric=False))
     if state.method != "rounding":
@@ -346,7 +342,7 @@ beat_nvfp4 = exercises.mission(
 )
 
 
-def explorer() -> "FourBitExplorer":
+def explorer():
     """Open the explorer that the missions are played in: a layer of the small model, and what it reads."""
     from qtutor.explorers import FourBitExplorer
     from qtutor.language import inputs_of, small

@@ -1,14 +1,11 @@
 """Exercises of lesson 07, fusion."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from qtutor.explorers import FusionExplorer
 
 exercises = Exercises("07_fusion")
 
@@ -191,7 +188,7 @@ choose_order = exercises.value(
 # --- Missions in the explorer.
 
 
-def _two_goal(explorer: "FusionExplorer") -> str | None:
+def _two_goal(explorer) -> str | None:
     fused, numbers = {*explorer.state.fused}, explorer.state.numbers
     if len(fused) != 2:
         return f"This mission is played with two patterns fused, and {len(fused)} are."
@@ -229,7 +226,7 @@ fuse_two = exercises.mission(
 )
 
 
-def _sevenfold_goal(explorer: "FusionExplorer") -> str | None:
+def _sevenfold_goal(explorer) -> str | None:
     float_bytes = explorer.data.flow((), "float").total
     ratio = float_bytes / explorer.result.now.total
     if ratio >= 7:
@@ -257,7 +254,7 @@ seven_times_fewer = exercises.mission(
 )
 
 
-def explorer() -> "FusionExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import FusionExplorer
     from qtutor.samples import SmallCNN, digits

@@ -1,15 +1,10 @@
 """Exercises of lesson 10, your own model."""
 
 import functools
-from typing import TYPE_CHECKING
 
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.diagnosis import Diagnosis
-    from qtutor.explorers import LayerExplorer
 
 exercises = Exercises("10_your_own_model")
 
@@ -156,11 +151,11 @@ choose_a_way = exercises.value(
 # --- Missions in the explorer.
 
 
-def _cheapest(explorer: "LayerExplorer", weights: str) -> int | None:
+def _cheapest(explorer, weights: str) -> int | None:
     return min((m.bytes for m in explorer.frontier(weights) if m.sqnr >= ENOUGH), default=None)
 
 
-def _budget_goal(explorer: "LayerExplorer") -> str | None:
+def _budget_goal(explorer) -> str | None:
     state, measured = explorer.state, explorer.result.measured
     if state.weights != "tensor":
         return "This mission is played with one scale per tensor."
@@ -189,7 +184,7 @@ meet_the_frontier = exercises.mission(
 )
 
 
-def _cheaper_goal(explorer: "LayerExplorer") -> str | None:
+def _cheaper_goal(explorer) -> str | None:
     measured, rival = explorer.result.measured, _cheapest(explorer, "tensor")
     if measured.sqnr < ENOUGH:
         return f"The output has {measured.sqnr:.1f} dB; the mission is {ENOUGH:.0f} dB. What else can you change?"
@@ -217,7 +212,7 @@ beat_the_frontier = exercises.mission(
 )
 
 
-def explorer() -> "LayerExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import LayerExplorer
 
@@ -225,7 +220,7 @@ def explorer() -> "LayerExplorer":
 
 
 @functools.cache
-def _untrained() -> "Diagnosis":
+def _untrained():
     """A network that has not been trained and has the faults of the trained one."""
     from qtutor.diagnosis import diagnose
     from qtutor.samples import DepthwiseNet
