@@ -1,5 +1,6 @@
 """LayerExplorer: the budget game. Which layers may be integers, what accuracy is left, and in how many bytes?"""
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,7 +70,7 @@ class LayerExplorer(Explorer):
             return
         self.diagnosis = diagnosis.quick(0.3)
         self.tries: dict[LayerState, Measured] = {}
-        self._frontiers: dict[str, tuple[Measured, ...]] = {}
+        self.frontier = functools.cache(self.frontier)
         self._layers = {name: _Layer.of(diagnosis, name) for name in names}
         controls = {
             "keep_float": ipywidgets.SelectMultiple(
@@ -94,11 +95,8 @@ class LayerExplorer(Explorer):
 
     def frontier(self, weights: str) -> tuple[Measured, ...]:
         """Return what keeping none, one, two, ... of the most harmful layers in floating point gives."""
-        if weights not in self._frontiers:
-            names = list(self.diagnosis.table["layer"])
-            sizes = [k for k in _FRONTIER if k <= len(names)]
-            self._frontiers[weights] = tuple(self.measure(weights, tuple(names[:k])) for k in sizes)
-        return self._frontiers[weights]
+        names = list(self.diagnosis.table["layer"])
+        return tuple(self.measure(weights, tuple(names[:k])) for k in _FRONTIER if k <= len(names))
 
     def compute(self, state: LayerState) -> LayerResult:
         measured = self.measure(state.weights, state.keep_float)

@@ -1,6 +1,7 @@
 """ObserverExplorer: a stream of batches with one hot value, and what five observers make of it."""
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,8 +93,8 @@ class Stream:
         self.largest = float(self.ends.view(-1)[self.ends.abs().argmax()])  # with its sign
         self.squared_error = squared_error(stream)
         self.after = StreamingHistogram.cat(after)  # one row for each number of batches
-        self._searched: dict[int, Tensor] = {}  # what a search over histograms found in the clean stream, by bits
-        self._judged: dict[tuple, tuple[QParams, Tensor]] = {}
+        self._searched = functools.cache(functools.partial(_search, self.after))  # in the clean stream, by bits
+        self.judge = functools.cache(self.judge)
 
     def __len__(self) -> int:
         return self.ends.shape[1]
@@ -104,42 +105,35 @@ class Stream:
         Returns:
             `(5, N)` qparams, and the `(5, N)` SQNR in dB of the whole clean stream under them.
         """
-        question = strength, hot_batch, bits
-        if question not in self._judged:
-            quant_min, quant_max = grid(bits)
-            low, high = self._ranges(strength, hot_batch, bits)
-            qparams = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
-            flat = qparams.scale.view(1, -1), qparams.zero_point.view(1, -1)
-            error = self.squared_error(*flat, quant_min, quant_max).view_as(low)
-            judged = [[decibels(self.signal, each) for each in row] for row in error.tolist()]
-            self._judged[question] = qparams, torch.tensor(judged, dtype=torch.float64)
-        return self._judged[question]
+        quant_min, quant_max = grid(bits)
+        low, high = self._ranges(strength, hot_batch, bits)
+        qparams = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
+        flat = qparams.scale.view(1, -1), qparams.zero_point.view(1, -1)
+        error = self.squared_error(*flat, quant_min, quant_max).view_as(low)
+        judged = [[decibels(self.signal, each) for each in row] for row in error.tolist()]
+        return qparams, torch.tensor(judged, dtype=torch.float64)
 
     def _ranges(self, strength: float, hot_batch: int, bits: int) -> Tensor:
         """The `(2, 5, N)` lowest and highest values that each observer represents after 1, 2, ... N batches."""
-        quant_min, quant_max = grid(bits)
-        chosen = [
-            PercentileObserver(quant_min=quant_min, quant_max=quant_max),
-            HistogramObserver(quant_min=quant_min, quant_max=quant_max),
-            HistogramObserver(quant_min=quant_min, quant_max=quant_max, criterion="entropy"),
-        ]
-
-        def choose(histograms: StreamingHistogram) -> Tensor:
-            return torch.stack([torch.stack(observer.choose(histograms)) for observer in chosen], dim=1)
-
-        if bits not in self._searched:
-            self._searched[bits] = choose(self.after)  # (2, 3, N)
-        searched, (low, high), hot = self._searched[bits], self.ends, strength * self.largest
+        searched, (low, high), hot = self._searched(bits), self.ends, strength * self.largest
         if strength > 1 and hot:
             value = torch.full((len(self) - hot_batch + 1, 1), hot)
             touched = self.after.select(slice(hot_batch - 1, None))
             touched.add(value, value[:, 0], value[:, 0])
-            searched = torch.cat([searched[..., : hot_batch - 1], choose(touched)], dim=2)
+            searched = torch.cat([searched[..., : hot_batch - 1], _search(touched, bits)], dim=2)
             here = torch.arange(len(self)) == hot_batch - 1
             low = torch.where(here, low.clamp(max=hot), low)
             high = torch.where(here, high.clamp(min=hot), high)
         every = torch.stack([low.cummin(0).values, high.cummax(0).values])
         return torch.cat([every[:, None], _moving_average(torch.stack([low, high]))[:, None], searched], dim=1)
+
+
+def _search(histograms: StreamingHistogram, bits: int) -> Tensor:
+    """`(2, 3, N)` ends of the ranges that percentile, squared error and entropy choose in N histograms."""
+    quant_min, quant_max = grid(bits)
+    shared = {"quant_min": quant_min, "quant_max": quant_max}
+    chosen = PercentileObserver(**shared), HistogramObserver(**shared), HistogramObserver(**shared, criterion="entropy")
+    return torch.stack([torch.stack(observer.choose(histograms)) for observer in chosen], dim=1)
 
 
 def _moving_average(ends: Tensor) -> Tensor:
