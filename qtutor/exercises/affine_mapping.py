@@ -71,9 +71,8 @@ def _codes_not_steps(min_val, max_val, quant_min, quant_max):
 
 @derive_qparams.mistake("The scale is right. The zero point must count from quant_min, which is not always 0.")
 def _grid_starts_at_zero(min_val, max_val, quant_min, quant_max):
-    min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
-    scale = (max_val - min_val) / (quant_max - quant_min)
-    return scale, -round(min_val / scale)
+    scale, zero_point = derive_qparams.answer(min_val, max_val, quant_min, quant_max)
+    return scale, zero_point - quant_min
 
 
 @derive_qparams.mistake("The order is (scale, zero_point): you return them the other way round.")
@@ -83,16 +82,14 @@ def _swapped(min_val, max_val, quant_min, quant_max):
 
 @derive_qparams.mistake("The zero point must be a whole number, or zero has no code of its own: round it.")
 def _not_rounded(min_val, max_val, quant_min, quant_max):
-    min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
-    scale = (max_val - min_val) / (quant_max - quant_min)
-    return scale, quant_min - min_val / scale
+    scale, _ = derive_qparams.answer(min_val, max_val, quant_min, quant_max)
+    return scale, quant_min - min(min_val, 0.0) / scale
 
 
 @derive_qparams.mistake("The zero point lies above quant_min: subtract round(min_val / scale), which is negative.")
 def _wrong_sign(min_val, max_val, quant_min, quant_max):
-    min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
-    scale = (max_val - min_val) / (quant_max - quant_min)
-    return scale, quant_min + round(min_val / scale)
+    scale, zero_point = derive_qparams.answer(min_val, max_val, quant_min, quant_max)
+    return scale, 2 * quant_min - zero_point
 
 
 # --- Write code: quantize.

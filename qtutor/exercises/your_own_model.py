@@ -151,6 +151,11 @@ choose_a_way = exercises.value(
 # --- Missions in the explorer.
 
 
+def _convolutions(*places: int) -> tuple[str, ...]:
+    """The names of the layers at these places of the network: 1, 3, 5 and 7 are depthwise."""
+    return tuple(f"features.{i}.conv" for i in places)
+
+
 def _cheapest(explorer, weights: str) -> int | None:
     return min((m.bytes for m in explorer.frontier(weights) if m.sqnr >= ENOUGH), default=None)
 
@@ -170,15 +175,12 @@ def _budget_goal(explorer) -> str | None:
 meet_the_frontier = exercises.mission(
     "meet_the_frontier",
     _budget_goal,
-    answer={"weights": "tensor", "keep_float": tuple(f"features.{i}.conv" for i in (1, 3, 5, 7))},
+    answer={"weights": "tensor", "keep_float": _convolutions(1, 3, 5, 7)},
     hints=["The dashed line adds one layer after the other from the top of the list.", "All four depthwise layers."],
     mistakes=[
         ({"weights": "channel"}, "This mission is played with one scale per tensor"),
-        ({"weights": "tensor", "keep_float": ("features.1.conv", "features.3.conv")}, "Which layers hurt most?"),
-        (
-            {"weights": "tensor", "keep_float": (*(f"features.{i}.conv" for i in (1, 3, 5, 7, 8)),)},
-            "Which layer need not be in float?",
-        ),
+        ({"weights": "tensor", "keep_float": _convolutions(1, 3)}, "Which layers hurt most?"),
+        ({"weights": "tensor", "keep_float": _convolutions(1, 3, 5, 7, 8)}, "Which layer need not be in float?"),
     ],
     because="Each dead channel ruins the output by itself, so all four must go, and no other layer is worth its bytes.",
 )
@@ -202,11 +204,8 @@ beat_the_frontier = exercises.mission(
         "A scale per channel, no floats.",
     ],
     mistakes=[
-        ({"weights": "tensor", "keep_float": ("features.1.conv",)}, "What else can you change?"),
-        (
-            {"weights": "tensor", "keep_float": tuple(f"features.{i}.conv" for i in (1, 3, 5, 7))},
-            "Must a layer stay in float at all?",
-        ),
+        ({"weights": "tensor", "keep_float": _convolutions(1)}, "What else can you change?"),
+        ({"weights": "tensor", "keep_float": _convolutions(1, 3, 5, 7)}, "Must a layer stay in float at all?"),
     ],
     because="A scale for each channel costs 4 bytes a channel, and repairs what 3 bytes a weight did.",
 )
