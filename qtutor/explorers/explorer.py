@@ -91,8 +91,9 @@ def choices(names: Sequence, most: int) -> list[tuple]:
     return [chosen for size in sorted(sizes) for chosen in combinations(names, size)]
 
 
-def every(count: int, step: int, through: int) -> tuple[Tensor, int]:
-    """Return every `step`-th number below `count` such that `through` is one of them, and its place among them."""
+def every(count: int, most: int, through: int) -> tuple[Tensor, int]:
+    """Return at most `most` evenly spread numbers below `count`, `through` among them, and its place there."""
+    step = math.ceil(count / most)
     return torch.arange(through % step, count, step), through // step
 
 

@@ -107,8 +107,8 @@ class GranularityData:
         rows = weight.detach().movedim(output_axis, 0)
         widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
         step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))
-        kept, place = every(len(rows), step, widest)
-        return cls(rows[kept].to(torch.float32).contiguous(), output_axis, kept, len(rows), place)
+        kept = torch.arange(widest % step, len(rows), step)
+        return cls(rows[kept].to(torch.float32).contiguous(), output_axis, kept, len(rows), widest // step)
 
     @property
     def group_sizes(self) -> list[int]:
@@ -160,8 +160,7 @@ class GranularityExplorer(Explorer):
             "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
-        channels = len(self.data.weight)
-        self._shown, place = every(channels, math.ceil(channels / _DRAWN), self.data.widest)
+        self._shown, place = every(len(self.data.weight), _DRAWN, self.data.widest)
         super().__init__(controls, _figure(self.data.kept[self._shown], place), start)
 
     make_state = GranularityState
@@ -222,13 +221,13 @@ class GranularityExplorer(Explorer):
         )
 
     def stops(self) -> Stops:
-        sizes, factors = self.data.group_sizes, FACTORS
+        sizes = self.data.group_sizes
         return {
             "granularity": ("tensor", "channel", "group"),
             "axis": (self.controls["axis"].value,),
             "group_size": sizes[:: math.ceil(len(sizes) / 4)],
             "bits": (2, 3, 4, 6, 8),
-            "factor": factors,
+            "factor": FACTORS,
             "symmetric": (False, True),
         }
 

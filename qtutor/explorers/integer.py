@@ -303,7 +303,7 @@ class IntegerExplorer(Explorer):
             shown = shown[state.depth]
         image = _image(shown)
         row, column = divmod(place, image.shape[1]) if shown.dim() == 1 else (state.row, state.column)
-        rows, _ = every(len(image), math.ceil(len(image) / _MOST), row)
+        rows, _ = every(len(image), _MOST, row)
         places.z, places.y = image[rows].numpy(), rows.numpy()
         mark.x, mark.y = [column], [row]
         centred = result.patch - layer.zero_point, result.weights - layer.weight_zero_points[state.channel]
@@ -311,7 +311,7 @@ class IntegerExplorer(Explorer):
             image = _image(values)
             trace.z = image[:: math.ceil(len(image) / _MOST)].numpy()
         sums = torch.cat([torch.zeros(1).long(), result.products.flatten().cumsum(0)])
-        added, _ = every(len(sums), math.ceil(len(sums) / _POINTS), len(sums) - 1)
+        added, _ = every(len(sums), _POINTS, len(sums) - 1)
         total.x, total.y = added.numpy(), sums[added].numpy()
         end = result.scaled + layer.output_zero_point
         real.x, code.x = [end], [result.code]

@@ -199,7 +199,7 @@ def _coarser(edges: Tensor, counts: Tensor) -> tuple:
 
 def _ranges(low: Tensor, high: Tensor) -> tuple:
     widest = int(torch.maximum(-low, high).argmax())
-    shown, _ = every(len(low), math.ceil(len(low) / _CHANNELS), widest)
+    shown, _ = every(len(low), _CHANNELS, widest)
     return shown.numpy(), low[shown].float().numpy(), high[shown].float().numpy()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtutor.affine import QParams, choose_qparams, decibels, grid
-from qtutor.explorers.dynamic_range import random_rows
+from qtutor.explorers.dynamic_range import FACTORS, random_rows
 from qtutor.explorers.explorer import Explorer, Stops
 from qtutor.explorers.words import in_decibels
 from qtutor.observers import (
@@ -30,7 +30,6 @@ from torch import Tensor
 OBSERVERS = ("min-max", "moving average", "percentile", "squared error", "entropy")
 """The observers that run side by side, in the order of every tensor of a result."""
 
-STRENGTHS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 MOST_BATCHES = 32
 
 
@@ -169,18 +168,16 @@ class ObserverExplorer(Explorer):
             self.show_only("The stream holds no batch: there is nothing to observe.")
             return
         self.stream = Stream(batches)
-        hottest = STRENGTHS[-1] * abs(self.stream.largest)
+        hottest = FACTORS[-1] * abs(self.stream.largest)
         if 2 * hottest > torch.finfo(torch.float32).max:
             raise ValueError(
-                f"ObserverExplorer: {STRENGTHS[-1]} times the largest magnitude, {abs(self.stream.largest):.3g}, is "
+                f"ObserverExplorer: {FACTORS[-1]} times the largest magnitude, {abs(self.stream.largest):.3g}, is "
                 "beyond float32: scale the batches down"
             )
         last = len(self.stream)
         controls = {
             "seen": ipywidgets.IntSlider(last, 1, last, description="Batches"),
-            "strength": ipywidgets.SelectionSlider(
-                options=[(f"x {s:g}", s) for s in STRENGTHS], description="Hot value"
-            ),
+            "strength": ipywidgets.SelectionSlider(options=[(f"x {s:g}", s) for s in FACTORS], description="Hot value"),
             "hot_batch": ipywidgets.IntSlider((last + 2) // 3, 1, last, description="Hot batch"),
             "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
         }
@@ -216,7 +213,7 @@ class ObserverExplorer(Explorer):
         last = len(self.stream)
         return {
             "seen": range(1, last + 1, math.ceil(last / 16)),
-            "strength": STRENGTHS,
+            "strength": FACTORS,
             "hot_batch": (1, self.controls["hot_batch"].value, last),
             "bits": (3, 4, 6, 8),
         }
