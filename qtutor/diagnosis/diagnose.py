@@ -218,8 +218,8 @@ def _tables(
     """The layers that were measured, the most harmful first; and what was not, with the reason."""
     import pandas as pd
 
-    table = pd.DataFrame(rows, columns=[*_COLUMNS]).sort_values("harm", ascending=False, kind="stable")
-    table = table.reset_index(drop=True)
+    table = pd.DataFrame(rows, columns=[*_COLUMNS])
+    table = table.sort_values("harm", ascending=False, kind="stable", ignore_index=True)
     both = ["alone_metric", "all_but_metric"]
     if metric_name:
         table = table.rename(columns={column: column.replace("metric", metric_name) for column in both})

@@ -251,8 +251,7 @@ def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int
         share = each.mean / total if total > 0 else math.nan
         tied = readers[id(stored)] > 1
         rows.append((name, each.mean, each.error, share, sqnr(weight, rounded), worst, weight.numel(), tied))
-    table = _frame(rows, [*_COLUMNS]).sort_values("harm", ascending=False, kind="stable")
-    return table.reset_index(drop=True)
+    return _frame(rows, [*_COLUMNS]).sort_values("harm", ascending=False, kind="stable", ignore_index=True)
 
 
 def _frame(rows: list[tuple], columns: list[str]) -> "pd.DataFrame":
