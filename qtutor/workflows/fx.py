@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.tracing import Call, works_in_place
@@ -64,11 +65,8 @@ def _tracing(inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
             _repair(graph, root, recipe)
             return graph
 
-    quantize_fx.QuantizationTracer = Tracer
-    try:
+    with mock.patch.object(quantize_fx, "QuantizationTracer", Tracer):
         yield
-    finally:
-        quantize_fx.QuantizationTracer = before
 
 
 def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
