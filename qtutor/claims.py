@@ -124,11 +124,6 @@ class Claim:
             raise ValueError(f"{self.id}: claimed must lie above nothing ({self.nothing}), got {self.claimed}")
 
     @property
-    def source(self) -> Source:
-        """The article in which it stands."""
-        return SOURCES[self.id[0]]
-
-    @property
     def ends(self) -> tuple[float, float]:
         """The claimed range; twice the same for one number."""
         return self.claimed if isinstance(self.claimed, tuple) else (self.claimed, self.claimed)
@@ -305,9 +300,6 @@ class Ledger:
 
     def __iter__(self) -> Iterator[Judgement]:
         return (self._found[id] for id in self.claims if id in self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
 
     @property
     def open(self) -> list[str]:

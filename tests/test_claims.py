@@ -152,7 +152,6 @@ def test_a_ledger_keeps_the_order_of_the_claims_and_the_last_judgement():
     ledger.record("A1", 1)
     ledger.record("A1", 2)
     assert [(j.claim.id, j.verdict) for j in ledger] == [("A1", "holds"), ("C1", "holds")]
-    assert len(ledger) == 2
     with pytest.raises(ValueError, match="no claim 'X1': the claims are A1, C1"):
         ledger.record("X1", 1)
 
@@ -210,8 +209,7 @@ def test_every_claim_says_where_it_stands_and_what_it_compares():
     for claim in published.CLAIMS.values():
         assert claim.where
         assert claim.claimed is None or claim.compares or claim.id == "A1a"
-        assert claim.source.title
-        assert claim.source.by
+    assert all(source.title and source.by for source in SOURCES.values())
 
 
 def test_a_comparison_and_flips_are_judged_by_their_own_intervals():

@@ -279,5 +279,5 @@ def test_an_interrupted_computation_leaves_the_last_result_whole(normal, monkeyp
             explorer.set(bits=5)
     assert (explorer.state, explorer.result) == (state, result)
     explorer.set(bits=5)
-    assert explorer.result.sentence == explorer.sentence.text
+    assert explorer.say(explorer.state, explorer.result) == explorer.sentence.text
     assert explorer.sentence.text.startswith("5 bits")

@@ -2,7 +2,8 @@
 
 from qtutor.affine import fake_quantize, grid, sqnr
 from qtutor.explorers import ObserverExplorer
-from qtutor.explorers.observer import MOST_BATCHES, OBSERVERS, STRENGTHS
+from qtutor.explorers.dynamic_range import FACTORS
+from qtutor.explorers.observer import MOST_BATCHES, OBSERVERS
 from qtutor.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
 
 import pytest
@@ -19,7 +20,7 @@ MAKE = {
     "squared error": HistogramObserver,
     "entropy": lambda **options: HistogramObserver(criterion="entropy", **options),
 }
-strengths, batches = st.sampled_from(STRENGTHS), st.integers(1, 6)
+strengths, batches = st.sampled_from(FACTORS), st.integers(1, 6)
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,8 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> int:
     """Print a page for instructors, list the pages, or copy them to a folder. The pages hold the answers."""
-    pages, name = (
-        {path.stem: path.read_text(encoding="utf-8") for path in sorted(TEACHING.glob("*.md"))},
-        arguments.page,
-    )
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(TEACHING.glob("*.md"))}
+    name = arguments.page
     if name is not None:
         pages = {p: text for p, text in pages.items() if name == p or (name.isdecimal() and name.zfill(2) == p[:2])}
         if not pages:

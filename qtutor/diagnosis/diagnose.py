@@ -20,7 +20,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from qtutor.diagnosis.experiment import Experiment, Stored
-from qtutor.diagnosis.progress import bar
 from qtutor.diagnosis.recommendation import Goal, Search
 from qtutor.diagnosis.result import Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
@@ -134,6 +133,8 @@ def diagnose(
         ValueError: there is no batch, no layer to quantize, the model gives no floating-point tensor or
             NaN, or it raises on every batch.
     """
+    from tqdm.auto import tqdm
+
     if weights != "group":
         configuration = Configuration(bits, weights, activations)
     batches, more = read_some(data, samples)
@@ -156,7 +157,7 @@ def diagnose(
     alone_and_all_but = [t for name in suspects for t in (frozenset({name}), everything - {name})]
     trials = list(dict.fromkeys([_NOTHING, everything, *alone_and_all_but]))
     scores: dict[Trial, Score] = {}
-    with bar(len(trials) * len(batches), progress) as shown:
+    with tqdm(total=len(trials) * len(batches), desc="Diagnosing", unit="pass", disable=not progress) as shown:
         try:
             spread(simulation, rounding, batches, trials, metric, shown.update, scores)
             stopped = ""
@@ -217,8 +218,8 @@ def _tables(
     """The layers that were measured, the most harmful first; and what was not, with the reason."""
     import pandas as pd
 
-    table = pd.DataFrame(rows, columns=[*_COLUMNS]).sort_values("harm", ascending=False, kind="stable")
-    table = table.reset_index(drop=True)
+    table = pd.DataFrame(rows, columns=[*_COLUMNS])
+    table = table.sort_values("harm", ascending=False, kind="stable", ignore_index=True)
     both = ["alone_metric", "all_but_metric"]
     if metric_name:
         table = table.rename(columns={column: column.replace("metric", metric_name) for column in both})

@@ -14,9 +14,6 @@ from qtutor.workflows.checks import USUAL
 if TYPE_CHECKING:
     import pandas as pd
 
-GOOD_ENOUGH = USUAL
-"""SQNR of the output in dB that is aimed for where there are no labels."""
-
 _LEAST = 10.0  # dB: labels or not, an output with more noise than this is another function
 _TRIES = 24  # sets of layers to keep in floating point
 _REPAIRS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -32,7 +29,7 @@ class Goal:
     """What a configuration has to reach.
 
     Attributes:
-        metric: the least that the metric may be; None where there is none, and then the SQNR is to be `GOOD_ENOUGH`.
+        metric: the least that the metric may be; None where there is none, and then the SQNR is to be `USUAL`.
     """
 
     metric: float | None
@@ -40,11 +37,11 @@ class Goal:
     def reached(self, got: Measured) -> bool:
         """Whether this is good enough."""
         if self.metric is None:
-            return not got.sqnr < GOOD_ENOUGH
+            return not got.sqnr < USUAL
         return got.metric >= self.metric - 1e-9 and not got.sqnr < _LEAST
 
     def __str__(self) -> str:
-        return f"{GOOD_ENOUGH:.0f} dB" if self.metric is None else f"a metric of {self.metric:.4g} and {_LEAST:.0f} dB"
+        return f"{USUAL:.0f} dB" if self.metric is None else f"a metric of {self.metric:.4g} and {_LEAST:.0f} dB"
 
 
 @dataclass

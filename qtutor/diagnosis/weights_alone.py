@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qtutor.affine import sqnr
-from qtutor.diagnosis.progress import bar
 from qtutor.lowbit import round_groups
 from qtutor.models.batches import Batch
 from qtutor.models.copying import eval_copy
@@ -120,6 +119,8 @@ def diagnose_weights(
     model: nn.Module, batches: list[Batch], bits: int, group: int, notes: list[str], progress: bool
 ) -> WeightDiagnosis:
     """Round each linear layer alone, and all of them; `diagnose` has the arguments and the errors."""
+    from tqdm.auto import tqdm
+
     if type(group) is not int or group < 1:
         raise ValueError(f"group must be a whole number from 1, got {group!r}")
     simulation = _sharing(model, batches[0])
@@ -128,7 +129,8 @@ def diagnose_weights(
         why = "; ".join(f"{name}: {reason}" for name, (_, reason) in skipped.items())
         raise ValueError(f"the model has no linear layer to round in groups of {group} ({why or 'none at all'})")
     trials, interrupted = _Trials(), False
-    with bar(len(batches) * (len(layers) + 2), progress) as shown:
+    total = len(batches) * (len(layers) + 2)
+    with tqdm(total=total, desc="Diagnosing", unit="pass", disable=not progress) as shown:
         try:
             for batch in batches:
                 _measure(simulation, layers, batch, bits, group, trials, shown.update)
@@ -254,8 +256,7 @@ def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int
         share = each.mean / total if total > 0 else math.nan
         tied = readers[id(stored)] > 1
         rows.append((name, each.mean, each.error, share, sqnr(weight, rounded), worst, weight.numel(), tied))
-    table = _frame(rows, [*_COLUMNS]).sort_values("harm", ascending=False, kind="stable")
-    return table.reset_index(drop=True)
+    return _frame(rows, [*_COLUMNS]).sort_values("harm", ascending=False, kind="stable", ignore_index=True)
 
 
 def _frame(rows: list[tuple], columns: list[str]) -> "pd.DataFrame":

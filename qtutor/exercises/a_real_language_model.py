@@ -1,13 +1,8 @@
 """Exercises of lesson 12, a real language model."""
 
-from typing import TYPE_CHECKING
-
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.explorers import OutlierExplorer
 
 exercises = Exercises("12_a_real_language_model")
 
@@ -162,7 +157,7 @@ diagnose_first_token = exercises.value(
 # --- Missions in the explorer.
 
 
-def _as_the_mission_says(explorer: "OutlierExplorer", bits: int) -> str | None:
+def _as_the_mission_says(explorer, bits: int) -> str | None:
     if explorer.state.bits != bits:
         return f"This mission is played at {bits} bits, the explorer stands at {explorer.state.bits}."
     if explorer.state.spare:
@@ -170,7 +165,7 @@ def _as_the_mission_says(explorer: "OutlierExplorer", bits: int) -> str | None:
     return None
 
 
-def _one_scale_goal(explorer: "OutlierExplorer") -> str | None:
+def _one_scale_goal(explorer) -> str | None:
     if missing := _as_the_mission_says(explorer, bits=8):
         return missing
     if explorer.state.per != "tensor":
@@ -202,7 +197,7 @@ one_scale = exercises.mission(
 )
 
 
-def _four_bits_goal(explorer: "OutlierExplorer") -> str | None:
+def _four_bits_goal(explorer) -> str | None:
     if missing := _as_the_mission_says(explorer, bits=4):
         return missing
     if explorer.result.median >= 22:
@@ -231,7 +226,7 @@ four_bits = exercises.mission(
 )
 
 
-def explorer() -> "OutlierExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import OutlierExplorer
 

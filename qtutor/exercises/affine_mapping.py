@@ -1,16 +1,12 @@
 """Exercises of lesson 01, the affine mapping."""
 
 import functools
-from typing import TYPE_CHECKING
 
 from qtutor.affine import Histogram, choose_qparams, grid
 from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from qtutor.explorers import AffineExplorer
 
 exercises = Exercises("01_affine_mapping")
 
@@ -75,9 +71,8 @@ def _codes_not_steps(min_val, max_val, quant_min, quant_max):
 
 @derive_qparams.mistake("The scale is right. The zero point must count from quant_min, which is not always 0.")
 def _grid_starts_at_zero(min_val, max_val, quant_min, quant_max):
-    min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
-    scale = (max_val - min_val) / (quant_max - quant_min)
-    return scale, -round(min_val / scale)
+    scale, zero_point = derive_qparams.answer(min_val, max_val, quant_min, quant_max)
+    return scale, zero_point - quant_min
 
 
 @derive_qparams.mistake("The order is (scale, zero_point): you return them the other way round.")
@@ -87,16 +82,14 @@ def _swapped(min_val, max_val, quant_min, quant_max):
 
 @derive_qparams.mistake("The zero point must be a whole number, or zero has no code of its own: round it.")
 def _not_rounded(min_val, max_val, quant_min, quant_max):
-    min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
-    scale = (max_val - min_val) / (quant_max - quant_min)
-    return scale, quant_min - min_val / scale
+    scale, _ = derive_qparams.answer(min_val, max_val, quant_min, quant_max)
+    return scale, quant_min - min(min_val, 0.0) / scale
 
 
 @derive_qparams.mistake("The zero point lies above quant_min: subtract round(min_val / scale), which is negative.")
 def _wrong_sign(min_val, max_val, quant_min, quant_max):
-    min_val, max_val = min(min_val, 0.0), max(max_val, 0.0)
-    scale = (max_val - min_val) / (quant_max - quant_min)
-    return scale, quant_min + round(min_val / scale)
+    scale, zero_point = derive_qparams.answer(min_val, max_val, quant_min, quant_max)
+    return scale, 2 * quant_min - zero_point
 
 
 # --- Write code: quantize.
@@ -252,7 +245,7 @@ def _of_normal_weights() -> Histogram:
     return Histogram.of(normal_weights())
 
 
-def _is_on_normal_weights(explorer: "AffineExplorer") -> bool:
+def _is_on_normal_weights(explorer) -> bool:
     played, meant = explorer.data.histogram, _of_normal_weights()
     return (played.low, played.high, played.count) == (meant.low, meant.high, meant.count)
 
@@ -260,12 +253,12 @@ def _is_on_normal_weights(explorer: "AffineExplorer") -> bool:
 _ELSEWHERE = "The mission is played on the lesson's values: AffineExplorer(normal)."
 
 
-def _larger_part(explorer: "AffineExplorer", rounding: str) -> str:
+def _larger_part(explorer, rounding: str) -> str:
     error = explorer.result.error
     return "Clipping makes most of the error: widen the range." if error.clipping > error.rounding else rounding
 
 
-def _clip_goal(explorer: "AffineExplorer") -> str | None:
+def _clip_goal(explorer) -> str | None:
     if not _is_on_normal_weights(explorer):
         return _ELSEWHERE
     if explorer.state.bits != 3:
@@ -296,7 +289,7 @@ beat_min_max = exercises.mission(
 )
 
 
-def _bits_goal(explorer: "AffineExplorer") -> str | None:
+def _bits_goal(explorer) -> str | None:
     if not _is_on_normal_weights(explorer):
         return _ELSEWHERE
     quality, bits = explorer.result.error.sqnr, explorer.state.bits
@@ -332,7 +325,7 @@ def normal_weights(count: int = 100_000) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(0))
 
 
-def explorer() -> "AffineExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import AffineExplorer
 

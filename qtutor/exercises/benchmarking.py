@@ -1,13 +1,8 @@
 """Exercises of lesson 08, benchmarking."""
 
-from typing import TYPE_CHECKING
-
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.explorers import BenchmarkExplorer
 
 exercises = Exercises("08_benchmarking")
 
@@ -149,7 +144,7 @@ choose_runtime = exercises.value(
 # --- Missions in the explorer.
 
 
-def _fair_goal(explorer: "BenchmarkExplorer") -> str | None:
+def _fair_goal(explorer) -> str | None:
     state, result = explorer.state, explorer.result
     if state.summary == "fastest":
         return "The fastest run is the best case, which nobody meets at work: use the mean or the median."
@@ -177,7 +172,7 @@ duel_fairly = exercises.mission(
 )
 
 
-def _convincing_goal(explorer: "BenchmarkExplorer") -> str | None:
+def _convincing_goal(explorer) -> str | None:
     state, result = explorer.state, explorer.result
     if not state.warm_up:
         return "A reader would see that you left no warm-up out. Leave it out."
@@ -207,7 +202,7 @@ convince_wrongly = exercises.mission(
 )
 
 
-def explorer() -> "BenchmarkExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import BenchmarkExplorer
 

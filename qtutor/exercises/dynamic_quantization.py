@@ -1,15 +1,11 @@
 """Exercises of lesson 04, dynamic quantization."""
 
 import io
-from typing import TYPE_CHECKING
 
 from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from qtutor.explorers import DynamicRangeExplorer
 
 exercises = Exercises("04_dynamic_quantization")
 
@@ -219,7 +215,7 @@ choose_way = exercises.value(
 # --- Missions in the explorer.
 
 
-def _wander_goal(explorer: "DynamicRangeExplorer") -> str | None:
+def _wander_goal(explorer) -> str | None:
     state, quality = explorer.state, explorer.result.sqnr
     if state.shift or state.bits != 8:
         return "This mission is played with nothing shifted and at 8 bits: touch the neighbour alone."
@@ -246,7 +242,7 @@ make_it_wander = exercises.mission(
 )
 
 
-def _clip_goal(explorer: "DynamicRangeExplorer") -> str | None:
+def _clip_goal(explorer) -> str | None:
     result = explorer.result
     if not result.clipped["static"]:
         return "Static clips none of your row yet: the range was chosen for what the calibration batch held. Leave it."
@@ -274,7 +270,7 @@ make_it_clip = exercises.mission(
 )
 
 
-def explorer() -> "DynamicRangeExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import DynamicRangeExplorer
 

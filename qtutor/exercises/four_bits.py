@@ -1,14 +1,10 @@
 """Exercises of lesson 11, four bits and fewer."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.explorers import FourBitExplorer
 
 exercises = Exercises("11_four_bits")
 
@@ -41,15 +37,22 @@ def _nearest(column, scale):
     return (column / scale).round().clamp(-8, 7) * scale
 
 
-def _layer(generator: torch.Generator) -> tuple:
-    """A weight, the damped Hessian of inputs that go together, a scale for each row."""
+def _undamped_layer(generator: torch.Generator, own: float = 0.03) -> tuple:
+    """A weight, the Hessian of inputs that nearly repeat each other, a scale for each row."""
     shared = torch.randn(64, 2, generator=generator, dtype=torch.float64)
     mixing = torch.randn(2, 6, generator=generator, dtype=torch.float64)
-    inputs = shared @ mixing + 0.3 * torch.randn(64, 6, generator=generator, dtype=torch.float64)
-    hessian = inputs.T @ inputs / 64
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(6, dtype=torch.float64)
+    inputs = shared @ mixing + own * torch.randn(64, 6, generator=generator, dtype=torch.float64)
     weight = torch.randn(4, 6, generator=generator, dtype=torch.float64)
-    return weight, damped, weight.abs().amax(dim=1) / 7.5
+    return weight, inputs.T @ inputs / 64, weight.abs().amax(dim=1) / 7.5
+
+
+def _damped(hessian):
+    return hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype)
+
+
+def _layer(generator: torch.Generator) -> tuple:
+    weight, hessian, scale = _undamped_layer(generator, own=0.3)
+    return weight, _damped(hessian), scale
 
 
 @exercises.function(
@@ -81,11 +84,11 @@ def _plain(weight, hessian, scale):
     return _nearest(weight, scale[:, None])
 
 
-def _fed(weight, factor, scale, *, sign=1.0, divided=True):
-    weight = weight.clone()
+def _fed(weight, factor, scale, *, sign=1.0, divided=True, nearest=_nearest, stale=False):
+    old, weight = weight, weight.clone()
     for j in range(weight.shape[1]):
-        rounded = _nearest(weight[:, j], scale)
-        error = (weight[:, j] - rounded) / (factor[j, j] if divided else 1.0)
+        rounded = nearest(weight[:, j], scale)
+        error = ((old if stale else weight)[:, j] - rounded) / (factor[j, j] if divided else 1.0)
         weight[:, j] = rounded
         weight[:, j + 1 :] -= sign * error[:, None] * factor[j, j + 1 :]
     return weight
@@ -119,13 +122,7 @@ def _keeps_the_inverse(weight, hessian, scale):
 
 @gptq.mistake("The right values meet the wrong grid: limits of 4 bits are -8 and 7, so clamp before you multiply.")
 def _does_not_clamp(weight, hessian, scale):
-    factor, weight = _factor(hessian), weight.clone()
-    for j in range(weight.shape[1]):
-        rounded = (weight[:, j] / scale).round() * scale
-        error = (weight[:, j] - rounded) / factor[j, j]
-        weight[:, j] = rounded
-        weight[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :]
-    return weight
+    return _fed(weight, _factor(hessian), scale, nearest=lambda column, scale: (column / scale).round() * scale)
 
 
 # --- Compute by hand: a block of MXFP4.
@@ -189,19 +186,6 @@ def _not_shifted(packed):
 # --- Go deeper: find the silent bugs.
 
 
-def _undamped_layer(generator: torch.Generator) -> tuple:
-    """Inputs that nearly repeat each other, so that damping matters."""
-    shared = torch.randn(64, 2, generator=generator, dtype=torch.float64)
-    mixing = torch.randn(2, 6, generator=generator, dtype=torch.float64)
-    inputs = shared @ mixing + 0.03 * torch.randn(64, 6, generator=generator, dtype=torch.float64)
-    weight = torch.randn(4, 6, generator=generator, dtype=torch.float64)
-    return weight, inputs.T @ inputs / 64, weight.abs().amax(dim=1) / 7.5
-
-
-def _damped(hessian):
-    return hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype)
-
-
 def _two_bugs(weight, hessian, scale):
     U = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
     rounded = weight.clone()
@@ -251,13 +235,7 @@ def _still_plain(weight, hessian, scale):
 
 @mend_gptq.mistake("The column is rounded as it has become, but its error is still measured from the old weight.")
 def _error_of_the_old_weight(weight, hessian, scale):
-    factor, rounded = _factor(_damped(hessian)), weight.clone()
-    for j in range(weight.shape[1]):
-        column = _nearest(rounded[:, j], scale)
-        error = (weight[:, j] - column) / factor[j, j]
-        rounded[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :]
-        rounded[:, j] = column
-    return rounded
+    return _fed(weight, _factor(_damped(hessian)), scale, stale=True)
 
 
 @mend_gptq.mistake("Damping goes on the diagonal only. You added it to every number of the Hessian.")
@@ -292,7 +270,7 @@ judge_fp4 = exercises.value(
 # --- Missions in the explorer.
 
 
-def _three_bits_goal(explorer: "FourBitExplorer") -> str | None:
+def _three_bits_goal(explorer) -> str | None:
     result = explorer.result
     if result.bits_per_weight > 3.4:
         return f"{result.bits_per_weight:.2f} bits per weight; the mission is at most 3.4. Fewer bits a code?"
@@ -316,7 +294,7 @@ mend_three_bits = exercises.mission(
 )
 
 
-def _thriftier_goal(explorer: "FourBitExplorer") -> str | None:
+def _thriftier_goal(explorer) -> str | None:
     state, result = explorer.state, explorer.result
     bar = explorer.compute(replace(state, format="NVFP4", group=0, method="rounding", symmetric=False))
     if state.method != "rounding":
@@ -346,7 +324,7 @@ beat_nvfp4 = exercises.mission(
 )
 
 
-def explorer() -> "FourBitExplorer":
+def explorer():
     """Open the explorer that the missions are played in: a layer of the small model, and what it reads."""
     from qtutor.explorers import FourBitExplorer
     from qtutor.language import inputs_of, small

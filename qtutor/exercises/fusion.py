@@ -1,14 +1,11 @@
 """Exercises of lesson 07, fusion."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from qtutor.explorers import FusionExplorer
 
 exercises = Exercises("07_fusion")
 
@@ -191,7 +188,12 @@ choose_order = exercises.value(
 # --- Missions in the explorer.
 
 
-def _two_goal(explorer: "FusionExplorer") -> str | None:
+def _blocks(*places: int) -> tuple[str, ...]:
+    """The names of the patterns at these places of the network."""
+    return tuple(f"features.{i}.conv + features.{i}.bn + features.{i}.relu" for i in places)
+
+
+def _two_goal(explorer) -> str | None:
     fused, numbers = {*explorer.state.fused}, explorer.state.numbers
     if len(fused) != 2:
         return f"This mission is played with two patterns fused, and {len(fused)} are."
@@ -206,30 +208,17 @@ def _two_goal(explorer: "FusionExplorer") -> str | None:
 fuse_two = exercises.mission(
     "fuse_two",
     _two_goal,
-    answer={
-        "fused": (
-            "features.0.conv + features.0.bn + features.0.relu",
-            "features.2.conv + features.2.bn + features.2.relu",
-        )
-    },
+    answer={"fused": _blocks(0, 2)},
     hints=["Walk through the operators and watch the ribbons.", "The first two patterns: images are large there."],
     mistakes=[
-        (
-            {
-                "fused": (
-                    "features.4.conv + features.4.bn + features.4.relu",
-                    "features.5.conv + features.5.bn + features.5.relu",
-                )
-            },
-            "Where are the ribbons wide?",
-        ),
-        ({"fused": ("features.0.conv + features.0.bn + features.0.relu",)}, "played with two patterns fused"),
+        ({"fused": _blocks(4, 5)}, "Where are the ribbons wide?"),
+        ({"fused": _blocks(0)}, "played with two patterns fused"),
     ],
     because="Early feature maps are large: two of four patterns hold three quarters of the traffic.",
 )
 
 
-def _sevenfold_goal(explorer: "FusionExplorer") -> str | None:
+def _sevenfold_goal(explorer) -> str | None:
     float_bytes = explorer.data.flow((), "float").total
     ratio = float_bytes / explorer.result.now.total
     if ratio >= 7:
@@ -241,23 +230,17 @@ def _sevenfold_goal(explorer: "FusionExplorer") -> str | None:
 seven_times_fewer = exercises.mission(
     "seven_times_fewer",
     _sevenfold_goal,
-    answer={
-        "numbers": "INT8",
-        "fused": tuple(f"features.{i}.conv + features.{i}.bn + features.{i}.relu" for i in (0, 2, 4, 5)),
-    },
+    answer={"numbers": "INT8", "fused": _blocks(0, 2, 4, 5)},
     hints=["Neither fusion nor INT8 gets there alone.", "INT8, and fuse all."],
     mistakes=[
         ({"numbers": "INT8"}, "Fuse more."),
-        (
-            {"fused": tuple(f"features.{i}.conv + features.{i}.bn + features.{i}.relu" for i in (0, 2, 4, 5))},
-            "Four bytes a value",
-        ),
+        ({"fused": _blocks(0, 2, 4, 5)}, "Four bytes a value"),
     ],
     because="INT8 makes each ribbon a quarter as wide, fusion removes ribbons: the two factors multiply.",
 )
 
 
-def explorer() -> "FusionExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import FusionExplorer
     from qtutor.samples import SmallCNN, digits

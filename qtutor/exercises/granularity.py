@@ -1,14 +1,10 @@
 """Exercises of lesson 02, granularity."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.explorers import GranularityExplorer
 
 exercises = Exercises("02_granularity")
 
@@ -188,7 +184,7 @@ choose_what_leaves = exercises.value(
 # --- Missions in the explorer.
 
 
-def _hidden_goal(explorer: "GranularityExplorer") -> str | None:
+def _hidden_goal(explorer) -> str | None:
     bits, result = explorer.state.bits, explorer.result
     if bits != 8:
         return f"This mission is played at 8 bits, the explorer stands at {bits}."
@@ -212,7 +208,7 @@ hide_the_collapse = exercises.mission(
 )
 
 
-def _thrifty_goal(explorer: "GranularityExplorer") -> str | None:
+def _thrifty_goal(explorer) -> str | None:
     state, result = explorer.state, explorer.result
     if state.bits != 4:
         return f"This mission is played at 4 bits, the explorer stands at {state.bits}."
@@ -240,7 +236,7 @@ beat_per_channel = exercises.mission(
 )
 
 
-def explorer() -> "GranularityExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import GranularityExplorer
 

@@ -1,13 +1,8 @@
 """Exercises of lesson 03, observers and calibration."""
 
-from typing import TYPE_CHECKING
-
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.explorers import ObserverExplorer
 
 exercises = Exercises("03_observers")
 
@@ -160,7 +155,7 @@ choose_set = exercises.value(
 # --- Missions in the explorer.
 
 
-def _average_goal(explorer: "ObserverExplorer") -> str | None:
+def _average_goal(explorer) -> str | None:
     state, quality = explorer.state, explorer.result.sqnr
     if state.seen < len(explorer.stream):
         return "This mission is played with all batches seen."
@@ -189,7 +184,7 @@ fool_average = exercises.mission(
 )
 
 
-def _percentile_goal(explorer: "ObserverExplorer") -> str | None:
+def _percentile_goal(explorer) -> str | None:
     state = explorer.state
     if state.hot_batch > state.seen:
         return f"Batch {state.hot_batch} is still to come: let the observers see it."
@@ -216,7 +211,7 @@ fool_percentile = exercises.mission(
 )
 
 
-def explorer() -> "ObserverExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import ObserverExplorer
 

@@ -1,13 +1,8 @@
 """Exercises of lesson 06, quantization-aware training."""
 
-from typing import TYPE_CHECKING
-
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.explorers import QATExplorer
 
 exercises = Exercises("06_quantization_aware_training")
 
@@ -175,7 +170,7 @@ choose_training = exercises.value(
 # --- Missions in the explorer.
 
 
-def _rest_goal(explorer: "QATExplorer") -> str | None:
+def _rest_goal(explorer) -> str | None:
     state, result = explorer.state, explorer.result
     if state.step < 60:
         return f"Let it train for all 60 steps, it stands at {state.step}."
@@ -203,7 +198,7 @@ make_it_rest = exercises.mission(
 )
 
 
-def _starve_goal(explorer: "QATExplorer") -> str | None:
+def _starve_goal(explorer) -> str | None:
     state, result = explorer.state, explorer.result
     if state.step < 60:
         return f"Let it train for all 60 steps, it stands at {state.step}."
@@ -229,7 +224,7 @@ starve_the_scale = exercises.mission(
 )
 
 
-def explorer() -> "QATExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import QATExplorer
 

@@ -1,14 +1,9 @@
 """Exercises of lesson 05, static quantization."""
 
-from typing import TYPE_CHECKING
-
 from qtutor.exercises.exercise import Exercises
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from qtutor.explorers import IntegerExplorer
 
 exercises = Exercises("05_static_quantization")
 
@@ -100,7 +95,7 @@ def _cuts_off(q_x, z_x, q_w, q_b, m, z_y):
 # --- Missions in the explorer.
 
 
-def _lift_goal(explorer: "IntegerExplorer") -> str | None:
+def _lift_goal(explorer) -> str | None:
     result = explorer.result
     lifted = result.low - result.rounded
     if lifted >= 50:
@@ -126,7 +121,7 @@ lift = exercises.mission(
 )
 
 
-def _sign_goal(explorer: "IntegerExplorer") -> str | None:
+def _sign_goal(explorer) -> str | None:
     result = explorer.result
     if result.raw > 0 > result.accumulator:
         return None
@@ -249,7 +244,7 @@ choose_flow = exercises.value(
 )
 
 
-def explorer() -> "IntegerExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import IntegerExplorer
     from qtutor.models.running import input_and_output

@@ -1,15 +1,10 @@
 """Exercises of lesson 10, your own model."""
 
 import functools
-from typing import TYPE_CHECKING
 
 from qtutor.exercises.exercise import Exercises
 
 import torch
-
-if TYPE_CHECKING:
-    from qtutor.diagnosis import Diagnosis
-    from qtutor.explorers import LayerExplorer
 
 exercises = Exercises("10_your_own_model")
 
@@ -156,11 +151,16 @@ choose_a_way = exercises.value(
 # --- Missions in the explorer.
 
 
-def _cheapest(explorer: "LayerExplorer", weights: str) -> int | None:
+def _convolutions(*places: int) -> tuple[str, ...]:
+    """The names of the layers at these places of the network: 1, 3, 5 and 7 are depthwise."""
+    return tuple(f"features.{i}.conv" for i in places)
+
+
+def _cheapest(explorer, weights: str) -> int | None:
     return min((m.bytes for m in explorer.frontier(weights) if m.sqnr >= ENOUGH), default=None)
 
 
-def _budget_goal(explorer: "LayerExplorer") -> str | None:
+def _budget_goal(explorer) -> str | None:
     state, measured = explorer.state, explorer.result.measured
     if state.weights != "tensor":
         return "This mission is played with one scale per tensor."
@@ -175,21 +175,18 @@ def _budget_goal(explorer: "LayerExplorer") -> str | None:
 meet_the_frontier = exercises.mission(
     "meet_the_frontier",
     _budget_goal,
-    answer={"weights": "tensor", "keep_float": tuple(f"features.{i}.conv" for i in (1, 3, 5, 7))},
+    answer={"weights": "tensor", "keep_float": _convolutions(1, 3, 5, 7)},
     hints=["The dashed line adds one layer after the other from the top of the list.", "All four depthwise layers."],
     mistakes=[
         ({"weights": "channel"}, "This mission is played with one scale per tensor"),
-        ({"weights": "tensor", "keep_float": ("features.1.conv", "features.3.conv")}, "Which layers hurt most?"),
-        (
-            {"weights": "tensor", "keep_float": (*(f"features.{i}.conv" for i in (1, 3, 5, 7, 8)),)},
-            "Which layer need not be in float?",
-        ),
+        ({"weights": "tensor", "keep_float": _convolutions(1, 3)}, "Which layers hurt most?"),
+        ({"weights": "tensor", "keep_float": _convolutions(1, 3, 5, 7, 8)}, "Which layer need not be in float?"),
     ],
     because="Each dead channel ruins the output by itself, so all four must go, and no other layer is worth its bytes.",
 )
 
 
-def _cheaper_goal(explorer: "LayerExplorer") -> str | None:
+def _cheaper_goal(explorer) -> str | None:
     measured, rival = explorer.result.measured, _cheapest(explorer, "tensor")
     if measured.sqnr < ENOUGH:
         return f"The output has {measured.sqnr:.1f} dB; the mission is {ENOUGH:.0f} dB. What else can you change?"
@@ -207,17 +204,14 @@ beat_the_frontier = exercises.mission(
         "A scale per channel, no floats.",
     ],
     mistakes=[
-        ({"weights": "tensor", "keep_float": ("features.1.conv",)}, "What else can you change?"),
-        (
-            {"weights": "tensor", "keep_float": tuple(f"features.{i}.conv" for i in (1, 3, 5, 7))},
-            "Must a layer stay in float at all?",
-        ),
+        ({"weights": "tensor", "keep_float": _convolutions(1)}, "What else can you change?"),
+        ({"weights": "tensor", "keep_float": _convolutions(1, 3, 5, 7)}, "Must a layer stay in float at all?"),
     ],
     because="A scale for each channel costs 4 bytes a channel, and repairs what 3 bytes a weight did.",
 )
 
 
-def explorer() -> "LayerExplorer":
+def explorer():
     """Open the explorer that the missions are played in."""
     from qtutor.explorers import LayerExplorer
 
@@ -225,7 +219,7 @@ def explorer() -> "LayerExplorer":
 
 
 @functools.cache
-def _untrained() -> "Diagnosis":
+def _untrained():
     """A network that has not been trained and has the faults of the trained one."""
     from qtutor.diagnosis import diagnose
     from qtutor.samples import DepthwiseNet

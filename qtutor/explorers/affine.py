@@ -1,6 +1,6 @@
 """AffineExplorer: bits, symmetry, sign and clip range of the affine map, on any tensor."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qtutor.affine import (
@@ -77,7 +77,6 @@ class AffineResult:
     cell_edges: Tensor
     code: int
     restored: float
-    sentence: str
 
 
 class AffineData:
@@ -99,48 +98,6 @@ class AffineData:
         counts = torch.bincount(index, weights=self.histogram.counts, minlength=codes)
         counts[int(qparams.zero_point) - qparams.quant_min] += self.histogram.zeros
         return counts
-
-
-def explore_affine(data: AffineData, state: AffineState) -> AffineResult:
-    """Compute what `state` does to `data`."""
-    qparams = state.qparams
-    scale, zero_point = float(qparams.scale), int(qparams.zero_point)
-    error = data.error(qparams)
-
-    codes = qparams.quant_max - qparams.quant_min + 1
-    group = max(1, codes // _CELLS)
-    counts = data.code_counts(qparams)
-    shares = counts.reshape(-1, group).sum(1) / counts.sum()
-    first = (qparams.quant_min - zero_point - 0.5) * scale
-    cell_edges = first + torch.arange(codes // group + 1, dtype=torch.float64) * (group * scale)
-
-    code = quantize(torch.tensor(state.value), qparams)
-    restored = float(dequantize(code, qparams))
-    result = AffineResult(qparams, error, data.values is not None, shares, cell_edges, int(code), restored, sentence="")
-    return replace(result, sentence=_sentence(state, result))
-
-
-def _sentence(state: AffineState, result: AffineResult) -> str:
-    error, qparams = result.error, result.qparams
-    if error.signal == 0:
-        quality = "All values are zero in float32, and zero is exact."
-    elif error.total == 0:
-        quality = "Every value lands on the grid, so nothing is lost."
-    else:
-        share = error.clipping / error.total
-        clipped = f"{_percent(error.clipped / error.count)} of the values" if error.clipped else "nothing"
-        quality = (
-            f"SQNR {error.sqnr:.1f} dB; rounding makes {_percent(1 - share)} of the error and clipping "
-            f"{_percent(share)} ({clipped} clipped)."
-        )
-    scale = float(qparams.scale)
-    floor = ", the smallest there is" if scale == EPS else ""
-    measured = "measured on" if result.exact else "estimated from bins of"
-    return (
-        f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {scale:.4g}{floor}, "
-        f"zero point {int(qparams.zero_point)}. {quality} The value {state.value:.4g} gets code {result.code}, "
-        f"which stands for {result.restored:.4g}. Error {measured} {counted(error.count, 'value')}."
-    )
 
 
 def _percent(share: float) -> str:
@@ -189,7 +146,41 @@ class AffineExplorer(Explorer):
     make_state = AffineState
 
     def compute(self, state: AffineState) -> AffineResult:
-        return explore_affine(self.data, state)
+        data, qparams = self.data, state.qparams
+        scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+        codes = qparams.quant_max - qparams.quant_min + 1
+        group = max(1, codes // _CELLS)
+        counts = data.code_counts(qparams)
+        shares = counts.reshape(-1, group).sum(1) / counts.sum()
+        first = (qparams.quant_min - zero_point - 0.5) * scale
+        cell_edges = first + torch.arange(codes // group + 1, dtype=torch.float64) * (group * scale)
+
+        code = quantize(torch.tensor(state.value), qparams)
+        restored = float(dequantize(code, qparams))
+        exact = data.values is not None
+        return AffineResult(qparams, data.error(qparams), exact, shares, cell_edges, int(code), restored)
+
+    def say(self, state: AffineState, result: AffineResult) -> str:
+        error, qparams = result.error, result.qparams
+        if error.signal == 0:
+            quality = "All values are zero in float32, and zero is exact."
+        elif error.total == 0:
+            quality = "Every value lands on the grid, so nothing is lost."
+        else:
+            share = error.clipping / error.total
+            clipped = f"{_percent(error.clipped / error.count)} of the values" if error.clipped else "nothing"
+            quality = (
+                f"SQNR {error.sqnr:.1f} dB; rounding makes {_percent(1 - share)} of the error and clipping "
+                f"{_percent(share)} ({clipped} clipped)."
+            )
+        scale = float(qparams.scale)
+        floor = ", the smallest there is" if scale == EPS else ""
+        measured = "measured on" if result.exact else "estimated from bins of"
+        return (
+            f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {scale:.4g}{floor}, "
+            f"zero point {int(qparams.zero_point)}. {quality} The value {state.value:.4g} gets code {result.code}, "
+            f"which stands for {result.restored:.4g}. Error {measured} {counted(error.count, 'value')}."
+        )
 
     def stops(self) -> Stops:
         slider = self.controls["clip"]

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from threading import Event
@@ -66,7 +66,6 @@ class BenchmarkResult:
 
     ratios: Tensor
     comparison: Comparison | None
-    sentence: str
 
     @property
     def far_off(self) -> Tensor:
@@ -108,20 +107,6 @@ def duel(timings: Tensor, order: str, runs: int, summary: str, warm_up: bool) ->
         first, second = used[:, mine], used[:, ~mine]
     summarize = {"mean": Tensor.mean, "median": partial(Tensor.quantile, q=0.5), "fastest": Tensor.amin}[summary]
     return summarize(first, dim=1) / summarize(second, dim=1)
-
-
-def explore_benchmark(timings: Tensor, state: BenchmarkState, measured: str, comparison: Comparison | None):
-    """Compute what `state` makes of `timings`; `measured` says in words what was measured."""
-    ratios = duel(timings, state.order, state.runs, state.summary, state.warm_up)
-    result = BenchmarkResult(ratios, comparison, "")
-    off = int(result.far_off.sum())
-    warm_up = f"after {WARM_UP} warm-up runs" if state.warm_up else "from the very first run"
-    duels = (
-        f"Recorded: {state.order}, {counted(state.runs, 'run')} each, {state.summary}, {warm_up}: "
-        f"in {off} of {len(ratios)} duels ({off / len(ratios):.0%}) the model is more than {TOLERANCE:.0%} faster or "
-        f"slower than itself; the ratios span {float(ratios.min()):.2f} to {float(ratios.max()):.2f}."
-    )
-    return replace(result, sentence=f"{duels} {measured}")
 
 
 class Cancelled(Exception):
@@ -196,9 +181,20 @@ class BenchmarkExplorer(Explorer):
     make_state = BenchmarkState
 
     def compute(self, state: BenchmarkState) -> BenchmarkResult:
+        ratios = duel(self._timings, state.order, state.runs, state.summary, state.warm_up)
+        return BenchmarkResult(ratios, self.comparison)
+
+    def say(self, state: BenchmarkState, result: BenchmarkResult) -> str:
+        ratios, off = result.ratios, int(result.far_off.sum())
+        warm_up = f"after {WARM_UP} warm-up runs" if state.warm_up else "from the very first run"
         chosen = ", ".join(state.models) or "no model"
-        following = f"Run compares {chosen} at batch {state.batch_size} on {counted(state.threads, 'thread')}."
-        return explore_benchmark(self._timings, state, f"{self._measured} {following}", self.comparison)
+        return (
+            f"Recorded: {state.order}, {counted(state.runs, 'run')} each, {state.summary}, {warm_up}: "
+            f"in {off} of {len(ratios)} duels ({off / len(ratios):.0%}) the model is more than {TOLERANCE:.0%} faster "
+            f"or slower than itself; the ratios span {float(ratios.min()):.2f} to {float(ratios.max()):.2f}. "
+            f"{self._measured} Run compares {chosen} at batch {state.batch_size} on "
+            f"{counted(state.threads, 'thread')}."
+        )
 
     def stops(self) -> Stops:
         runs = list(self.controls["runs"].options)

@@ -1,7 +1,7 @@
 """DynamicRangeExplorer: one row of a batch, and what a static, a per-tensor and a per-row range make of it."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
@@ -69,7 +69,6 @@ class DynamicRangeResult:
     sqnr: dict[str, float]
     history: Tensor
     moved: dict[str, float]
-    sentence: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,50 +108,6 @@ class Rows:
         return ends, QParams(chosen.scale[..., None], chosen.zero_point[..., None], quant_min, quant_max)
 
 
-def explore_dynamic_range(batch: Rows, state: DynamicRangeState) -> DynamicRangeResult:
-    """Compute what `state` does to your row of `batch`."""
-    values = batch.x[state.row] + state.shift * batch.unit
-    ends, qparams = batch.qparams(state)
-    every = fake_quantize(values.expand(len(SCHEMES), len(FACTORS), -1), qparams)  # (3, factors, features)
-    now = FACTORS.index(state.factor)
-    stored, low, high = every[:, now], qparams.low[:, now, 0], qparams.high[:, now, 0]
-    half = qparams.scale[:, now] / 2 * (1 + 1e-6)  # what rounds to the last code is not clipped
-    outside = (values < low[:, None] - half) | (values > high[:, None] + half)
-    quality = sqnr(values.expand(len(FACTORS), -1), every[1], axis=0)
-
-    def name(numbers: Tensor) -> dict:
-        return dict(zip(SCHEMES, numbers.tolist(), strict=True))
-
-    result = DynamicRangeResult(
-        values=values,
-        rows=ends[:, :, now],
-        stored=stored,
-        ranges=dict(zip(SCHEMES, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
-        clipped=name(outside.sum(dim=1)),
-        sqnr={scheme: sqnr(values, kept) for scheme, kept in zip(SCHEMES, stored, strict=True)},
-        history=quality,
-        moved=name((stored - every[:, 0]).abs().amax(dim=1)),
-        sentence="",
-    )
-    return replace(result, sentence=_sentence(batch, state, result))
-
-
-def _sentence(batch: Rows, state: DynamicRangeState, result: DynamicRangeResult) -> str:
-    count = len(result.values)
-    shifted = f"the batch shifted by {state.shift * batch.unit:.3g}" if state.shift else "nothing shifted"
-    parts = []
-    for scheme in SCHEMES:
-        low, high = result.ranges[scheme]
-        quality = f"SQNR {in_decibels(result.sqnr[scheme])}, {result.clipped[scheme]} of {count} values clipped"
-        parts.append(f"{scheme} {low:.3g} to {high:.3g}, {quality}")
-    moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
-    return (
-        f"Row {state.row} of {len(batch.x)}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "
-        f"Ranges, and what your row keeps in them: {'; '.join(parts)}. "
-        f"The neighbour's factor alone moves a value of your row by up to: {moved}."
-    )
-
-
 class DynamicRangeExplorer(Explorer):
     """Explore who else is in the batch: your row of it under a static, a per-tensor and a per-row range.
 
@@ -186,7 +141,44 @@ class DynamicRangeExplorer(Explorer):
     make_state = DynamicRangeState
 
     def compute(self, state: DynamicRangeState) -> DynamicRangeResult:
-        return explore_dynamic_range(self.batch, state)
+        batch = self.batch
+        values = batch.x[state.row] + state.shift * batch.unit
+        ends, qparams = batch.qparams(state)
+        every = fake_quantize(values.expand(len(SCHEMES), len(FACTORS), -1), qparams)  # (3, factors, features)
+        now = FACTORS.index(state.factor)
+        stored, low, high = every[:, now], qparams.low[:, now, 0], qparams.high[:, now, 0]
+        half = qparams.scale[:, now] / 2 * (1 + 1e-6)  # what rounds to the last code is not clipped
+        outside = (values < low[:, None] - half) | (values > high[:, None] + half)
+        quality = sqnr(values.expand(len(FACTORS), -1), every[1], axis=0)
+
+        def name(numbers: Tensor) -> dict:
+            return dict(zip(SCHEMES, numbers.tolist(), strict=True))
+
+        return DynamicRangeResult(
+            values=values,
+            rows=ends[:, :, now],
+            stored=stored,
+            ranges=dict(zip(SCHEMES, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
+            clipped=name(outside.sum(dim=1)),
+            sqnr={scheme: sqnr(values, kept) for scheme, kept in zip(SCHEMES, stored, strict=True)},
+            history=quality,
+            moved=name((stored - every[:, 0]).abs().amax(dim=1)),
+        )
+
+    def say(self, state: DynamicRangeState, result: DynamicRangeResult) -> str:
+        batch, count = self.batch, len(result.values)
+        shifted = f"the batch shifted by {state.shift * batch.unit:.3g}" if state.shift else "nothing shifted"
+        parts = []
+        for scheme in SCHEMES:
+            low, high = result.ranges[scheme]
+            quality = f"SQNR {in_decibels(result.sqnr[scheme])}, {result.clipped[scheme]} of {count} values clipped"
+            parts.append(f"{scheme} {low:.3g} to {high:.3g}, {quality}")
+        moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
+        return (
+            f"Row {state.row} of {len(batch.x)}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "
+            f"Ranges, and what your row keeps in them: {'; '.join(parts)}. "
+            f"The neighbour's factor alone moves a value of your row by up to: {moved}."
+        )
 
     def stops(self) -> Stops:
         rows = range(0, len(self.batch.x), math.ceil(len(self.batch.x) / 3))

@@ -91,8 +91,9 @@ def choices(names: Sequence, most: int) -> list[tuple]:
     return [chosen for size in sorted(sizes) for chosen in combinations(names, size)]
 
 
-def every(count: int, step: int, through: int) -> tuple[Tensor, int]:
-    """Return every `step`-th number below `count` such that `through` is one of them, and its place among them."""
+def every(count: int, most: int, through: int) -> tuple[Tensor, int]:
+    """Return at most `most` evenly spread numbers below `count`, `through` among them, and its place there."""
+    step = math.ceil(count / most)
     return torch.arange(through % step, count, step), through // step
 
 
@@ -178,7 +179,11 @@ class Explorer(ipywidgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | shown
 
     def compute(self, state: Any) -> Any:
-        """Compute the result of a state; its `sentence` says it in words."""
+        """Compute the result of a state."""
+        raise NotImplementedError
+
+    def say(self, state: Any, result: Any) -> str:
+        """Say the result of a state in words."""
         raise NotImplementedError
 
     def draw(self, result: Any) -> None:
@@ -264,11 +269,12 @@ class Explorer(ipywidgets.VBox):
             if state == self.state:
                 return
             result = self.compute(state)
+            said = self.say(state, result)
             self.state, self.result = state, result
             with self.figure.batch_update():
                 self.draw(result)
             with self.sentence.hold_sync():
-                self.sentence.text = result.sentence
+                self.sentence.text = said
                 self.sentence.number += 1
             self._sent = time.monotonic()
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 from qtutor.affine import choose_qparams, fake_quantize, sqnr
@@ -128,8 +128,7 @@ class FusionData:
                 self.found[" + ".join(fusion.names)] = fusion, nodes
             else:
                 self.refused[nodes[-1]] = fusion.reason
-        self._layers: dict[tuple, nn.Module] = {}
-        self._flows: dict[tuple, Flow] = {}
+        self._layer, self._flow = cache(self._layer), cache(self._flow)
 
     def _run(self, interpreter: fx.Interpreter) -> Tensor:
         """Run on copies of the inputs; all floating-point outputs as one vector."""
@@ -171,36 +170,30 @@ class FusionData:
         """Return the SQNR in dB of the output."""
         folded, layers = set(), {}
         if numbers == "INT8":
-            layers = {node: self._layer(node, (), numbers) for node in self.operators if self._has_codes(node)}
+            layers = {node: self._layer(node.target, (), numbers) for node in self.operators if self._has_codes(node)}
         for fusion, nodes in map(self.found.get, fused):
             if fusion.norms:
-                layers[nodes[0]] = self._layer(nodes[0], fusion.norms, numbers)
+                layers[nodes[0]] = self._layer(nodes[0].target, fusion.norms, numbers)
                 folded.update(node for node in nodes if node.target in fusion.norms)
         qparams = {node: choose_qparams(*self.meter.ranges[node]) for node in rounded if node in self.meter.ranges}
         with torch.inference_mode(False), torch.no_grad():
             output = self._run(_Simulator(self.tracer, layers, folded, qparams))
         return sqnr(self.reference, output) if output.numel() else math.inf
 
-    def _layer(self, node: fx.Node, norms: tuple[str, ...], numbers: str) -> nn.Module:
+    def _layer(self, name: str, norms: tuple[str, ...], numbers: str) -> nn.Module:
         """A layer with batch norms folded in, if there are any, and its weight rounded, if it is to be INT8."""
-        key = node.target, norms, numbers
-        if key not in self._layers:
-            layer = copy_model(self.tracer.root.get_submodule(node.target))
-            layer = reduce(fold_batch_norm, map(self.tracer.root.get_submodule, norms), layer)
-            if numbers == "INT8":
-                weight, transposed = layer.weight.detach(), getattr(layer, "transposed", False)
-                observer = MinMaxObserver(symmetric=True, axis=None if transposed else 0)  # as PyTorch has them
-                observer.observe(weight)
-                layer.weight.data = fake_quantize(weight, observer.qparams())
-            self._layers[key] = layer
-        return self._layers[key]
+        layer = copy_model(self.tracer.root.get_submodule(name))
+        layer = reduce(fold_batch_norm, map(self.tracer.root.get_submodule, norms), layer)
+        if numbers == "INT8":
+            weight, transposed = layer.weight.detach(), getattr(layer, "transposed", False)
+            observer = MinMaxObserver(symmetric=True, axis=None if transposed else 0)  # as PyTorch has them
+            observer.observe(weight)
+            layer.weight.data = fake_quantize(weight, observer.qparams())
+        return layer
 
     def flow(self, fused: tuple[str, ...], numbers: str) -> Flow:
         """Find what moves with these patterns merged; asked again, from memory."""
-        key = frozenset(fused), numbers
-        if key not in self._flows:
-            self._flows[key] = self._flow(*key)
-        return self._flows[key]
+        return self._flow(frozenset(fused), numbers)
 
     def _flow(self, fused: frozenset[str], numbers: str) -> Flow:
         groups, fusions = self.groups(fused), {self.found[name][1][0]: self.found[name][0] for name in fused}

@@ -1,8 +1,11 @@
 """FourBitExplorer: a layer in four bits and fewer: its grid, the error that GPTQ hands on, and what a bit buys."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from qtutor.affine import decibels, sqnr
 from qtutor.explorers.explorer import Explorer, Stops, toggles
 from qtutor.explorers.low_bits import (
     INTEGERS,
@@ -13,9 +16,9 @@ from qtutor.explorers.low_bits import (
     FourBitData,
     FourBitResult,
     FourBitState,
-    explore_four_bits,
     random_layer,
 )
+from qtutor.explorers.words import in_decibels
 from qtutor.lowbit import hessian
 from qtutor.lowbit.checks import finite
 from qtutor.plots import look
@@ -82,7 +85,64 @@ class FourBitExplorer(Explorer):
     make_state = FourBitState
 
     def compute(self, state: FourBitState) -> FourBitResult:
-        return explore_four_bits(self.data, state)
+        data, row = self.data, self.data.row
+        choice, count = state.choice, state.column
+        tried = data.attempt(choice)
+        steps = tried.steps
+        first = min(max(count - 1, 0) // WINDOW * WINDOW, max(0, data.inputs - WINDOW))
+        window = range(first, min(first + WINDOW, data.inputs))
+        moved, last = torch.zeros(data.inputs), torch.zeros(data.inputs)
+        if count and choice.method == "GPTQ":
+            moved[count:] = -(steps.error[row, :count] @ steps.factor[:count, count:]).float()
+            last[count:] = -(steps.error[row, count - 1] * steps.factor[count - 1, count:]).float()
+        done = torch.arange(data.inputs) < count
+        return FourBitResult(
+            bits_per_weight=tried.form.bits_per_weight,
+            loss=tried.loss,
+            weight_sqnr=sqnr(data.weight, steps.rounded),
+            kl=data.kl.get(choice),
+            window=window,
+            levels=data.levels(choice, window),
+            exact=data.weight[row, window.start : window.stop],
+            become=torch.where(done, steps.met[row], data.weight[row] + moved)[window.start : window.stop],
+            rounded=torch.where(done, steps.rounded[row], math.nan)[window.start : window.stop],
+            moved=moved,
+            last=last,
+        )
+
+    def say(self, state: FourBitState, result: FourBitResult) -> str:
+        data, choice, count = self.data, state.choice, state.column
+        kept = f"keep {in_decibels(result.output_sqnr)}, its weights {in_decibels(result.weight_sqnr)}"
+        if choice.method == "GPTQ":
+            plain = data.attempt(replace(choice, method="rounding"))
+            outputs, weights = decibels(1.0, plain.loss), sqnr(data.weight, plain.steps.rounded)
+            kept += f"; rounded, {in_decibels(outputs)} and {in_decibels(weights)}"
+        whole = ""
+        if result.kl is not None:
+            mean, low, high = result.kl
+            whole = f" KL of the whole model: {mean:.3g} bits ({low:.3g} to {high:.3g})."
+        elif data.kl:
+            whole = " The KL of the whole model was not measured for this."
+        fed = f" {count} of {data.inputs} columns are rounded"
+        if not count:
+            fed = " No column is rounded yet."
+        elif choice.method == "rounding":
+            fed += "; no error is handed on."
+        elif count == data.inputs:
+            fed += "; no column is left to mend an error."
+        else:
+            most = int(result.last.abs().argmax())
+            steps = data.attempt(choice).steps
+            error = float((steps.met - steps.rounded)[data.row, count - 1])
+            by = float(result.last[most])
+            fed += f"; the last lost {error:+.3g}, and most of it moves column {most}, by {by:+.2g}."
+        (rows, inputs), given = data.weight.shape, data.given
+        part = f" Figures of the layer are of {rows} of its {given[0]} rows" if (rows, inputs) != given else ""
+        part += f" and {inputs} of its {given[1]} inputs" if inputs != given[1] else ""
+        return (
+            f"{choice}: {result.bits_per_weight:.2f} bits a weight. The layer's outputs {kept}.{whole}{fed}{part}"
+            f"{'.' if part else ''}"
+        )
 
     def stops(self) -> Stops:
         inputs = self.data.inputs

@@ -13,7 +13,7 @@ from qtutor.plots import look
 
 import ipywidgets
 import plotly.graph_objects as go
-from torch import fx, nn
+from torch import nn
 
 _SHOWN = 5  # operators in view
 _HALF = 0.35  # half the width of an operator's box
@@ -47,35 +47,6 @@ class FusionResult:
     now: Flow
     plain: Flow
     place: int
-    sentence: str
-
-
-def explore_fusion(data: FusionData, state: FusionState) -> FusionResult:
-    """Compute what `state` does to the model."""
-    now, plain = data.flow(state.fused, state.numbers), data.flow((), state.numbers)
-    node = data.operators[state.operator - 1]
-    place = next(i for i, nodes in enumerate(data.groups(state.fused)) if node in nodes)
-    return FusionResult(now, plain, place, _sentence(data, state, node, now, plain, place))
-
-
-def _sentence(data: FusionData, state: FusionState, node: fx.Node, now: Flow, plain: Flow, place: int) -> str:
-    row, int8 = now.rows[place], state.numbers == "INT8"
-    where = f"Operator {state.operator} of {len(data.operators)}, {label(node)} ({data.meter.rows[node].kind}), "
-    where += f"runs in one as {row.name}" if row.name != label(node) else "runs alone"
-    if node in data.refused:
-        where += f"; not fused: {data.refused[node]}"
-    moved = (
-        f"It reads {row.read:,} bytes and {row.parameters:,} of parameters, and writes {row.written:,}. "
-        f"{len({*state.fused})} of {len(data.found)} patterns fused, {'INT8' if int8 else data.float_name}: "
-        f"{now.total:,} bytes moved in all, {plain.total:,} without fusion"
-    )
-    if not int8:
-        return f"{where}. {moved}. SQNR of the output {in_decibels(now.sqnr)}: what float rounding changes."
-    return (
-        f"{where}. {moved}; {len(now.rounded)} pairs of quantize and dequantize, {len(plain.rounded)} without; "
-        f"{now.conversions} conversions from or to {data.float_name}, {plain.conversions} without; "
-        f"SQNR of the output {in_decibels(now.sqnr)}, {in_decibels(plain.sqnr)} without."
-    )
 
 
 class FusionExplorer(Explorer):
@@ -132,7 +103,30 @@ class FusionExplorer(Explorer):
             self.set(fused=tuple(name for name in self.data.found if name in fused))
 
     def compute(self, state: FusionState) -> FusionResult:
-        return explore_fusion(self.data, state)
+        flow, node = self.data.flow, self.data.operators[state.operator - 1]
+        place = next(i for i, nodes in enumerate(self.data.groups(state.fused)) if node in nodes)
+        return FusionResult(flow(state.fused, state.numbers), flow((), state.numbers), place)
+
+    def say(self, state: FusionState, result: FusionResult) -> str:
+        data, now, plain = self.data, result.now, result.plain
+        node = data.operators[state.operator - 1]
+        row, int8 = now.rows[result.place], state.numbers == "INT8"
+        where = f"Operator {state.operator} of {len(data.operators)}, {label(node)} ({data.meter.rows[node].kind}), "
+        where += f"runs in one as {row.name}" if row.name != label(node) else "runs alone"
+        if node in data.refused:
+            where += f"; not fused: {data.refused[node]}"
+        moved = (
+            f"It reads {row.read:,} bytes and {row.parameters:,} of parameters, and writes {row.written:,}. "
+            f"{len({*state.fused})} of {len(data.found)} patterns fused, {'INT8' if int8 else data.float_name}: "
+            f"{now.total:,} bytes moved in all, {plain.total:,} without fusion"
+        )
+        if not int8:
+            return f"{where}. {moved}. SQNR of the output {in_decibels(now.sqnr)}: what float rounding changes."
+        return (
+            f"{where}. {moved}; {len(now.rounded)} pairs of quantize and dequantize, {len(plain.rounded)} without; "
+            f"{now.conversions} conversions from or to {data.float_name}, {plain.conversions} without; "
+            f"SQNR of the output {in_decibels(now.sqnr)}, {in_decibels(plain.sqnr)} without."
+        )
 
     def stops(self) -> Stops:
         operators = range(1, len(self.data.operators) + 1)

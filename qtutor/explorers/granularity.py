@@ -1,7 +1,7 @@
 """GranularityExplorer: one scale for a weight, for each channel or for each group of it, and what each costs."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
@@ -72,7 +72,6 @@ class GranularityResult:
     per_channel: Tensor
     scale_bytes: int
     code_bytes: int
-    sentence: str
 
     @property
     def median(self) -> float:
@@ -108,73 +107,14 @@ class GranularityData:
         rows = weight.detach().movedim(output_axis, 0)
         widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
         step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))
-        kept, place = every(len(rows), step, widest)
-        return cls(rows[kept].to(torch.float32).contiguous(), output_axis, kept, len(rows), place)
+        kept = torch.arange(widest % step, len(rows), step)
+        return cls(rows[kept].to(torch.float32).contiguous(), output_axis, kept, len(rows), widest // step)
 
     @property
     def group_sizes(self) -> list[int]:
         """The sizes of group that an output channel can be cut into."""
         size = self.weight[0].numel()
         return [n for n in range(2, size + 1) if size % n == 0] or [1]
-
-
-def explore_granularity(data: GranularityData, state: GranularityState) -> GranularityResult:
-    """Compute what `state` does to `data`."""
-    weight = data.weight.clone()
-    weight[data.widest] *= state.factor
-    channels, bits = len(weight), state.bits
-    quant_min, quant_max = grid(bits)
-    shared = {"quant_min": quant_min, "quant_max": quant_max, "symmetric": state.symmetric}
-    if state.granularity == "group":
-        observer, view = MinMaxObserver(group_size=state.group_size, **shared), weight.flatten(1)
-        given = view.unflatten(1, (-1, state.group_size))  # (channels, groups, group_size)
-    else:
-        # Bringing the output axis to the front moved the axes before it one place back.
-        axis = 0 if state.axis == data.output_axis else state.axis + (state.axis < data.output_axis)
-        observer = MinMaxObserver(axis=axis if state.granularity == "channel" else None, **shared)
-        given = view = weight
-    observer.observe(view)
-    qparams = observer.qparams()
-
-    restored = fake_quantize(given, qparams).view_as(weight)
-    codes = quantize(given, qparams).reshape(channels, -1).int() - quant_min + 2**bits * torch.arange(channels)[:, None]
-    counts = torch.bincount(codes.flatten(), minlength=channels * 2**bits).view(channels, -1)
-    rows = weight.flatten(1)
-    result = GranularityResult(
-        qparams=qparams,
-        low=rows.amin(dim=1),
-        high=rows.amax(dim=1),
-        codes=counts.count_nonzero(dim=1),
-        overall=sqnr(weight, restored),
-        per_channel=sqnr(weight, restored, axis=0),
-        scale_bytes=qparams.scale.numel() * (SCALE_BYTES + (0 if state.symmetric else ZERO_POINT_BYTES)),
-        code_bytes=math.ceil(weight.numel() * bits / 8),
-        sentence="",
-    )
-    return replace(result, sentence=_sentence(data, state, result))
-
-
-def _sentence(data: GranularityData, state: GranularityState, result: GranularityResult) -> str:
-    scales = result.qparams.scale.numel()
-    shared = {
-        "tensor": "One scale for the tensor",
-        "channel": f"One scale per channel along axis {state.axis}, {scales:,} in all",
-        "group": f"One scale per group of {state.group_size}, {scales:,} in all",
-    }[state.granularity]
-    turned = (
-        f"channel {int(data.kept[data.widest])} times {state.factor}" if state.factor > 1 else "no channel turned up"
-    )
-    quality = (
-        f"overall {in_decibels(result.overall)}, median channel {in_decibels(result.median)}, "
-        f"worst channel {in_decibels(result.worst)}"
-    )
-    channels = len(data.kept)
-    sampled = f" All figures are those of {channels:,} of the {data.given:,} channels." if channels < data.given else ""
-    return (
-        f"{shared}, {state.bits} bits, {turned}: SQNR {quality}. The median channel uses "
-        f"{int(result.codes.median())} of {2**state.bits} codes. Scales take {result.scale_bytes:,} bytes, "
-        f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes.{sampled}"
-    )
 
 
 class GranularityExplorer(Explorer):
@@ -220,23 +160,74 @@ class GranularityExplorer(Explorer):
             "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
-        channels = len(self.data.weight)
-        self._shown, place = every(channels, math.ceil(channels / _DRAWN), self.data.widest)
+        self._shown, place = every(len(self.data.weight), _DRAWN, self.data.widest)
         super().__init__(controls, _figure(self.data.kept[self._shown], place), start)
 
     make_state = GranularityState
 
     def compute(self, state: GranularityState) -> GranularityResult:
-        return explore_granularity(self.data, state)
+        data, weight = self.data, self.data.weight.clone()
+        weight[data.widest] *= state.factor
+        channels, bits = len(weight), state.bits
+        quant_min, quant_max = grid(bits)
+        shared = {"quant_min": quant_min, "quant_max": quant_max, "symmetric": state.symmetric}
+        if state.granularity == "group":
+            observer, view = MinMaxObserver(group_size=state.group_size, **shared), weight.flatten(1)
+            given = view.unflatten(1, (-1, state.group_size))  # (channels, groups, group_size)
+        else:
+            # Bringing the output axis to the front moved the axes before it one place back.
+            axis = 0 if state.axis == data.output_axis else state.axis + (state.axis < data.output_axis)
+            observer = MinMaxObserver(axis=axis if state.granularity == "channel" else None, **shared)
+            given = view = weight
+        observer.observe(view)
+        qparams = observer.qparams()
+
+        restored = fake_quantize(given, qparams).view_as(weight)
+        codes = quantize(given, qparams).reshape(channels, -1).int() - quant_min
+        codes += 2**bits * torch.arange(channels)[:, None]
+        counts = torch.bincount(codes.flatten(), minlength=channels * 2**bits).view(channels, -1)
+        rows = weight.flatten(1)
+        return GranularityResult(
+            qparams=qparams,
+            low=rows.amin(dim=1),
+            high=rows.amax(dim=1),
+            codes=counts.count_nonzero(dim=1),
+            overall=sqnr(weight, restored),
+            per_channel=sqnr(weight, restored, axis=0),
+            scale_bytes=qparams.scale.numel() * (SCALE_BYTES + (0 if state.symmetric else ZERO_POINT_BYTES)),
+            code_bytes=math.ceil(weight.numel() * bits / 8),
+        )
+
+    def say(self, state: GranularityState, result: GranularityResult) -> str:
+        data, scales = self.data, result.qparams.scale.numel()
+        shared = {
+            "tensor": "One scale for the tensor",
+            "channel": f"One scale per channel along axis {state.axis}, {scales:,} in all",
+            "group": f"One scale per group of {state.group_size}, {scales:,} in all",
+        }[state.granularity]
+        widest = int(data.kept[data.widest])
+        turned = f"channel {widest} times {state.factor}" if state.factor > 1 else "no channel turned up"
+        quality = (
+            f"overall {in_decibels(result.overall)}, median channel {in_decibels(result.median)}, "
+            f"worst channel {in_decibels(result.worst)}"
+        )
+        channels, given = len(data.kept), data.given
+        sampled = f" All figures are those of {channels:,} of the {given:,} channels." if channels < given else ""
+        return (
+            f"{shared}, {state.bits} bits, {turned}: SQNR {quality}. The median channel uses "
+            f"{int(result.codes.median())} of {2**state.bits} codes. Scales take {result.scale_bytes:,} bytes, "
+            f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes."
+            f"{sampled}"
+        )
 
     def stops(self) -> Stops:
-        sizes, factors = self.data.group_sizes, FACTORS
+        sizes = self.data.group_sizes
         return {
             "granularity": ("tensor", "channel", "group"),
             "axis": (self.controls["axis"].value,),
             "group_size": sizes[:: math.ceil(len(sizes) / 4)],
             "bits": (2, 3, 4, 6, 8),
-            "factor": factors,
+            "factor": FACTORS,
             "symmetric": (False, True),
         }
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qtutor.explorers.explorer import Explorer, Stops, every
@@ -72,7 +72,6 @@ class IntegerResult:
     high: int
     walked: int
     code: int
-    sentence: str = ""
 
 
 class IntegerLayer:
@@ -267,8 +266,24 @@ class IntegerExplorer(Explorer):
     make_state = IntegerState
 
     def compute(self, state: IntegerState) -> IntegerResult:
-        result = self.layer.walk(state)
-        return replace(result, sentence=_sentence(self.layer, result))
+        return self.layer.walk(state)
+
+    def say(self, state: IntegerState, result: IntegerResult) -> str:
+        layer = self.layer
+        bias = f"{result.bias:+,.0f}" if result.bias == round(result.bias) else f"{result.bias:+,.1f}"
+        zeros = f"the zero points {result.correction:+,}" if layer.zero_point or layer.weight_zero_points.any() else ""
+        summed = f"q_x q_w give {result.raw:,}, {zeros}: in all " if zeros else "give "
+        ended = f"{round(result.scaled):,} + {layer.output_zero_point} = {result.rounded:,}"
+        clamped = "" if result.walked == result.rounded else f", clamped to {result.low} ... {result.high}"
+        if result.walked == result.code:
+            verdict = f"{result.code}, and so does the layer's own int_repr"
+        else:
+            verdict = f"{result.walked}; the layer's own kernel rounds or saturates otherwise and gives {result.code}"
+        return (
+            f"{result.products.numel():,} products {summed}{result.accumulator:,} in INT32. Bias {bias}. "
+            f"Times M = {result.multiplier:.6f} is {result.scaled:,.2f}, rounded, plus z: {ended}{clamped}. "
+            f"The steps end on {verdict}."
+        )
 
     def stops(self) -> Stops:
         few = {"sample": 2, "channel": 4}
@@ -288,7 +303,7 @@ class IntegerExplorer(Explorer):
             shown = shown[state.depth]
         image = _image(shown)
         row, column = divmod(place, image.shape[1]) if shown.dim() == 1 else (state.row, state.column)
-        rows, _ = every(len(image), math.ceil(len(image) / _MOST), row)
+        rows, _ = every(len(image), _MOST, row)
         places.z, places.y = image[rows].numpy(), rows.numpy()
         mark.x, mark.y = [column], [row]
         centred = result.patch - layer.zero_point, result.weights - layer.weight_zero_points[state.channel]
@@ -296,7 +311,7 @@ class IntegerExplorer(Explorer):
             image = _image(values)
             trace.z = image[:: math.ceil(len(image) / _MOST)].numpy()
         sums = torch.cat([torch.zeros(1).long(), result.products.flatten().cumsum(0)])
-        added, _ = every(len(sums), math.ceil(len(sums) / _POINTS), len(sums) - 1)
+        added, _ = every(len(sums), _POINTS, len(sums) - 1)
         total.x, total.y = added.numpy(), sums[added].numpy()
         end = result.scaled + layer.output_zero_point
         real.x, code.x = [end], [result.code]
@@ -314,23 +329,6 @@ def _image(values: Tensor) -> Tensor:
     if values.dim() == 2:
         return values.float()
     return (values[0].flatten(0, -2) if len(values) == 1 else values.flatten(1)).float()
-
-
-def _sentence(layer: IntegerLayer, result: IntegerResult) -> str:
-    bias = f"{result.bias:+,.0f}" if result.bias == round(result.bias) else f"{result.bias:+,.1f}"
-    zeros = f"the zero points {result.correction:+,}" if layer.zero_point or layer.weight_zero_points.any() else ""
-    summed = f"q_x q_w give {result.raw:,}, {zeros}: in all " if zeros else "give "
-    ended = f"{round(result.scaled):,} + {layer.output_zero_point} = {result.rounded:,}"
-    clamped = "" if result.walked == result.rounded else f", clamped to {result.low} ... {result.high}"
-    if result.walked == result.code:
-        verdict = f"{result.code}, and so does the layer's own int_repr"
-    else:
-        verdict = f"{result.walked}; the layer's own kernel rounds or saturates otherwise and gives {result.code}"
-    return (
-        f"{result.products.numel():,} products {summed}{result.accumulator:,} in INT32. Bias {bias}. "
-        f"Times M = {result.multiplier:.6f} is {result.scaled:,.2f}, rounded, plus z: {ended}{clamped}. "
-        f"The steps end on {verdict}."
-    )
 
 
 def _figure(layer: IntegerLayer, places: int) -> go.Figure:

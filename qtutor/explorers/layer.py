@@ -1,5 +1,6 @@
 """LayerExplorer: the budget game. Which layers may be integers, what accuracy is left, and in how many bytes?"""
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,7 +47,6 @@ class LayerResult:
 
     measured: Measured
     frontier: tuple[Measured, ...]
-    sentence: str
 
 
 class LayerExplorer(Explorer):
@@ -70,7 +70,7 @@ class LayerExplorer(Explorer):
             return
         self.diagnosis = diagnosis.quick(0.3)
         self.tries: dict[LayerState, Measured] = {}
-        self._frontiers: dict[str, tuple[Measured, ...]] = {}
+        self.frontier = functools.cache(self.frontier)
         self._layers = {name: _Layer.of(diagnosis, name) for name in names}
         controls = {
             "keep_float": ipywidgets.SelectMultiple(
@@ -95,16 +95,27 @@ class LayerExplorer(Explorer):
 
     def frontier(self, weights: str) -> tuple[Measured, ...]:
         """Return what keeping none, one, two, ... of the most harmful layers in floating point gives."""
-        if weights not in self._frontiers:
-            names = list(self.diagnosis.table["layer"])
-            sizes = [k for k in _FRONTIER if k <= len(names)]
-            self._frontiers[weights] = tuple(self.measure(weights, tuple(names[:k])) for k in sizes)
-        return self._frontiers[weights]
+        names = list(self.diagnosis.table["layer"])
+        return tuple(self.measure(weights, tuple(names[:k])) for k in _FRONTIER if k <= len(names))
 
     def compute(self, state: LayerState) -> LayerResult:
         measured = self.measure(state.weights, state.keep_float)
-        result = LayerResult(measured, self.frontier(state.weights), "")
-        return replace(result, sentence=self._sentence(state, result))
+        return LayerResult(measured, self.frontier(state.weights))
+
+    def say(self, state: LayerState, result: LayerResult) -> str:
+        names, measured = list(self.diagnosis.table["layer"]), result.measured
+        row = self.diagnosis.table.set_index("layer").loc[state.layer]
+        kept = f"{len(state.keep_float)} of {len(names)} layers in float" if state.keep_float else "All layers rounded"
+        metric = self.diagnosis.metric_name
+        quality = f"{metric} {measured.metric:.3f} ({self.diagnosis.float_metric:.3f} in float), " if metric else ""
+        tool = min((m.bytes for m in result.frontier if self.good(m)), default=None)
+        goal = "reaches the goal" if self.good(measured) else "misses the goal"
+        rival = f"; the tool reaches it with {tool:,}" if tool else "; the tool does not reach it this way"
+        advice = f"; {row['suggestion']}" if row["suggestion"] else ""
+        return (
+            f"{kept}, a scale per {state.weights}: {quality}SQNR {in_decibels(measured.sqnr)} in {measured.bytes:,} "
+            f"bytes, which {goal}{rival}. {state.layer}: {row['finding']}{advice}."
+        )
 
     def forget(self) -> None:
         self.tries = {}
@@ -147,21 +158,6 @@ class LayerExplorer(Explorer):
         height = measured.metric if self.diagnosis.metric_name else measured.sqnr
         return height if math.isfinite(height) else None
 
-    def _sentence(self, state: LayerState, result: LayerResult) -> str:
-        names, measured = list(self.diagnosis.table["layer"]), result.measured
-        row = self.diagnosis.table.set_index("layer").loc[state.layer]
-        kept = f"{len(state.keep_float)} of {len(names)} layers in float" if state.keep_float else "All layers rounded"
-        metric = self.diagnosis.metric_name
-        quality = f"{metric} {measured.metric:.3f} ({self.diagnosis.float_metric:.3f} in float), " if metric else ""
-        tool = min((m.bytes for m in result.frontier if self.good(m)), default=None)
-        goal = "reaches the goal" if self.good(measured) else "misses the goal"
-        rival = f"; the tool reaches it with {tool:,}" if tool else "; the tool does not reach it this way"
-        advice = f"; {row['suggestion']}" if row["suggestion"] else ""
-        return (
-            f"{kept}, a scale per {state.weights}: {quality}SQNR {in_decibels(measured.sqnr)} in {measured.bytes:,} "
-            f"bytes, which {goal}{rival}. {state.layer}: {row['finding']}{advice}."
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
@@ -203,7 +199,7 @@ def _coarser(edges: Tensor, counts: Tensor) -> tuple:
 
 def _ranges(low: Tensor, high: Tensor) -> tuple:
     widest = int(torch.maximum(-low, high).argmax())
-    shown, _ = every(len(low), math.ceil(len(low) / _CHANNELS), widest)
+    shown, _ = every(len(low), _CHANNELS, widest)
     return shown.numpy(), low[shown].float().numpy(), high[shown].float().numpy()
 
 

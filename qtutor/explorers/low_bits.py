@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qtutor.affine import decibels, sqnr
-from qtutor.explorers.words import in_decibels
+from qtutor.affine import decibels
 from qtutor.lowbit import FORMATS, Format, Steps, gptq_steps, integers, layer_loss
 
 import torch
@@ -79,7 +78,6 @@ class FourBitResult:
     Attributes:
         bits_per_weight: of codes and scales.
         loss: noise of the layer's outputs over their signal.
-        rounded_loss: the same in this format by rounding alone.
         weight_sqnr: of the weights in dB.
         kl: of the whole model, in bits, with its interval; None where it was not measured.
         window: the columns of the row that are drawn.
@@ -89,12 +87,10 @@ class FourBitResult:
         rounded: `(columns,)` what they were rounded to, NaN for those still to come.
         moved: `(in,)` how far each column that is still to come has been moved.
         last: `(in,)` what the last error added to that.
-        sentence: the result in words.
     """
 
     bits_per_weight: float
     loss: float
-    rounded_loss: float
     weight_sqnr: float
     kl: Cost | None
     window: range
@@ -104,7 +100,6 @@ class FourBitResult:
     rounded: Tensor
     moved: Tensor
     last: Tensor
-    sentence: str
 
     @property
     def output_sqnr(self) -> float:
@@ -191,70 +186,6 @@ class FourBitData:
             found.append(form.values(block[None].float()).expand(size, -1))
         start = window.start % size
         return torch.cat(found)[start : start + len(window)]
-
-
-def explore_four_bits(data: FourBitData, state: FourBitState) -> FourBitResult:
-    """Compute what `state` does to `data`."""
-    choice, row, count = state.choice, data.row, state.column
-    tried = data.attempt(choice)
-    plain = data.attempt(Choice(choice.format, choice.group, "rounding", choice.symmetric))
-    steps = tried.steps
-    first = min(max(count - 1, 0) // WINDOW * WINDOW, max(0, data.inputs - WINDOW))
-    window = range(first, min(first + WINDOW, data.inputs))
-    moved, last = torch.zeros(data.inputs), torch.zeros(data.inputs)
-    if count and choice.method == "GPTQ":
-        moved[count:] = -(steps.error[row, :count] @ steps.factor[:count, count:]).float()
-        last[count:] = -(steps.error[row, count - 1] * steps.factor[count - 1, count:]).float()
-    done = torch.arange(data.inputs) < count
-    result = FourBitResult(
-        bits_per_weight=tried.form.bits_per_weight,
-        loss=tried.loss,
-        rounded_loss=plain.loss,
-        weight_sqnr=float(sqnr(data.weight, steps.rounded)),
-        kl=data.kl.get(choice),
-        window=window,
-        levels=data.levels(choice, window),
-        exact=data.weight[row, window.start : window.stop],
-        become=torch.where(done, steps.met[row], data.weight[row] + moved)[window.start : window.stop],
-        rounded=torch.where(done, steps.rounded[row], math.nan)[window.start : window.stop],
-        moved=moved,
-        last=last,
-        sentence="",
-    )
-    object.__setattr__(result, "sentence", _sentence(data, state, result, plain.steps))
-    return result
-
-
-def _sentence(data: FourBitData, state: FourBitState, result: FourBitResult, plain: Steps) -> str:
-    choice, count = state.choice, state.column
-    cost = f"{choice}: {result.bits_per_weight:.2f} bits a weight. "
-    kept = f"The layer's outputs keep {in_decibels(result.output_sqnr)}, its weights {in_decibels(result.weight_sqnr)}"
-    against = ""
-    if choice.method == "GPTQ":
-        before = decibels(1.0, result.rounded_loss), float(sqnr(data.weight, plain.rounded))
-        against = f"; rounded, {in_decibels(before[0])} and {in_decibels(before[1])}"
-    whole = ""
-    if result.kl is not None:
-        mean, low, high = result.kl
-        whole = f" KL of the whole model: {mean:.3g} bits ({low:.3g} to {high:.3g})."
-    elif data.kl:
-        whole = " The KL of the whole model was not measured for this."
-    fed = f" {count} of {data.inputs} columns are rounded"
-    if not count:
-        fed = " No column is rounded yet."
-    elif choice.method == "rounding":
-        fed += "; no error is handed on."
-    elif count == data.inputs:
-        fed += "; no column is left to mend an error."
-    else:
-        most = int(result.last.abs().argmax())
-        steps = data.attempt(choice).steps
-        error = float((steps.met - steps.rounded)[data.row, count - 1])
-        fed += f"; the last lost {error:+.3g}, and most of it moves column {most}, by {float(result.last[most]):+.2g}."
-    explored = data.weight.shape
-    part = f" Figures of the layer are of {explored[0]} of its {data.given[0]} rows" if explored != data.given else ""
-    part += f" and {explored[1]} of its {data.given[1]} inputs" if explored[1] != data.given[1] else ""
-    return f"{cost}{kept}{against}.{whole}{fed}{part}{'.' if part else ''}"
 
 
 def _plain_steps(weight: Tensor, form: Format) -> Steps:

@@ -1,13 +1,14 @@
 """ObserverExplorer: a stream of batches with one hot value, and what five observers make of it."""
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qtutor.affine import QParams, choose_qparams, decibels, grid
-from qtutor.explorers.dynamic_range import random_rows
+from qtutor.explorers.dynamic_range import FACTORS, random_rows
 from qtutor.explorers.explorer import Explorer, Stops
 from qtutor.explorers.words import in_decibels
 from qtutor.observers import (
@@ -29,7 +30,6 @@ from torch import Tensor
 OBSERVERS = ("min-max", "moving average", "percentile", "squared error", "entropy")
 """The observers that run side by side, in the order of every tensor of a result."""
 
-STRENGTHS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 MOST_BATCHES = 32
 
 
@@ -65,7 +65,6 @@ class ObserverResult:
     history: Tensor
     ranges: dict[str, tuple[float, float]]
     sqnr: dict[str, float]
-    sentence: str
 
 
 class Stream:
@@ -93,8 +92,8 @@ class Stream:
         self.largest = float(self.ends.view(-1)[self.ends.abs().argmax()])  # with its sign
         self.squared_error = squared_error(stream)
         self.after = StreamingHistogram.cat(after)  # one row for each number of batches
-        self._searched: dict[int, Tensor] = {}  # what a search over histograms found in the clean stream, by bits
-        self._judged: dict[tuple, tuple[QParams, Tensor]] = {}
+        self._searched = functools.cache(functools.partial(_search, self.after))  # in the clean stream, by bits
+        self.judge = functools.cache(self.judge)
 
     def __len__(self) -> int:
         return self.ends.shape[1]
@@ -105,42 +104,35 @@ class Stream:
         Returns:
             `(5, N)` qparams, and the `(5, N)` SQNR in dB of the whole clean stream under them.
         """
-        question = strength, hot_batch, bits
-        if question not in self._judged:
-            quant_min, quant_max = grid(bits)
-            low, high = self._ranges(strength, hot_batch, bits)
-            qparams = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
-            flat = qparams.scale.view(1, -1), qparams.zero_point.view(1, -1)
-            error = self.squared_error(*flat, quant_min, quant_max).view_as(low)
-            judged = [[decibels(self.signal, each) for each in row] for row in error.tolist()]
-            self._judged[question] = qparams, torch.tensor(judged, dtype=torch.float64)
-        return self._judged[question]
+        quant_min, quant_max = grid(bits)
+        low, high = self._ranges(strength, hot_batch, bits)
+        qparams = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
+        flat = qparams.scale.view(1, -1), qparams.zero_point.view(1, -1)
+        error = self.squared_error(*flat, quant_min, quant_max).view_as(low)
+        judged = [[decibels(self.signal, each) for each in row] for row in error.tolist()]
+        return qparams, torch.tensor(judged, dtype=torch.float64)
 
     def _ranges(self, strength: float, hot_batch: int, bits: int) -> Tensor:
         """The `(2, 5, N)` lowest and highest values that each observer represents after 1, 2, ... N batches."""
-        quant_min, quant_max = grid(bits)
-        chosen = [
-            PercentileObserver(quant_min=quant_min, quant_max=quant_max),
-            HistogramObserver(quant_min=quant_min, quant_max=quant_max),
-            HistogramObserver(quant_min=quant_min, quant_max=quant_max, criterion="entropy"),
-        ]
-
-        def choose(histograms: StreamingHistogram) -> Tensor:
-            return torch.stack([torch.stack(observer.choose(histograms)) for observer in chosen], dim=1)
-
-        if bits not in self._searched:
-            self._searched[bits] = choose(self.after)  # (2, 3, N)
-        searched, (low, high), hot = self._searched[bits], self.ends, strength * self.largest
+        searched, (low, high), hot = self._searched(bits), self.ends, strength * self.largest
         if strength > 1 and hot:
             value = torch.full((len(self) - hot_batch + 1, 1), hot)
             touched = self.after.select(slice(hot_batch - 1, None))
             touched.add(value, value[:, 0], value[:, 0])
-            searched = torch.cat([searched[..., : hot_batch - 1], choose(touched)], dim=2)
+            searched = torch.cat([searched[..., : hot_batch - 1], _search(touched, bits)], dim=2)
             here = torch.arange(len(self)) == hot_batch - 1
             low = torch.where(here, low.clamp(max=hot), low)
             high = torch.where(here, high.clamp(min=hot), high)
         every = torch.stack([low.cummin(0).values, high.cummax(0).values])
         return torch.cat([every[:, None], _moving_average(torch.stack([low, high]))[:, None], searched], dim=1)
+
+
+def _search(histograms: StreamingHistogram, bits: int) -> Tensor:
+    """`(2, 3, N)` ends of the ranges that percentile, squared error and entropy choose in N histograms."""
+    quant_min, quant_max = grid(bits)
+    shared = {"quant_min": quant_min, "quant_max": quant_max}
+    chosen = PercentileObserver(**shared), HistogramObserver(**shared), HistogramObserver(**shared, criterion="entropy")
+    return torch.stack([torch.stack(observer.choose(histograms)) for observer in chosen], dim=1)
 
 
 def _moving_average(ends: Tensor) -> Tensor:
@@ -149,30 +141,6 @@ def _moving_average(ends: Tensor) -> Tensor:
     for new in ends.unbind(dim=1)[1:]:
         average.append(average[-1] + share * (new - average[-1]))
     return torch.stack(average, dim=1)
-
-
-def explore_observers(stream: Stream, state: ObserverState) -> ObserverResult:
-    """Compute what the observers make of `stream` under `state`."""
-    qparams, history = stream.judge(state.strength, state.hot_batch, state.bits)
-    last = state.seen - 1
-    ends = zip(qparams.low[:, last].tolist(), qparams.high[:, last].tolist(), strict=True)
-    ranges = dict(zip(OBSERVERS, ends, strict=True))
-    sqnr = dict(zip(OBSERVERS, history[:, last].tolist(), strict=True))
-    return ObserverResult(qparams, history, ranges, sqnr, _describe(stream, state, ranges, sqnr))
-
-
-def _describe(stream: Stream, state: ObserverState, ranges: dict, sqnr: dict) -> str:
-    if state.strength == 1:
-        hot = "the stream is clean"
-    else:
-        tense = "is still to come" if state.hot_batch > state.seen else "was among them"
-        hot = f"a value {state.strength:g} times the largest, in batch {state.hot_batch}, {tense}"
-    parts = [f"{name} {low:.3g} to {high:.3g} ({in_decibels(sqnr[name])})" for name, (low, high) in ranges.items()]
-    best = max(sqnr, key=sqnr.get)
-    return (
-        f"{state.seen} of {len(stream)} batches seen; {hot}. Ranges at {state.bits} bits, and the SQNR of the whole "
-        f"clean stream in them: {', '.join(parts)}. Best: {best}."
-    )
 
 
 class ObserverExplorer(Explorer):
@@ -200,18 +168,16 @@ class ObserverExplorer(Explorer):
             self.show_only("The stream holds no batch: there is nothing to observe.")
             return
         self.stream = Stream(batches)
-        hottest = STRENGTHS[-1] * abs(self.stream.largest)
+        hottest = FACTORS[-1] * abs(self.stream.largest)
         if 2 * hottest > torch.finfo(torch.float32).max:
             raise ValueError(
-                f"ObserverExplorer: {STRENGTHS[-1]} times the largest magnitude, {abs(self.stream.largest):.3g}, is "
+                f"ObserverExplorer: {FACTORS[-1]} times the largest magnitude, {abs(self.stream.largest):.3g}, is "
                 "beyond float32: scale the batches down"
             )
         last = len(self.stream)
         controls = {
             "seen": ipywidgets.IntSlider(last, 1, last, description="Batches"),
-            "strength": ipywidgets.SelectionSlider(
-                options=[(f"x {s:g}", s) for s in STRENGTHS], description="Hot value"
-            ),
+            "strength": ipywidgets.SelectionSlider(options=[(f"x {s:g}", s) for s in FACTORS], description="Hot value"),
             "hot_batch": ipywidgets.IntSlider((last + 2) // 3, 1, last, description="Hot batch"),
             "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
         }
@@ -220,13 +186,34 @@ class ObserverExplorer(Explorer):
     make_state = ObserverState
 
     def compute(self, state: ObserverState) -> ObserverResult:
-        return explore_observers(self.stream, state)
+        qparams, history = self.stream.judge(state.strength, state.hot_batch, state.bits)
+        last = state.seen - 1
+        ends = zip(qparams.low[:, last].tolist(), qparams.high[:, last].tolist(), strict=True)
+        ranges = dict(zip(OBSERVERS, ends, strict=True))
+        sqnr = dict(zip(OBSERVERS, history[:, last].tolist(), strict=True))
+        return ObserverResult(qparams, history, ranges, sqnr)
+
+    def say(self, state: ObserverState, result: ObserverResult) -> str:
+        if state.strength == 1:
+            hot = "the stream is clean"
+        else:
+            tense = "is still to come" if state.hot_batch > state.seen else "was among them"
+            hot = f"a value {state.strength:g} times the largest, in batch {state.hot_batch}, {tense}"
+        parts = [
+            f"{name} {low:.3g} to {high:.3g} ({in_decibels(result.sqnr[name])})"
+            for name, (low, high) in result.ranges.items()
+        ]
+        best = max(result.sqnr, key=result.sqnr.get)
+        return (
+            f"{state.seen} of {len(self.stream)} batches seen; {hot}. Ranges at {state.bits} bits, and the SQNR of the "
+            f"whole clean stream in them: {', '.join(parts)}. Best: {best}."
+        )
 
     def stops(self) -> Stops:
         last = len(self.stream)
         return {
             "seen": range(1, last + 1, math.ceil(last / 16)),
-            "strength": STRENGTHS,
+            "strength": FACTORS,
             "hot_batch": (1, self.controls["hot_batch"].value, last),
             "bits": (3, 4, 6, 8),
         }

@@ -1,7 +1,7 @@
 """OutlierExplorer: one channel at one position takes the codes of all others, and how they get them back."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from qtutor.affine import QParams, choose_qparams, dequantize, grid, quantize, sqnr
@@ -59,7 +59,6 @@ class OutlierResult:
         overall: SQNR in dB of the layer's outputs at all positions together.
         each: `(positions,)` SQNR of the outputs at each position; of a spared one, what the rounded weight leaves.
         value: the value that is looked at, and what is left of it.
-        sentence: the result in words.
     """
 
     prepared: Tensor
@@ -68,7 +67,6 @@ class OutlierResult:
     overall: float
     each: Tensor
     value: tuple[float, float]
-    sentence: str
 
     @property
     def median(self) -> float:
@@ -108,30 +106,6 @@ class OutlierData:
         return self._prepared[key]
 
 
-def explore_outliers(data: OutlierData, state: OutlierState) -> OutlierResult:
-    """Compute what `state` does to `data`."""
-    x, weight = data.prepare(state.prepared, state.strength)
-    rounded_from = int(_spares(state, x))
-    qparams = _qparams(x[rounded_from:], state.per, state.bits)
-    codes = quantize(x[rounded_from:], qparams)
-    steps = torch.full(x.shape, 2**state.bits - 1, dtype=torch.int32)
-    steps[rounded_from:] = (codes.int() - qparams.zero_point).abs()
-    left = torch.cat([x[:rounded_from], dequantize(codes, qparams)])
-    exact, got = data.activations.double() @ data.weight.T.double(), left.double() @ weight.T.double()
-    each = torch.as_tensor(sqnr(exact, got, axis=0))
-    position, channel = state.position, int(data.drawn[state.channel])
-    result = OutlierResult(
-        prepared=x,
-        steps=steps,
-        kept=((steps > 0) | (x == 0)).double().mean(dim=1),
-        overall=float(sqnr(exact, got)),
-        each=each,
-        value=(float(x[position, channel]), float(left[position, channel])),
-        sentence="",
-    )
-    return replace(result, sentence=_sentence(data, state, result, qparams))
-
-
 def _spares(state: OutlierState, x: Tensor) -> bool:
     """Whether the first position stays in floating point: not where there is no other."""
     return state.spare and len(x) > 1
@@ -141,26 +115,6 @@ def _qparams(x: Tensor, per: str, bits: int) -> QParams:
     low, high = (x.min(), x.max()) if per == "tensor" else (x.amin(1, keepdim=True), x.amax(1, keepdim=True))
     quant_min, quant_max = grid(bits, signed=False)
     return choose_qparams(low, high, quant_min=quant_min, quant_max=quant_max)
-
-
-def _sentence(data: OutlierData, state: OutlierState, result: OutlierResult, qparams: QParams) -> str:
-    how = f"smoothed at {state.strength:g}" if state.prepared == "smoothed" else state.prepared
-    spares = _spares(state, result.prepared)
-    spared = ", the first position in floating point" if spares else ""
-    position, channel = state.position, int(data.drawn[state.channel])
-    size = result.prepared.abs()
-    here = divmod(int(size.argmax()), size.shape[1])
-    value, left = result.value
-    steps = int(result.steps[position, channel])
-    fate = "is not rounded" if spares and position == 0 else f"becomes {left:.3g}, {steps} steps from zero"
-    return (
-        f"Activations {how}, {state.bits} bits, one scale per {state.per}{spared}: "
-        f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% at "
-        f"the worst position. Outputs: overall {in_decibels(result.overall)}, median position "
-        f"{in_decibels(result.median)}. Largest: {float(size.max()):.3g}, at position {here[0]}, "
-        f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, "
-        f"channel {channel}: {value:.3g} {fate}."
-    )
 
 
 class OutlierExplorer(Explorer):
@@ -217,7 +171,44 @@ class OutlierExplorer(Explorer):
     make_state = OutlierState
 
     def compute(self, state: OutlierState) -> OutlierResult:
-        return explore_outliers(self.data, state)
+        data = self.data
+        x, weight = data.prepare(state.prepared, state.strength)
+        rounded_from = int(_spares(state, x))
+        qparams = _qparams(x[rounded_from:], state.per, state.bits)
+        codes = quantize(x[rounded_from:], qparams)
+        steps = torch.full(x.shape, 2**state.bits - 1, dtype=torch.int32)
+        steps[rounded_from:] = (codes.int() - qparams.zero_point).abs()
+        left = torch.cat([x[:rounded_from], dequantize(codes, qparams)])
+        exact, got = data.activations.double() @ data.weight.T.double(), left.double() @ weight.T.double()
+        each = torch.as_tensor(sqnr(exact, got, axis=0))
+        position, channel = state.position, int(data.drawn[state.channel])
+        return OutlierResult(
+            prepared=x,
+            steps=steps,
+            kept=((steps > 0) | (x == 0)).double().mean(dim=1),
+            overall=sqnr(exact, got),
+            each=each,
+            value=(float(x[position, channel]), float(left[position, channel])),
+        )
+
+    def say(self, state: OutlierState, result: OutlierResult) -> str:
+        how = f"smoothed at {state.strength:g}" if state.prepared == "smoothed" else state.prepared
+        spares = _spares(state, result.prepared)
+        spared = ", the first position in floating point" if spares else ""
+        position, channel = state.position, int(self.data.drawn[state.channel])
+        size = result.prepared.abs()
+        here = divmod(int(size.argmax()), size.shape[1])
+        value, left = result.value
+        steps = int(result.steps[position, channel])
+        fate = "is not rounded" if spares and position == 0 else f"becomes {left:.3g}, {steps} steps from zero"
+        return (
+            f"Activations {how}, {state.bits} bits, one scale per {state.per}{spared}: "
+            f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% "
+            f"at the worst position. Outputs: overall {in_decibels(result.overall)}, median position "
+            f"{in_decibels(result.median)}. Largest: {float(size.max()):.3g}, at position {here[0]}, "
+            f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, "
+            f"channel {channel}: {value:.3g} {fate}."
+        )
 
     def stops(self) -> Stops:
         positions, channels = len(self.data.activations), len(self.data.drawn)

@@ -8,7 +8,7 @@
   const make = (tag, attributes = {}, ...inside) => {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
-      if (name in element && name !== "list" && name !== "form") element[name] = value;
+      if (name in element) element[name] = value;
       else element.setAttribute(name, value);
     }
     element.append(...inside);

@@ -46,16 +46,13 @@ class QATResult:
         weights: `(3, STEPS + 1)` the weight that the optimizer moves.
         quantized: `(3, STEPS + 1)` what the network computes with.
         scales: `(3, STEPS + 1)` the width of one step of the grid.
-        step: how many steps are shown.
-        hops: how often the code of the weight has changed up to there, by lane.
+        hops: how often the code of the weight has changed in the steps that are shown, by lane.
     """
 
     weights: Tensor
     quantized: Tensor
     scales: Tensor
-    step: int
     hops: dict[str, int]
-    sentence: str
 
     def hops_between(self, lane: str, first: int, last: int) -> int:
         """Count how often the code changes from step `first` to step `last`."""
@@ -90,18 +87,8 @@ def train_one_weight(weight: float, scale: float, state: QATState) -> tuple[Tens
 def explore_qat(weight: float, scale: float, state: QATState) -> QATResult:
     """Compute what training does to a weight that starts on a grid of width `scale`."""
     weights, quantized, scales = train_one_weight(weight, scale, state)
-    result = QATResult(weights, quantized, scales, state.step, {}, "")
-    hops = {lane: result.hops_between(lane, 0, state.step) for lane in LANES}
-    parts = []
-    for i, lane in enumerate(LANES):
-        now = float(quantized[i, state.step])
-        off, times = abs(now - state.target), counted(hops[lane], "hop")
-        parts.append(f"{lane}: the network sees {now:.3f}, {off:.3f} from the target, after {times}")
-    sentence = (
-        f"After {counted(state.step, 'step')} towards {state.target:.2f} at {state.bits} bits. {'; '.join(parts)}, "
-        f"with its scale at {float(scales[2, state.step]):.3f}."
-    )
-    return replace(result, hops=hops, sentence=sentence)
+    result = QATResult(weights, quantized, scales, {})
+    return replace(result, hops={lane: result.hops_between(lane, 0, state.step) for lane in LANES})
 
 
 class QATExplorer(Explorer):
@@ -143,20 +130,31 @@ class QATExplorer(Explorer):
     def compute(self, state: QATState) -> QATResult:
         return explore_qat(self.weight, self.scale, state)
 
+    def say(self, state: QATState, result: QATResult) -> str:
+        parts = []
+        for i, lane in enumerate(LANES):
+            now = float(result.quantized[i, state.step])
+            off, times = abs(now - state.target), counted(result.hops[lane], "hop")
+            parts.append(f"{lane}: the network sees {now:.3f}, {off:.3f} from the target, after {times}")
+        return (
+            f"After {counted(state.step, 'step')} towards {state.target:.2f} at {state.bits} bits. {'; '.join(parts)}, "
+            f"with its scale at {float(result.scales[2, state.step]):.3f}."
+        )
+
     def stops(self) -> Stops:
         targets = [value for _, value in self.controls["target"].options]
         return {"step": range(0, STEPS + 1, 4), "target": targets[::8], "rate": RATES, "bits": (2, 3, 4)}
 
     def draw(self, result: QATResult) -> None:
-        low, high = grid(self.state.bits)
+        (low, high), step = grid(self.state.bits), self.state.step
         for i in range(len(LANES)):
             lines, target, weight, quantized, now = self.figure.data[5 * i : 5 * i + 5]
-            shown = slice(0, result.step + 1)
+            shown = slice(0, step + 1)
             lines.x, lines.y = _grid_lines(result.scales[i], low, high)
             target.x, target.y = torch.tensor([0, STEPS]).numpy(), torch.full((2,), self.state.target).numpy()
-            weight.x = quantized.x = torch.arange(result.step + 1).numpy()
+            weight.x = quantized.x = torch.arange(step + 1).numpy()
             weight.y, quantized.y = result.weights[i, shown].numpy(), result.quantized[i, shown].numpy()
-            now.x, now.y = [result.step], [float(result.quantized[i, result.step])]
+            now.x, now.y = [step], [float(result.quantized[i, step])]
 
 
 def _number(value: float | Tensor, name: str) -> float:

@@ -11,14 +11,14 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import numpy as np
-import plotly
+from plotly.offline import get_plotlyjs
 
 DIGITS = 6
 """Significant digits of what is drawn: more than a page has pixels."""
@@ -75,31 +75,9 @@ class Recording:
     said: dict[str, tuple[list, list[int]]]
     presets: dict[str, tuple[int, ...]]
 
-    @property
-    def states(self) -> int:
-        """How many there are."""
-        return math.prod(len(axis.values) for axis in self.axes)
-
-    def place(self, **values: Any) -> int:
-        """The number of the state in which the controls have these values, the others where the page opens.
-
-        Raises:
-            ValueError: a value was not recorded.
-        """
-        number = 0
-        for axis, where in zip(self.axes, self.start, strict=True):
-            if axis.name in values:
-                value = _value(values, axis)
-                if value not in axis.values:
-                    raise ValueError(f"{axis.name} was not recorded at {value!r}: it has {axis.values}")
-                where = axis.values.index(value)
-            number = number * len(axis.values) + where
-        return number
-
     def packed(self) -> str:
         """All of it as text: JSON, deflated, in base64."""
         content = {
-            "name": self.name,
             "axes": [{name: value for name, value in vars(axis).items() if name != "values"} for axis in self.axes],
             "start": self.start,
             "figure": self.figure,
@@ -114,13 +92,12 @@ class Recording:
         """A piece of HTML that `player.js` brings to life."""
         return f'<div class="qtutor-player"><script type="application/octet-stream">{self.packed()}</script></div>'
 
-    def page(self, title: str = "") -> str:
+    def page(self) -> str:
         """A page of its own, which needs no other file and no network."""
-        library = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
         parts = {
-            "TITLE": html.escape(title or self.name.replace("Explorer", " explorer")),
+            "TITLE": html.escape(self.name.replace("Explorer", " explorer")),
             "STYLE": (_HERE / "player.css").read_text(encoding="utf-8"),
-            "PLOTLY": library.read_text(encoding="utf-8"),
+            "PLOTLY": get_plotlyjs(),
             "PLAYER": (_HERE / "player.js").read_text(encoding="utf-8"),
             "ELEMENT": self.element(),
         }
@@ -175,7 +152,6 @@ def record(
     *,
     missions: Sequence[Any] = (),
     presets: Mapping[str, Mapping[str, Any]] | None = None,
-    progress: Callable[[float], object] = lambda fraction: None,
 ) -> Recording:
     """Run an explorer over a lattice of its controls; it stands afterwards where it stood.
 
@@ -185,7 +161,6 @@ def record(
             control that is not named keeps its value and is not on the page.
         missions: exercises that are played in this explorer; what they say is recorded, and their answers are stops.
         presets: by what stands on a button, values of controls.
-        progress: called with the fraction done.
 
     Raises:
         ValueError: there is nothing to control, no control of that name, or there are more than `MOST` states.
@@ -195,7 +170,6 @@ def record(
     presets = {"Start again": {}, **(presets or {})}
     needed = [*presets.values(), *(mission.answer for mission in missions)]
     axes = _lattice(explorer, explorer.stops() if stops is None else stops, needed)
-    states = [*itertools.product(*(axis.values for axis in axes))]
     first = {name: control.value for name, control in explorer.controls.items()}
     start = tuple(axis.values.index(_value(first, axis)) for axis in axes)
 
@@ -207,7 +181,7 @@ def record(
         trace.pop("uid", None)  # a widget's, another one each time
     explorer.figure = _Sheet(figure, written)
     try:
-        for number, values in enumerate(states):
+        for number, values in enumerate(itertools.product(*(axis.values for axis in axes))):
             explorer.forget()
             explorer.state = explorer.make_state(**(first | _chosen(axes, values)))
             explorer.result = explorer.compute(explorer.state)
@@ -216,11 +190,10 @@ def record(
                 column = columns.setdefault(path, _Column())
                 column.which += [-1] * (number - len(column.which))  # it was not there before
                 column.add(value)
-            said["sentence"].add(explorer.result.sentence)
+            said["sentence"].add(explorer.say(explorer.state, explorer.result))
             for mission in missions:
                 hint = mission.judge(explorer)
                 said[mission.name].add(["right", mission.because] if hint is None else ["wrong", hint])
-            progress((number + 1) / len(states))
         explorer.forget()
         explorer.state = before["state"]
         explorer.draw(before["result"])  # controls too stand as they stood
@@ -278,36 +251,33 @@ def _axes(name: str, control: Any, values: Any, needed: Sequence[Mapping]) -> It
             texts = tuple(map(_number, kept))
             yield Axis(name, f"{control.description}, {side}", "slider", kept, texts, False, end)
         return
-    offered = {_kept(value): text for value, text in _offered(control)}
+    offered = _offered(control)
     asked = [*map(_kept, values), _kept(control.value), *(_kept(each[name]) for each in needed if name in each)]
     kept = [value for value in offered if value in asked] if offered else sorted(set(asked))
     if isinstance(control, ipywidgets.Checkbox):
         kind, texts = "switch", ("off", "on")
     elif isinstance(control, ipywidgets.SelectMultiple):
-        kind, texts = "several", tuple(str(text) for _, text in _options(control))
+        kind, texts = "several", tuple(offered.values())
         kept = sorted(set(asked), key=lambda value: (len(value), value))
     else:
         kind = "choice" if isinstance(control, (ipywidgets.ToggleButtons, ipywidgets.Dropdown)) else "slider"
         texts = tuple(offered[value] if offered else _number(value) for value in kept)
-    places = {value: 2**i for i, (value, _) in enumerate(_options(control))} if kind == "several" else {}
+    places = {value: 2**i for i, value in enumerate(offered)} if kind == "several" else {}
     masks = tuple(sum(places[each] for each in value) for value in kept) if places else ()
     everything = len(kept) == (2 ** len(texts) if kind == "several" else len(offered)) if offered else False
     yield Axis(name, control.description, kind, tuple(kept), texts, everything, masks=masks)
 
 
-def _options(control: Any) -> list[tuple]:
-    return [(value, label) for label, value in zip(control._options_labels, control._options_values, strict=True)]
-
-
-def _offered(control: Any) -> list[tuple]:
+def _offered(control: Any) -> dict[Any, str]:
     """All values of a control with their texts, or none where they are too many to list."""
     if isinstance(control, ipywidgets.Checkbox):
-        return [(False, "off"), (True, "on")]
+        return {False: "off", True: "on"}
     if hasattr(control, "_options_labels"):
-        return [(value, str(label)) for value, label in _options(control)]
+        labels = map(str, control._options_labels)
+        return dict(zip(map(_kept, control._options_values), labels, strict=True))
     if isinstance(control, ipywidgets.IntSlider):
-        return [(value, f"{value}") for value in range(control.min, control.max + 1, control.step)]
-    return []
+        return {value: str(value) for value in range(control.min, control.max + 1, control.step)}
+    return {}
 
 
 def _kept(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """What the linear layers of a model read: the Hessians that GPTQ takes."""
 
+from types import SimpleNamespace
+
 from qtutor.language.measuring import WINDOW, windows
 from qtutor.lowbit import hessian
 from qtutor.observers import observing
@@ -46,28 +48,18 @@ def inputs_of(model: nn.Module, layer: str, tokens: Tensor, window: int = WINDOW
     Raises:
         ValueError: the text is shorter than two windows, the model has no such layer, or never calls it.
     """
-    seen = _Seen()
+    batches: list[Tensor] = []
+    seen = SimpleNamespace(observe=lambda x: batches.append(x.clone()))
     with observing(model, {layer: seen}, inputs=True), torch.no_grad():  # type: ignore[dict-item]
         for inputs, _ in windows(tokens, window):
             model(inputs)
-    if not seen.batches:
+    if not batches:
         raise _never_called(model, layer)
-    return torch.cat(seen.batches)
+    return torch.cat(batches)
 
 
 def _never_called(model: nn.Module, *layers: str) -> ValueError:
     return ValueError(f"{type(model).__name__} never calls {', '.join(layers)}: nothing goes into a layer at rest")
-
-
-class _Seen:
-    """All inputs."""
-
-    def __init__(self) -> None:
-        self.batches: list[Tensor] = []
-
-    def observe(self, x: Tensor) -> Tensor:
-        self.batches.append(x.clone())
-        return x
 
 
 class _Sum:

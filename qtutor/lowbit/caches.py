@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 
-def round_cache(
-    cache: Tensor, bits: int, per: str = "token", group: int | None = None, symmetric: bool = False
-) -> Tensor:
+def round_cache(cache: Tensor, bits: int, per: str = "token", group: int | None = None) -> Tensor:
     """Round keys or values to integers with scales per tensor, per token or per channel.
 
     Args:
@@ -27,7 +25,6 @@ def round_cache(
         per: "tensor", "token" or "channel".
         group: how many neighbouring channels (per token) or tokens (per channel) share a scale; None for all of
             them. Per channel, tokens that do not fill a group stay as they are until it is full.
-        symmetric: whether zero sits in the middle of each grid.
 
     Returns:
         `(..., tokens, channels)` in the dtype of `cache`.
@@ -50,22 +47,20 @@ def round_cache(
     if per not in ("tensor", "token", "channel"):
         raise ValueError(f"round_cache: per must be 'tensor', 'token' or 'channel', got {per!r}")
     if per == "tensor":
-        return _round(cache.reshape(1, -1), bits, symmetric).view(cache.shape)
+        return _round(cache.reshape(1, -1), bits).view(cache.shape)
     if per == "token":
         size = group_size(group, cache.shape[-1], "round_cache")
-        return _round(cache.unflatten(-1, (-1, size)), bits, symmetric).flatten(-2)
+        return _round(cache.unflatten(-1, (-1, size)), bits).flatten(-2)
     size = cache.shape[-2] if group is None else group
     if type(size) is not int or size < 1:
         raise ValueError(f"round_cache: group must be a whole number from 1, or None, got {group!r}")
     full = cache.shape[-2] // size * size
     runs = cache[..., :full, :].transpose(-1, -2).unflatten(-1, (full // size, size))  # (..., channels, groups, size)
-    done = _round(runs, bits, symmetric).flatten(-2).transpose(-1, -2) if full else cache[..., :0, :]
+    done = _round(runs, bits).flatten(-2).transpose(-1, -2) if full else cache[..., :0, :]
     return torch.cat([done, cache[..., full:, :]], dim=-2)
 
 
-def cache_bytes(
-    tokens: int, layers: int, heads: int, channels: int, bits: int = 16, group: int | None = None, scale_bits: int = 16
-) -> int:
+def cache_bytes(tokens: int, layers: int, heads: int, channels: int, bits: int = 16, group: int | None = None) -> int:
     """Return what keys and values of a context take.
 
     Args:
@@ -74,8 +69,8 @@ def cache_bytes(
         heads: key and value heads of a layer, which grouped attention has fewer of than query heads.
         channels: of a head.
         bits: of each number.
-        group: how many numbers share a scale; None for no scales, as of floating-point numbers.
-        scale_bits: of a scale; an asymmetric group's zero point is not counted.
+        group: how many numbers share a scale of 16 bits, whose zero point is not counted; None for no scales, as of
+            floating-point numbers.
 
     Example:
         >>> cache_bytes(1, 30, 3, 64), cache_bytes(1, 30, 3, 64, bits=4, group=64)
@@ -83,10 +78,10 @@ def cache_bytes(
     """
     numbers = 2 * tokens * layers * heads * channels
     scales = 0 if group is None else math.ceil(numbers / group)
-    return math.ceil((numbers * bits + scales * scale_bits) / 8)
+    return math.ceil((numbers * bits + scales * 16) / 8)
 
 
-def _round(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
+def _round(rows: Tensor, bits: int) -> Tensor:
     """Round with one scale for each run along the last dimension."""
     real = rows.float()
-    return fake_quantize(real, run_qparams(real, bits, symmetric)).to(rows.dtype)
+    return fake_quantize(real, run_qparams(real, bits, symmetric=False)).to(rows.dtype)

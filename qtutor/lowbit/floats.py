@@ -29,12 +29,6 @@ NF4_LEVELS = torch.tensor([*_BELOW, 0.0, *_ABOVE])
 _E4M3 = torch.finfo(torch.float8_e4m3fn)
 
 
-def e2m1_codes(x: Tensor) -> Tensor:
-    """Return the code of the nearest E2M1 value; of two as near the one with an even code, and beyond 6 that of 6."""
-    magnitude = _nearest_level(x.abs(), MAGNITUDES)
-    return magnitude + 8 * (x < 0).to(torch.uint8)
-
-
 def _nearest_level(x: Tensor, levels: Tensor) -> Tensor:
     """Return the number of the nearest of rising levels as uint8; halfway between two, the even one."""
     halfway = (levels[1:] + levels[:-1]) / 2
@@ -52,9 +46,11 @@ class TableFormat(Format):
         return self.snap(torch.where(scale > 0, blocks / scale, 0.0))
 
     def snap(self, x: Tensor) -> Tensor:
-        """Return the code of the level nearest to each number."""
+        """Return the code of the level nearest to each number; of two as near, the one with an even code."""
         assert self.levels is not None
-        return e2m1_codes(x) if self.levels is E2M1_LEVELS else _nearest_level(x, self.levels)
+        if self.levels is E2M1_LEVELS:
+            return _nearest_level(x.abs(), MAGNITUDES) + 8 * (x < 0).to(torch.uint8)
+        return _nearest_level(x, self.levels)
 
     def scale(self, scales: Scales) -> Tensor:
         """Return what multiplies a level, float32; `(*rows, blocks, 1)`."""

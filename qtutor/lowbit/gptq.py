@@ -16,11 +16,11 @@ Transformers", eq. 2 and algorithm 1.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from qtutor.affine import QParams
 from qtutor.affine.mapping import nearest_codes, real_values_
 from qtutor.lowbit.checks import finite, group_size, matrix
+from qtutor.lowbit.formats import Format
 from qtutor.lowbit.groups import group_qparams, round_groups
 
 import torch
@@ -29,19 +29,6 @@ from torch import Tensor
 Nearest = Callable[[Tensor], Tensor]
 _CHUNK = 128  # columns whose errors are handed on one by one; to all further ones they go together
 _TOKENS = 1024  # rows whose products are summed up in float32
-
-
-class Blocks(Protocol):
-    """What GPTQ needs of a format: see `lowbit.formats`."""
-
-    @property
-    def block(self) -> int | None: ...
-
-    def for_tensor(self, weight: Tensor) -> "Blocks": ...
-
-    def values(self, block: Tensor) -> Tensor: ...
-
-    def round(self, weight: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +119,7 @@ def gptq(
     bits: int = 4,
     group: int | None = None,
     symmetric: bool = False,
-    format: Blocks | None = None,
+    format: Format | None = None,
     damping: float = 0.01,
     order: bool = False,
 ) -> Tensor:
@@ -176,7 +163,7 @@ def gptq_steps(
     bits: int = 4,
     group: int | None = None,
     symmetric: bool = False,
-    format: Blocks | None = None,
+    format: Format | None = None,
     damping: float = 0.01,
     order: bool = False,
 ) -> Steps:
@@ -220,7 +207,7 @@ def _integers(block: Tensor, bits: int, symmetric: bool) -> Nearest:
     return lambda column: real_values_(nearest_codes(column, shared).clamp_(low, high), shared)  # `fake_quantize`
 
 
-def _elements(block: Tensor, format: Blocks) -> Nearest:
+def _elements(block: Tensor, format: Format) -> Nearest:
     """The same for a format that lists its values."""
     values = format.values(block).float().sort(dim=1).values  # (out, values)
     middles = (values[:, 1:] + values[:, :-1]) / 2

@@ -35,34 +35,30 @@ def hadamard(n: int) -> Tensor:
     return signs.float() / math.sqrt(n)
 
 
-def rotate(weight: Tensor, rotation: Tensor, side: str = "input") -> Tensor:
-    """Return a weight that reads rotated inputs, W R, or gives rotated outputs, R^T W.
+def rotate(weight: Tensor, rotation: Tensor) -> Tensor:
+    """Return a weight that reads rotated inputs, W R.
 
     With x' = R^T x, which is `x @ R` for activations whose channels are the last dimension, W x = (W R) x'.
 
     Args:
         weight: `(out, in)`.
-        rotation: R, orthogonal, of order `in` or `out`.
-        side: "input" or "output".
+        rotation: `(in, in)` R, orthogonal.
 
     Returns:
         `(out, in)` in the dtype of `weight`; computed in float64.
 
     Raises:
         TypeError: a matrix is not a dense floating-point tensor.
-        ValueError: shapes do not fit, a value is not finite, or `side` is neither.
+        ValueError: shapes do not fit, or a value is not finite.
     """
-    if side not in ("input", "output"):
-        raise ValueError(f"rotate: side must be 'input' or 'output', got {side!r}")
     given, turn = matrix(weight, "weight", "rotate"), matrix(rotation, "rotation", "rotate").double()
-    width = given.shape[1 if side == "input" else 0]
+    width = given.shape[1]
     if turn.shape != (width, width):
         raise ValueError(
-            f"rotate: the {side} of a weight of shape {tuple(given.shape)} needs a rotation ({width}, {width}), "
+            f"rotate: the input of a weight of shape {tuple(given.shape)} needs a rotation ({width}, {width}), "
             f"got {tuple(turn.shape)}"
         )
-    turned = given.double() @ turn if side == "input" else turn.T @ given.double()
-    return turned.to(given.dtype)
+    return (given.double() @ turn).to(given.dtype)
 
 
 @functools.lru_cache(maxsize=16)

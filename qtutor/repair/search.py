@@ -4,36 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
 from math import comb
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from qtutor.simulation import Configuration
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from qtutor.diagnosis import Diagnosis
 
 Kept = tuple[str, ...]
 
 
-class Quality(Protocol):
-    """What a configuration gives: the SQNR of the output in dB, and the metric."""
-
-    sqnr: float
-    metric: float
-
-
-class Measuring(Protocol):
-    """What can measure configurations, such as a `Diagnosis`; its table has a row a layer, the harmful ones first."""
-
-    table: "pd.DataFrame"
-    configuration: Configuration
-
-    def measure(self, configuration: Configuration) -> Quality:
-        """Measure what a configuration gives."""
-        ...
-
-
 def choose_float_layers(
-    diagnosis: Measuring,
+    diagnosis: "Diagnosis",
     *,
     metric: float | None = None,
     sqnr: float | None = None,

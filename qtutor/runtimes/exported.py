@@ -19,11 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Batches = Sequence[tuple[Tensor, ...]]
 
-_NOTICES = (
-    "You are using the legacy TorchScript-based ONNX export",
-    "The feature will be removed",
-    "To copy construct from a tensor",
-)
+_NOTICES = ("The feature will be removed", "To copy construct from a tensor")
 
 
 class Folder:

@@ -13,7 +13,7 @@ from qtutor.workflows.recipe import recipe_of
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_map_only
 
 
 def eager(exported: Exported) -> tuple[Callable, int]:
@@ -29,9 +29,7 @@ def bf16(exported: Exported) -> tuple[Callable, int]:
     model = _by_pixels(copy_model(exported.model).to(torch.bfloat16))
 
     def cast(tree: Any, come_from: torch.dtype, to: torch.dtype) -> Any:
-        leaves, structure = tree_flatten(tree)
-        cast = [x.to(to) if isinstance(x, Tensor) and x.dtype == come_from else x for x in leaves]
-        return tree_unflatten(cast, structure)
+        return tree_map_only(Tensor, lambda x: x.to(to) if x.dtype == come_from else x, tree)
 
     def run(*inputs: Tensor) -> Any:
         narrow = cast([_by_pixel(x) for x in inputs], torch.float32, torch.bfloat16)

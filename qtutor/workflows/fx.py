@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from qtutor.fusion.folding import along_channels, foldable_kind
 from qtutor.models.operators import Trait, target_of, traits
@@ -94,11 +95,8 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
             _keep_apart(graph, root, dims)
             return graph
 
-    quantize_fx.QuantizationTracer = Tracer
-    try:
+    with mock.patch.object(quantize_fx, "QuantizationTracer", Tracer):
         yield
-    finally:
-        quantize_fx.QuantizationTracer = before
 
 
 def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ rare depthwise shapes. No list of them is complete, so each layer of each model 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from unittest import mock
 
 from qtutor.models.operators import kind_of
 from qtutor.models.running import outputs
@@ -68,15 +69,11 @@ def noting_weights() -> Iterator[Weights]:
 
         return taking
 
-    kinds = [kind for kind in vars(nnq).values() if isinstance(kind, type) and "set_weight_bias" in vars(kind)]
-    before = {kind: kind.set_weight_bias for kind in kinds}
-    for kind, take in before.items():
-        kind.set_weight_bias = noting(take)
-    try:
+    kinds = {kind for kind in vars(nnq).values() if isinstance(kind, type) and "set_weight_bias" in vars(kind)}
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(mock.patch.object(kind, "set_weight_bias", noting(kind.set_weight_bias)))
         yield noted
-    finally:
-        for kind, take in before.items():
-            kind.set_weight_bias = take
 
 
 def mend(model: nn.Module, weights: Weights, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:

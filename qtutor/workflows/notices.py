@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from unittest import mock
 
 REPLACEMENTS = {
     "torch.ao.quantization.quantize_dynamic": "torchao.quantization.quantize_",
@@ -61,12 +61,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     return _LOGGERS[record.name] not in record.getMessage()
 
 
-@contextmanager
-def unlogged(name: str) -> Iterator[None]:
+def unlogged(name: str) -> AbstractContextManager:
     """Silence one logger for a while."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+    return mock.patch.object(logging.getLogger(name), "disabled", True)

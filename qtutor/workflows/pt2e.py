@@ -2,9 +2,9 @@
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
+from unittest import mock
 
 from qtutor.fusion import fuse
 from qtutor.models.running import no_fast_attention
@@ -127,16 +127,10 @@ class Prepared(GraphModule):
         return super().train(mode)
 
 
-@contextmanager
-def _folded_already() -> Iterator[None]:
+def _folded_already() -> AbstractContextManager:
     """Keep torchao from looking for batch norms to fold: it would export a hundred patterns, one by one."""
     (flow,) = torchao(".quantize_pt2e")
-    before = flow._fuse_conv_bn_qat, flow._fold_conv_bn_qat
-    flow._fuse_conv_bn_qat = flow._fold_conv_bn_qat = lambda model: model
-    try:
-        yield
-    finally:
-        flow._fuse_conv_bn_qat, flow._fold_conv_bn_qat = before
+    return mock.patch.multiple(flow, **dict.fromkeys(("_fuse_conv_bn_qat", "_fold_conv_bn_qat"), lambda model: model))
 
 
 def convert(prepared: nn.Module) -> nn.Module:
