@@ -11,10 +11,8 @@ from qtutor.diagnosis import diagnose
 from qtutor.fusion import find_fusions, fuse
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, layer_outputs, lines_that_read_training
-from qtutor.workflows import convert, load, model_file, prepare_qat, quantize_dynamic, quantize_static, save
-from qtutor.models.running import agreement, lines_that_read_training
 from qtutor.simulation import Configuration
-from qtutor.workflows import convert, load, prepare_qat, quantize_dynamic, quantize_static, save
+from qtutor.workflows import convert, load, model_file, prepare_qat, quantize_dynamic, quantize_static, save
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
 
