@@ -177,6 +177,11 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, hooks) for hooks in _HOOKS)
 
 
+def is_altered(module: nn.Module) -> bool:
+    """Whether a module does more than its class says: by hooks, or by a forward that was put on it alone."""
+    return has_hooks(module) or "forward" in vars(module)
+
+
 def label(node: fx.Node) -> str:
     """Name an operator: a module by its qualified name, a function as in "block.relu()"."""
     if node.op == "output":

@@ -11,7 +11,17 @@ from qtutor.models.running import agreement, outputs
 from qtutor.models.tracing import label, line_of, where, works_in_place
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
-from qtutor.workflows.checks import LEAST, SAME, USUAL, QuantizationWarning, Reference, repeats, tell, what_hurts
+from qtutor.workflows.checks import (
+    LEAST,
+    SAME,
+    USUAL,
+    QuantizationWarning,
+    Reference,
+    listed,
+    repeats,
+    tell,
+    what_hurts,
+)
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
@@ -179,12 +189,10 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
     if recipe.flow == "eager":  # where the model itself says it, with stubs
         return
     names = pt2e.float_layers(model) if recipe.flow == "pt2e" else fx.float_layers(model)
-    kinds = {name: kind_of(module) for name, module in given.named_modules()}
     asked = tuple(f"{name}." for name in recipe.keep_float)
     names = [n for n in names if n not in recipe.keep_float and not n.startswith(asked)] if asked else names
     if names:
-        layers = ", ".join(f"{name} ({kinds.get(name, 'its parameters')})" for name in names)
-        tell(f"flow={recipe.flow!r} leaves in floating point: {layers}")
+        tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, dict.fromkeys(names, ''))}")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")
 
@@ -192,7 +200,10 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
 def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
     """What a model to train is converted to before it is trained: what stands in the way of that is said at once."""
     trial = eval_copy(prepared)
-    outputs(trial, reference.inputs)
+    try:
+        outputs(trial, reference.inputs)
+    except Exception as error:
+        raise Refused(f"cannot round what it computes: {reason_of(error)}") from error
     keep_trained_scales(trial)
     reference = replace(reference, outputs=outputs(trial, reference.inputs))
     with warnings.catch_warnings():
