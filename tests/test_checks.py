@@ -3,6 +3,8 @@
 import copy
 import functools
 import warnings
+from functools import partial
+from types import MethodType
 
 from qtutor import runtimes
 from qtutor.affine import sqnr
@@ -12,7 +14,16 @@ from qtutor.fusion import find_fusions, fuse
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, layer_outputs, lines_that_read_training
 from qtutor.simulation import Configuration
-from qtutor.workflows import convert, load, model_file, prepare_qat, quantize_dynamic, quantize_static, save
+from qtutor.workflows import (
+    convert,
+    load,
+    model_file,
+    prepare_qat,
+    quantize_dynamic,
+    quantize_static,
+    quantize_weights,
+    save,
+)
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
 
@@ -23,6 +34,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_leaves
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
@@ -361,7 +373,176 @@ def test_a_hook_stays_in_every_flow_that_takes_it():
     model.first.register_forward_hook(lambda layer, given, output: 3 * output)
     with pytest.warns(QuantizationWarning, match="leaves in floating point: first"):
         assert sqnr(model(ROWS), quantize_static(model, [ROWS])(ROWS)) > 25
-    assert sqnr(model(ROWS), quantize_dynamic(model)(ROWS)) > 25
+    model.first.register_forward_pre_hook(lambda layer, given, named: (given, named), with_kwargs=True)
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: first \(Linear\): it has hooks"):
+        assert sqnr(model(ROWS), quantize_dynamic(model)(ROWS)) > 25
+
+
+def scaled(layer, x):
+    return 3 * F.linear(x, layer.weight, layer.bias)
+
+
+def with_forward(make):
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
+    model[0].forward = make(model)
+    return model
+
+
+CONVERT = {
+    "static": lambda model, x: quantize_static(model, [x]),
+    "dynamic": lambda model, x: quantize_dynamic(model),
+    "4 bits": lambda model, x: quantize_weights(model),
+}
+
+
+@pytest.mark.parametrize("convert", CONVERT)
+@pytest.mark.parametrize("make", [lambda m: MethodType(scaled, m[0]), lambda m: partial(scaled, m[0])])
+def test_a_layer_with_a_forward_of_its_own_stays(make, convert):
+    model, x = with_forward(make), torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(QuantizationWarning, match=r"leaves .*: 0 \(Linear\)"):
+        assert sqnr(model(x), CONVERT[convert](model, x)(x)) > 15
+
+
+@pytest.mark.parametrize("convert", CONVERT)
+@pytest.mark.parametrize(
+    "make", [lambda m: m[2].forward, lambda m: partial(scaled, m[2]), lambda m: lambda x, layer=m[2]: scaled(layer, x)]
+)
+def test_a_forward_that_runs_another_module_is_refused(make, convert):
+    with pytest.raises(ValueError, match=r"the forward of 0 \(Linear\) was replaced by a function that knows a module"):
+        CONVERT[convert](with_forward(make), torch.randn(8, 64))
+
+
+class Asks(nn.Module):
+    """Its forward is given; `layers` are linear, and so is `head`."""
+
+    def __init__(self, layers=3):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(layers))
+        self.head = nn.Linear(64, 32)
+
+    @property
+    def dtype(self):
+        return self.layers[0].weight.dtype
+
+
+class AsksForTheClass(Asks):
+    def forward(self, x):
+        for layer in (*self.layers, self.head):
+            x = layer(x)
+            if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer is not self.head:
+                x = F.relu(x)
+        return x
+
+
+class AsksForTheType(Asks):
+    def forward(self, x):
+        return self.head(x).relu() if type(self.head) is nn.Linear else self.head(x)
+
+
+class ReadsAWeight(Asks):
+    def forward(self, x):
+        return self.head(F.linear(self.layers[1](x), self.layers[0].weight).relu())
+
+
+class ReadsByAProperty(Asks):
+    def forward(self, x):
+        return self.head(self.layers[1](x.to(self.dtype)))
+
+
+class CallsAHelper(Asks):
+    def forward(self, x):
+        return self.head(self.project(x))
+
+    def project(self, x):
+        for layer in self.layers:
+            x = scaled(layer, x)
+        return x
+
+
+class ReadsNothing(Asks):
+    def initialize(self, layer: nn.Linear):
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x: "nn.Linear | torch.Tensor"):
+        layer: nn.Linear = self.head
+        return layer(x) + self.layers[0](x)[:, :32]
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+@pytest.mark.parametrize(
+    ("kind", "stays", "why"),
+    [
+        (ReadsAWeight, {"layers.0"}, "forward of ReadsAWeight reads its weight itself"),
+        (ReadsByAProperty, {"layers.0"}, "dtype of ReadsByAProperty reads its weight itself"),
+        (ReadsNothing, set(), ""),
+    ],
+)
+def test_what_a_forward_reads_of_a_layer_itself_stays(kind, stays, why, convert):
+    torch.manual_seed(0)
+    model, x = kind().eval(), torch.randn(8, 64)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        quantized = convert(model)
+    assert {name for name, layer in quantized.named_modules() if type(layer) is nn.Linear} == stays
+    assert [why in str(each.message) for each in told if each.category is QuantizationWarning] == [True] * bool(stays)
+    assert sqnr(model(x), quantized(x)) > 15
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (AsksForTheClass, "forward of AsksForTheClass branches on the class Linear, and a quantized layer has another"),
+        (AsksForTheType, "forward of AsksForTheType branches on the class Linear, and a quantized layer has another"),
+        (CallsAHelper, "project of CallsAHelper reads its weight itself"),
+    ],
+)
+def test_all_layers_that_a_forward_may_ask_stay(kind, why, convert):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 64), kind()).eval(), torch.randn(8, 64)
+    with pytest.warns(QuantizationWarning, match=why):
+        quantized = convert(model)
+    assert type(quantized[0]) is not nn.Linear
+    assert type(quantized[1].head) is nn.Linear
+    assert sqnr(model(x), quantized(x)) > 15
+    with pytest.raises(ValueError, match=f"head .Linear.: {why}"):
+        convert(model[1])
+
+
+@pytest.mark.parametrize("convert", CONVERT)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(64)), r"0 \(LazyLinear\) has no weights yet: run the model once"),
+        (lambda: nn.Sequential(nn.Linear(64, 64), nn.LazyBatchNorm1d()), r"1 \(LazyBatchNorm1d\) has no weights yet"),
+        (lambda: nn.Linear(64, 64).to("meta"), "this Linear is on the meta device and holds no values: load"),
+    ],
+)
+def test_a_layer_without_values_is_named_before_anything_else(make, message, convert):
+    with pytest.raises(ValueError, match=message):
+        CONVERT[convert](make().eval(), torch.randn(8, 64))
+
+
+def with_numbers(numbers, forward):
+    model = two_layers(forward)
+    model.numbers = nn.Parameter(numbers, requires_grad=False)
+    return model
+
+
+def test_parameters_that_are_complex_or_whole_stay_as_they_are():
+    chosen = with_numbers(torch.tensor([2, 0]), lambda self, x: self.second(self.first(x))[:, self.numbers])
+    turned = with_numbers(
+        torch.tensor([1j + 2]), lambda self, x: torch.view_as_real(self.second(self.first(x))[..., None] * self.numbers)
+    )
+    flows = quantize_dynamic, lambda m: quantize_static(m, [ROWS]), lambda m: quantize_static(m, [ROWS], "pt2e")
+    for model, quantize in ((chosen, flows[0]), (chosen, flows[1]), (turned, flows[0]), (turned, flows[2])):
+        assert sqnr(model(ROWS).detach(), quantize(model)(ROWS).detach()) > 25
+    for quantize in (flows[1], lambda m: prepare_qat(m, ROWS)):
+        with pytest.raises(ValueError, match=r"complex numbers have no range.*flow='pt2e' can take it"):
+            quantize(turned)
+    with pytest.raises(ValueError, match=r"weight is torch.float64 on cpu: .* pass model.cpu\(\).float\(\)"):
+        quantize_dynamic(two_layers().double())
 
 
 def test_a_large_output_hides_no_other():
@@ -386,7 +567,7 @@ class Stays(nn.Linear):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: its_own_forward(two_layers()), "the forward of Forward was replaced by a function"),
+        (lambda: its_own_forward(two_layers()), "the forward of this Forward was replaced by a function"),
         (lambda: nn.Sequential(Stays(16, 16), nn.ReLU(), nn.Linear(16, 2)), "Stays gives itself in place of a copy"),
         (lambda: torch.compile(two_layers()), "pass model._orig_mod"),
         (lambda: two_layers(lambda self, x: self.second(self.first(x)).sum().item()), "Forward gives no tensor"),
@@ -466,6 +647,36 @@ def test_dynamic_takes_flattened_and_parametrized_layers():
 def less_a_masked_mean(self, x, mask):
     hidden = self.first(x)
     return self.second(hidden - hidden.masked_fill(mask == 0, 0.0).sum(1, True) / mask.sum(1, True))
+
+
+RECURRENT = (
+    nn.LSTM(16, 8, 2, bidirectional=True),
+    nn.GRU(16, 8, batch_first=True),
+    nn.LSTMCell(16, 8),
+    nn.GRUCell(16, 8),
+)
+
+
+@pytest.mark.parametrize("layer", RECURRENT, ids=lambda layer: type(layer).__name__)
+def test_a_quantized_recurrent_layer_takes_what_has_no_batch(layer):
+    x, quantized = ROWS if isinstance(layer, nn.RNNBase) else ROWS[0], copy.deepcopy(quantize_dynamic(layer))
+    given = layer(x)
+    state = given[1] if isinstance(layer, nn.RNNBase) else given
+    for arguments in ((x,), (x, state)):
+        expected, got = tree_leaves(layer(*arguments)), tree_leaves(quantized(*arguments))
+        assert agreement([y.detach() for y in expected], [y.detach() for y in got]) > 20
+
+
+def test_dynamic_says_what_stays_in_floats_and_which_layer_is_not_finite():
+    layers = {f"conv{n}": nn.Conv1d(16, 16, 1) for n in range(8)} | {"embed": nn.Embedding(4, 16)}
+    model = Forward(lambda s, x: s.out(s.attention(x, x, x)[0]), attention=nn.MultiheadAttention(16, 2), **layers)
+    model.out = nn.Linear(16, 16)
+    stays = r"leaves in floating point: attention \(MultiheadAttention\), all 8 Conv1d, embed \(Embedding\)$"
+    with pytest.warns(QuantizationWarning, match=stays):
+        quantize_dynamic(model)
+    parametrizations.weight_norm(model.out).parametrizations.weight.original0.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"out \(Linear\) holds NaN or infinity in its weight: mend that"):
+        quantize_dynamic(model)
 
 
 @pytest.mark.parametrize("flow", FLOWS)

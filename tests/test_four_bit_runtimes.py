@@ -33,7 +33,7 @@ def rounded(model, group, places=(0, 2), scales=torch.bfloat16):
 def test_the_kernel_multiplies_by_the_weights_of_its_groups(model, group, shape):
     x = torch.randn(shape)
     with pytest.warns(
-        UserWarning, match=r"leaves 1 linear layers as they are: 4: its 10 outputs are no multiple of 16"
+        UserWarning, match=r"leaves 1 linear layers as they are: 4 .Linear.: its 10 outputs are no multiple of 16"
     ):
         quantized = quantize_weights(model, group=group)
     with torch.no_grad():
@@ -54,10 +54,12 @@ def test_the_given_model_stays_and_the_new_one_takes_little_room(model):
 def test_an_encoder_with_a_padding_mask_runs(convert):
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2).eval()
     x, hidden = torch.randn(3, 7, 64), torch.arange(7) >= torch.tensor([5, 3, 7])[:, None]
-    with warnings.catch_warnings(record=True), torch.no_grad():
+    with warnings.catch_warnings(record=True) as told, torch.no_grad():
         warnings.simplefilter("always")
         wanted, got = encoder(x, src_key_padding_mask=hidden), convert(encoder)(x, src_key_padding_mask=hidden)
     assert agreement([wanted[~hidden]], [got[~hidden]]) > 25
+    assert not wanted[hidden].any()
+    assert "this TransformerEncoder: at positions that a padding mask hides" in str(told[-1].message)
     assert encoder.use_nested_tensor
     assert encoder.layers[0].activation_relu_or_gelu
 
@@ -72,7 +74,7 @@ def test_a_layer_that_two_places_share_is_shared_still():
     ("model", "options", "error", "message"),
     [
         (nn.Conv2d(1, 2, 3), {}, ValueError, r"no linear layer can have 4-bit weights \(there is none\)"),
-        (nn.Linear(60, 32), {}, ValueError, "the model: its 60 inputs are no multiple of 64"),
+        (nn.Linear(60, 32), {}, ValueError, "this Linear: its 60 inputs are no multiple of 64"),
         (nn.Linear(64, 32), {"group": 48}, ValueError, "among 32, 64, 128 or 256 inputs, not 48"),
         (3, {}, TypeError, "needs an nn.Module, got int"),
     ],

@@ -379,7 +379,7 @@ def test_dynamic_equals_torchs_own(tmp_path):
 def test_dynamic_says_what_it_found_where_nothing_would_shrink():
     with pytest.raises(ValueError, match=r"nothing would shrink.* this model has 8 Conv2d, 8 BatchNorm2d"):
         quantize_dynamic(DepthwiseNet().features[:8])
-    with pytest.raises(ValueError, match=r"0 \(LSTM\) has a proj_size"):
+    with pytest.raises(ValueError, match=r"0 \(LSTM\): it has a proj_size"):
         quantize_dynamic(nn.Sequential(nn.LSTM(3, 3, proj_size=2)))
 
 
@@ -397,7 +397,7 @@ DYNAMIC = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True", "ignore:.*self_attn .MultiheadAttention.$")
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_dynamic_takes_it_and_its_file_gives_it_back(name, tmp_path):
     make, shape = DYNAMIC[name]

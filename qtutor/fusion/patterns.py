@@ -12,7 +12,7 @@ from typing import Any
 from qtutor.fusion.folding import Uses, fold_batch_norm, foldable_kind
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import Trait, target_of, traits
-from qtutor.models.tracing import Tracer, has_hooks, label, trace
+from qtutor.models.tracing import Tracer, is_altered, label, trace
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -116,7 +116,7 @@ class _Search:
             return next(role for role in _LAYER_ROLES if kind.__name__.startswith(role))
         if isinstance(module, _BatchNorm):
             return "BN"
-        if type(module) is nn.Identity and not has_hooks(module):
+        if type(module) is nn.Identity and not is_altered(module):
             return "Identity"
         return "ReLU" if Trait.RELU in traits(target_of(node, self.tracer.root)) else ""
 
@@ -149,8 +149,8 @@ class _Search:
             if node in self.tracer.watched:
                 return f"a hook on a block sees the output of {label(node)}"
         last = nodes[-1]
-        if last.op == "call_module" and has_hooks(self.uses.modules[last.target]):
-            return f"{last.target} has a hook, which would see other values or none"
+        if last.op == "call_module" and is_altered(self.uses.modules[last.target]):
+            return f"{last.target} has a hook or a forward of its own, which would see other values or none"
         return self.uses.fold_obstacle(nodes[0].target, [n.target for n in nodes if self.role(n) == "BN"])
 
 

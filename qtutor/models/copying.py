@@ -1,14 +1,16 @@
 """The one way to copy a model, and what a copy whose layers are replaced needs."""
 
 import copy
+import dis
 from functools import partial
-from types import CellType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import called, kind_of
 from qtutor.models.tensors import tensors_in
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
@@ -25,11 +27,14 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
     """
     _check_hooks(model)
     memo = dict(replacements or {})
-    for module in model.modules():
+    for name, module in model.named_modules():
         kept = tensors_in(vars(module), records=False)
         memo |= {id(x): x.detach().clone() for x in kept if not x.is_leaf and id(x) not in memo}
-        if _holds_a_model(vars(module).get("forward")):  # it would go on to run the given one
-            raise ValueError(f"the forward of {kind_of(module)} was replaced by a function: write it into a subclass")
+        if _runs_another(vars(module).get("forward"), module):  # a copy would go on to run the given one
+            raise ValueError(
+                f"the forward of {called(name, module)} was replaced by a function that knows a module, which a copy "
+                "would share: write it into a subclass"
+            )
     try:
         copied = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError) as error:
@@ -41,44 +46,82 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
 
 
 def eval_copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
-    """Copy a model into eval mode."""
+    """Copy a model into eval mode; raises as `check_loaded` and `copy_model`."""
+    check_loaded(model)
     copied = copy_model(model, replacements)
     copied.eval()  # which a model may have overridden, and return nothing
     return copied
 
 
-def _holds_a_model(function: Any) -> bool:
-    """Whether a function knows a module, or a method of one, by its closure, which a copy does not change."""
-    cells = getattr(function, "__closure__", None) or ()
-    known = [cell.cell_contents for cell in cells if cell != CellType()]  # one may be empty still
-    return any(isinstance(each, nn.Module) or isinstance(getattr(each, "__self__", None), nn.Module) for each in known)
+def check_loaded(model: nn.Module) -> None:
+    """Refuse a model that has weights without values yet.
+
+    Raises:
+        ValueError: a layer is lazy, or on the meta device; the message names it.
+    """
+    for name, module in model.named_modules():
+        kept = [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None]
+        if any(map(is_lazy, kept)):
+            raise ValueError(
+                f"{called(name, module)} has no weights yet: run the model once on a batch, which makes them"
+            )
+        if any(x.is_meta for x in kept):
+            raise ValueError(
+                f"{called(name, module)} is on the meta device and holds no values: load the weights first"
+            )
 
 
 def _check_hooks(model: nn.Module) -> None:
-    """Refuse hooks that know a module by a closure or a default: those of a copy would go on to write into that one."""
+    """Refuse hooks that know a module as functions do: those of a copy would go on to use that one."""
     for name, module in model.named_modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            while isinstance(hook, partial):
-                hook = hook.func
-            if _holds_a_model(hook) or any(isinstance(x, nn.Module) for x in getattr(hook, "__defaults__", None) or ()):
-                whose = f"{name or 'the model itself'} ({kind_of(module)})"
+            while isinstance(hook, (partial, MethodType)):
+                hook = hook.func if isinstance(hook, partial) else hook.__func__
+            if _runs_another(hook, None):
                 raise ValueError(
-                    f"a hook of {whose} holds a module, and a copy would go on to use it: take it off first, with "
-                    "handle.remove()"
+                    f"a hook of {called(name, module)} holds a module, and a copy would go on to use it: take it off "
+                    "first, with handle.remove()"
                 )
 
 
-def through_layers(model: nn.Module) -> nn.Module:
-    """Let encoders call their linear layers, whose weights PyTorch's fast path would read; return the model.
+def _runs_another(forward: Any, module: nn.Module | None) -> bool:
+    """Whether a forward that was put on a module knows another module, or a method of one.
 
-    What a padding mask hides then comes out as the layers compute it, where the fast path may give zeros.
+    A copy takes the module along where a method is bound to it, or a partial holds it. It does not change what a
+    function knows: by its closure, its defaults or global names.
     """
-    for module in model.modules():
+    if isinstance(forward, MethodType):
+        return _runs_another(forward.__self__, module) or _runs_another(forward.__func__, None)
+    if isinstance(forward, partial):
+        held = (forward.func, *forward.args, *forward.keywords.values())
+        return any(_runs_another(each, module) for each in held)
+    if isinstance(forward, FunctionType):
+        return any(isinstance(getattr(each, "__self__", each), nn.Module) for each in _known_to(forward))
+    return isinstance(forward, nn.Module) and forward is not module
+
+
+def _known_to(function: FunctionType) -> list[Any]:
+    """What a function can use beside its arguments."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]  # one may be empty still
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    read = {step.argval for step in dis.get_instructions(function) if step.opname == "LOAD_GLOBAL"}
+    return [*cells, *defaults, *(value for name, value in function.__globals__.items() if name in read)]
+
+
+def through_layers(model: nn.Module) -> list[str]:
+    """Let encoders call their linear layers, whose weights PyTorch's fast path would read.
+
+    What a padding mask hides then comes out as the layers compute it, where the fast path gives zeros: of the encoders
+    that this is true of, what to call them is returned.
+    """
+    changed = []
+    for name, module in model.named_modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
+        elif isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
             module.use_nested_tensor = False
-    return model
+            changed.append(called(name, module))
+    return changed
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

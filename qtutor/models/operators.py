@@ -116,3 +116,8 @@ def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:
 def kind_of(value: object) -> str:
     """Return the name of the class."""
     return type(value).__name__
+
+
+def called(name: str, module: nn.Module) -> str:
+    """Return what to call a module of a model in a sentence: by its qualified name, if it has one, and its class."""
+    return f"{name} ({kind_of(module)})" if name else f"this {kind_of(module)}"

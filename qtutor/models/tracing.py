@@ -198,6 +198,11 @@ def clear_hooks(module: nn.Module) -> None:
         getattr(module, hooks).clear()
 
 
+def is_altered(module: nn.Module) -> bool:
+    """Whether a module does more than its class says: by hooks, or by a forward that was put on it alone."""
+    return has_hooks(module) or "forward" in vars(module)
+
+
 def label(node: fx.Node) -> str:
     """Name an operator: a module by its qualified name, a function as in "block.relu()"."""
     if node.op == "output":

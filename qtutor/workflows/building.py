@@ -13,7 +13,17 @@ from qtutor.models.tracing import has_hooks, label, line_of, where, works_in_pla
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
-from qtutor.workflows.checks import LEAST, SAME, USUAL, QuantizationWarning, Reference, repeats, tell, what_hurts
+from qtutor.workflows.checks import (
+    LEAST,
+    SAME,
+    USUAL,
+    QuantizationWarning,
+    Reference,
+    listed,
+    repeats,
+    tell,
+    what_hurts,
+)
 from qtutor.workflows.floats import left_in_floats
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
@@ -204,10 +214,8 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
         return
     asked = tuple(f"{name}." for name in recipe.keep_float)
     found = left_in_floats(given, model, recipe.left_float)
-    if layers := ", ".join(
-        f"{name or 'the model itself'} ({kind})" for name, kind in found.items() if not f"{name}.".startswith(asked)
-    ):
-        tell(f"flow={recipe.flow!r} leaves in floating point: {layers}")
+    if names := [name for name in found if not f"{name}.".startswith(asked)]:
+        tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, dict.fromkeys(names, ''))}")
     if recipe.flow == "fx" and (blocks := fx.passed_by(float_copy(given))):
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
@@ -217,7 +225,10 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
 def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
     """What a model to train is converted to before it is trained: what stands in the way of that is said at once."""
     trial = eval_copy(prepared)
-    outputs(trial, reference.inputs)
+    try:
+        outputs(trial, reference.inputs)
+    except Exception as error:
+        raise Refused(f"cannot round what it computes: {reason_of(error)}") from error
     keep_trained_scales(trial)
     reference = replace(reference, outputs=outputs(trial, reference.inputs))
     with warnings.catch_warnings():

@@ -1,13 +1,15 @@
 """What a flow makes of a model is compared with the model, on the first batch, before anybody gets it."""
 
+import re
 import sys
 import warnings
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from qtutor.models.batches import Batch
-from qtutor.models.copying import eval_copy
+from qtutor.models.copying import eval_copy, through_layers
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.simulation import Scheme, Simulation
@@ -25,6 +27,7 @@ LEAST = 5.0
 """SQNR in dB below which it is another function, and nobody's INT8 model."""
 
 
+_MANY = 6  # layers of one class, of which each is named
 _FEW = 2  # samples: what is wrong is wrong for each, and a check must cost little
 
 
@@ -84,6 +87,40 @@ def tell(sentence: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("qtutor."):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(sentence, QuantizationWarning, stacklevel=depth)
+
+
+def listed(model: nn.Module, reasons: Mapping[str, str]) -> str:
+    """Name layers with their classes, those that share a reason, if any, together: "a (GRU); b (Linear): it has hooks".
+
+    Many of one class are named together, with a star for what is numbered.
+    """
+    modules = dict(model.named_modules())
+    count = Counter(map(kind_of, modules.values()))
+    groups: dict[str, dict[str, list[str]]] = {reason: {} for reason in sorted({*reasons.values()}, key=bool)}
+    for name, reason in reasons.items():
+        groups[reason].setdefault(kind_of(modules[name]) if name in modules else "Parameter", []).append(name)
+
+    def words(kind: str, names: list[str]) -> list[str]:
+        if len(names) <= _MANY:
+            return [f"{name} ({kind})" if name else f"this {kind}" for name in names]
+        if len(names) == count[kind]:
+            return [f"all {len(names)} {kind}"]
+        alike = Counter(re.sub(r"\d+", "*", name) for name in names)
+        return [f"{name} ({number} {kind})" for name, number in alike.items()]
+
+    return "; ".join(
+        ", ".join(word for kind, names in kinds.items() for word in words(kind, names)) + (reason and f": {reason}")
+        for reason, kinds in groups.items()
+    )
+
+
+def keep_off_fast_path(model: nn.Module) -> None:
+    """Let a quantized model's encoders call their layers, and tell what changes by that."""
+    if encoders := through_layers(model):
+        tell(
+            f"{', '.join(encoders)}: at positions that a padding mask hides, the quantized model gives what its layers "
+            "compute, where PyTorch's fast path gives zeros"
+        )
 
 
 def what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], kept: Collection[str]) -> tuple[str, float]:

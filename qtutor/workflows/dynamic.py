@@ -1,19 +1,27 @@
 """Dynamic quantization: INT8 weights, and activations that get a range at each call."""
 
+import functools
 import math
 from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MethodType
+from typing import Any
 
 from qtutor.affine import fake_quantize, sqnr
 from qtutor.models.copying import through_layers
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import called, kind_of
+from qtutor.models.source import bound_by_source
+from qtutor.models.tracing import is_altered
 from qtutor.observers import MinMaxObserver
+from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import at_work, swapped, torch_ao
-from qtutor.workflows.checks import tell
+from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 from qtutor.workflows.recipe import Recipe, float_copy, remember
 
 import torch
-from torch import nn
-from torch.nn.utils.parametrize import type_before_parametrizations
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 _FINE = 25.0  # dB: healthy weights keep 30 to 45 at 8 bits
 _KINDS = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
@@ -25,50 +33,115 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
     One range for the whole input of a layer: a row's result depends on the other rows of its batch.
 
     Raises:
-        ValueError: the model has no such layer, so nothing would shrink, or one that has no INT8 kernel.
+        TypeError: `model` is not a module.
+        ValueError: nothing would shrink, for the model has no such layer, or each must stay; a weight is not finite;
+            or the model is not float32 on the CPU.
         Unavailable: no torch.ao or no engine.
     """
     recipe = Recipe.of(model, "dynamic", (), engine)
-    if not any(type_before_parametrizations(module) in _KINDS for module in model.modules()):
-        found = Counter(kind_of(m) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
-        raise ValueError(
-            f"nothing would shrink: quantize_dynamic takes {', '.join(kind.__name__ for kind in _KINDS)}, and this "
-            f"model has {', '.join(f'{n} {kind}' for kind, n in found.items()) or 'no layer with weights'}. "
-            "quantize_static takes convolutions"
-        )
-    for name, module in model.named_modules():
-        if type(module) is nn.LSTM and module.proj_size:
-            layer = f"{name} ({kind_of(module)})" if name else f"this {kind_of(module)}"
-            raise ValueError(
-                f"{layer} has a proj_size, and PyTorch has no INT8 kernel for it in any flow: project with a linear "
-                "layer behind an LSTM without proj_size instead"
-            )
-    for name, module in model.named_modules():
-        if type(module) in _KINDS and (coarse := _coarse(module)) < _FINE:
-            tell(
-                f"{name} ({kind_of(module)}) keeps its weights to {coarse:.1f} dB only: each of its tensors has one "
-                "scale, and a few weights are far larger than the rest. Equalize them; 16 bits would keep them, in a "
-                "file as large as before"
-            )
     with at_work(recipe.engine):
-        return convert(model, recipe)
+        copied = float_copy(model)
+        layers = {name: layer for name, layer in copied.named_modules() if type(layer) in _KINDS}
+        stays = bound_by_source(copied, layers)
+        stays |= {name: reason for name, layer in layers.items() if (reason := _obstacle(layer))}
+        if stays.keys() == layers.keys():
+            raise ValueError(f"nothing would shrink: {_why(copied, stays)}")
+        for name, layer in layers.items():
+            if name not in stays:
+                _check_weights(called(name, layer), layer)
+        if left := _never_taken(copied) | stays:
+            tell(f"quantize_dynamic leaves in floating point: {listed(copied, left)}")
+        keep_off_fast_path(copied)
+        return convert(copied, replace(recipe, left_float=tuple(stays)))
 
 
-def convert(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Return a quantized copy of a model; its engine is at work."""
+def convert(copied: nn.Module, recipe: Recipe) -> nn.Module:
+    """Return what a recipe makes of a float copy, which is used up; the engine is at work."""
     quantize = torch_ao("use torchao.quantization.quantize_ instead, for linear layers").quantize_dynamic
-    # PyTorch replaces the children of a module, never the module itself.
-    holder = through_layers(nn.Sequential(float_copy(model)))
-    for module in holder.modules():
-        if type(module) in _KINDS[1:] and not module.bias:  # the kernels need biases, and zero is one
-            for name, weight in [*module.named_parameters(recurse=False)]:
-                setattr(module, name.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
+    through_layers(copied)
+    for name, module in copied.named_modules():
+        if name in recipe.left_float:
+            module.qconfig = None
+        elif type(module) in _KINDS[1:] and not module.bias:  # the kernels need biases, and zero is one
+            for path, weight in [*module.named_parameters(recurse=False)]:
+                setattr(module, path.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
             module.bias = True
-    quantized = swapped(quantize, holder, {*_KINDS}, dtype=torch.qint8)[0]
+    # PyTorch replaces the children of a module, never the module itself.
+    quantized = swapped(quantize, nn.Sequential(copied), {*_KINDS}, dtype=torch.qint8)[0]
     for module in quantized.modules():
-        if type(module).__name__ in ("LSTM", "GRU") and not hasattr(module, "flatten_parameters"):
+        if type(module).__module__.startswith("torch.ao.") and hasattr(module, "hidden_size"):
+            module.forward = MethodType(_taking_one(type(module)), module)
             module.flatten_parameters = _nothing  # which a forward may call; packed weights need no flattening
     return remember(quantized, recipe)
+
+
+def _obstacle(layer: nn.Module) -> str:
+    """Why a layer cannot be replaced, or ""."""
+    if is_altered(layer):
+        return "it has hooks or a forward of its own, which would be lost"
+    if getattr(layer, "proj_size", 0):
+        return (
+            "it has a proj_size, and PyTorch has no INT8 kernel for that in any flow: project with a linear layer "
+            "behind an LSTM without proj_size instead"
+        )
+    return ""
+
+
+def _never_taken(model: nn.Module) -> dict[str, str]:
+    """The names of the layers with weights that the flow does not know."""
+    modules = dict(model.named_modules())
+    within = tuple(f"{name}." for name, module in modules.items() if isinstance(module, KINDS) and name)
+    return {
+        name: ""
+        for name, module in modules.items()
+        if isinstance(module, KINDS) and type(module) not in _KINDS and not name.startswith(within)
+    }
+
+
+def _why(model: nn.Module, stays: Mapping[str, str]) -> str:
+    """Say why no layer of a model is replaced."""
+    if stays:
+        return f"these have to stay in floating point: {listed(model, stays)}"
+    found = Counter(kind_of(m) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+    return (
+        f"quantize_dynamic takes {', '.join(kind.__name__ for kind in _KINDS)}, and this model has "
+        f"{', '.join(f'{n} {kind}' for kind, n in found.items()) or 'no layer with weights'}. quantize_static takes "
+        "convolutions"
+    )
+
+
+def _check_weights(name: str, layer: nn.Module) -> None:
+    """Refuse a layer whose weights are not finite, and tell of one that keeps little of them."""
+    for path, weight in layer.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity in its {path}: mend that before you quantize it")
+    if (coarse := _coarse(layer)) < _FINE:
+        tell(
+            f"{name} keeps its weights to {coarse:.1f} dB only: each of its tensors has one scale, and a few weights "
+            "are far larger than the rest. Equalize them; 16 bits would keep them, in a file as large as before"
+        )
+
+
+@functools.cache
+def _taking_one(kind: type[nn.Module]) -> Callable:
+    """The forward of a class of quantized recurrent layers that takes one sequence too, or one row of a cell.
+
+    A layer has it as a method; it wraps the one of the class, which TorchScript reads.
+    """
+    given, in_batch = kind.forward, 2 if kind.__name__.endswith("Cell") else 3
+
+    @functools.wraps(given)
+    def forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
+        if not isinstance(input, Tensor) or input.dim() != in_batch - 1:
+            return given(self, input, hx)
+        axis = 0 if in_batch == 2 or self.batch_first else 1
+        result = given(self, input.unsqueeze(axis), tree_map_only(Tensor, lambda h: h.unsqueeze(-2), hx))
+        if in_batch == 2:
+            return tree_map_only(Tensor, lambda h: h.squeeze(0), result)
+        output, state = result
+        return output.squeeze(axis), tree_map_only(Tensor, lambda h: h.squeeze(-2), state)
+
+    return forward
 
 
 def _nothing() -> None:

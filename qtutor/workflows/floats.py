@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 
-from qtutor.models.operators import kind_of
 from qtutor.models.tracing import function_name
 from qtutor.simulation.layers import KINDS
 
@@ -16,8 +15,8 @@ _VIEWS = {"t", "transpose", "permute", "movedim", "view", "reshape", "unsqueeze"
 _VIEWS |= {"contiguous", "select", "slice"}
 
 
-def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) -> dict[str, str]:
-    """Return the layers with float weights, and the parameters that are multiplied as they are, with their kinds.
+def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) -> list[str]:
+    """Return the names of layers with float weights, and of parameters that are multiplied as they are.
 
     Args:
         given: what `model` was made of.
@@ -34,7 +33,7 @@ def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) 
         path = parameter.split(".")
         owners = (".".join(path[:end]) for end in range(len(path)))
         names.append(next((name for name in owners if isinstance(modules.get(name), _WEIGHTED)), parameter))
-    return {name: kind_of(modules[name]) if name in modules else "Parameter" for name in names}
+    return [*dict.fromkeys(names)]
 
 
 def _multiplied(model: GraphModule) -> Iterator[str]:

@@ -181,7 +181,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
         raise ValueError(f"{path} is for the engine {engine}, and this machine has {', '.join(engines(flow))}")
     with at_work(engine):
         if flow == "dynamic":
-            model = dynamic.convert(float_model, recipe)
+            model = dynamic.convert(float_copy(float_model), recipe)
         else:
             prepared = rebuilt(float_copy(float_model), recipe, inputs).eval()
             shape_scales(prepared, inputs)

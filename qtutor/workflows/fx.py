@@ -12,7 +12,7 @@ from unittest import mock
 from qtutor.fusion.folding import along_channels, foldable_kind
 from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.tensors import copies
-from qtutor.models.tracing import Call, clear_hooks, has_hooks, norm_dims, works_in_place
+from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, norm_dims, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.low_bits import narrow_qconfig, trained_qconfig
@@ -54,9 +54,9 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     ao = torch_ao()
     for name, module in model.named_modules():
         kept = name in recipe.left_float or any(f"{name}.".startswith(f"{each}.") for each in recipe.keep_float)
-        if type(module) is nn.Identity and not has_hooks(module):  # as where `fuse` folded a batch norm
+        if type(module) is nn.Identity and not is_altered(module):  # as where `fuse` folded a batch norm
             module.__class__ = _Skipped
-        elif kept and next(module.children(), None) is None and (has_hooks(module) or not isinstance(module, _FOLDED)):
+        elif kept and next(module.children(), None) is None and (is_altered(module) or not isinstance(module, _FOLDED)):
             module.__class__ = _left(type(module))
     for name in passed_by(model):
         clear_hooks(model.get_submodule(name))

@@ -9,10 +9,11 @@ is meant for ARM. Where they were measured, on x86, they gave the right results 
 """
 
 from qtutor.lowbit import integers
-from qtutor.models.copying import eval_copy, through_layers
+from qtutor.models.copying import check_loaded, eval_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.tracing import has_hooks
-from qtutor.workflows.checks import tell
+from qtutor.models.source import bound_by_source
+from qtutor.models.tracing import is_altered
+from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 
 import torch
 from torch import Tensor, nn
@@ -96,36 +97,32 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
         raise TypeError(f"quantize_weights needs an nn.Module, got {kind_of(model)}")
     if group not in GROUPS:
         raise ValueError(f"PyTorch's 4-bit kernel shares a scale among 32, 64, 128 or 256 inputs, not {group!r}")
+    check_loaded(model)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    obstacles = {name: reason for name, layer in layers.items() if (reason := _obstacle(layer, group))}
+    kept = bound_by_source(model, layers) | obstacles
     replaced: dict[int, nn.Module] = {}
-    kept: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or id(module) in replaced:
-            continue
-        reason = _obstacle(module, group)
-        if not reason:
+    for name, layer in layers.items():
+        if name not in kept:
             try:
-                replaced[id(module)] = Int4Linear(module, group)
-                continue
+                replaced[id(layer)] = Int4Linear(layer, group)
             except (RuntimeError, ValueError, NotImplementedError) as error:
-                reason = str(error).splitlines()[0]
-        kept[name or "the model"] = reason
-    said = "; ".join(f"{name}: {reason}" for name, reason in kept.items())
+                kept[name] = str(error).splitlines()[0]
+    said = listed(model, {name: kept[name] for name in layers if name in kept})
     if not replaced:
         raise ValueError(f"no linear layer can have 4-bit weights ({said or 'there is none'})")
+    changed = replaced[id(model)].eval() if id(model) in replaced else eval_copy(model, replaced)
     if kept:
         tell(f"quantize_weights leaves {len(kept)} linear layers as they are: {said}")
-    if id(model) in replaced:
-        return replaced[id(model)].eval()
-    changed = eval_copy(model, replaced)
-    through_layers(changed)
+    keep_off_fast_path(changed)
     return changed
 
 
 def _obstacle(layer: nn.Linear, group: int) -> str:
     if type(layer) is not nn.Linear:
         return f"it is a {kind_of(layer)}"
-    if has_hooks(layer):
-        return "it has hooks, which would be lost"
+    if is_altered(layer):
+        return "it has hooks or a forward of its own, which would be lost"
     if "weight" not in layer._parameters:
         return "its weight is computed anew at each call"
     if layer.out_features % _ROWS:

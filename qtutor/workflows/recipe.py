@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qtutor.machine import describe
-from qtutor.models.copying import plain_copy
+from qtutor.models.copying import check_loaded, plain_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.tracing import has_hooks
+from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import SATURATING, at_work, choose
 
 import torch
@@ -137,7 +137,8 @@ def float_copy(model: nn.Module) -> nn.Module:
     """Return a copy to quantize, in eval mode, with parametrizations made permanent.
 
     Raises:
-        ValueError: the model is quantized already, not float32 on the CPU, or wrapped or compiled beyond recognition.
+        ValueError: the model is quantized already, has no values yet, is not float32 on the CPU, or is wrapped or
+            compiled beyond recognition.
     """
     if recipe_of(model):
         raise ValueError(f"{kind_of(model)} is quantized or prepared already: pass the floating-point model")
@@ -147,8 +148,10 @@ def float_copy(model: nn.Module) -> nn.Module:
         raise ValueError("this model is wrapped by torch.compile: pass model._orig_mod")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(f"this model is wrapped in {kind_of(model)}: pass model.module")
+    check_loaded(model)
     for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        other = parameter.is_floating_point() and parameter.dtype != torch.float32
+        if parameter.device.type != "cpu" or other:
             kind = f"{parameter.dtype} on {parameter.device}"
             raise ValueError(f"{name} is {kind}: PyTorch quantizes float32 on the CPU, so pass model.cpu().float()")
     copied = plain_copy(model)
@@ -168,7 +171,7 @@ def _count_padding(layer: _ConvNd) -> None:
 
 
 def unfit(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of layers for which no INT8 kernel stands: for how they pad or normalize, or because of hooks.
+    """Return the names of layers for which no INT8 kernel stands: for how they pad or norm, or what was put on them.
 
     As of PyTorch 2.13 the kernel of an InstanceNorm knows no running statistics, and that of a PReLU scales positive
     codes too.
@@ -179,6 +182,6 @@ def unfit(model: nn.Module) -> tuple[str, ...]:
             module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
         )
         odd = odd or type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
-        if odd or (name and next(module.children(), None) is None and has_hooks(module)):
+        if odd or (name and next(module.children(), None) is None and is_altered(module)):
             found.append(name)
     return tuple(found)
