@@ -573,3 +573,10 @@ def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkey
     save(quantized, tmp_path / "model.qt")
     monkeypatch.undo()
     assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
+
+
+def test_whole_numbers_that_training_cannot_round_are_refused_before_it():
+    model = two_layers(lambda self, x: self.second(self.first(x + self.table((x > 0).long().clamp(max=1)).mean(1))))
+    model.table = nn.Embedding(2, 16)
+    with pytest.raises(ValueError, match=r"found Long. flow='pt2e' can take it as it is"):
+        prepare_qat(model.eval(), ROWS)
