@@ -960,3 +960,10 @@ def test_autocast_in_forward_is_named():
     with pytest.raises(ValueError, match=r"autocast gets lost, here at .*test_checks.py:\d+: `with torch.autocast"):
         quantize_static(two_layers(forward), [ROWS])
     assert "noted" not in torch.autocast.__enter__.__qualname__
+
+
+def test_whole_numbers_that_training_cannot_round_are_refused_before_it():
+    model = two_layers(lambda self, x: self.second(self.first(x + self.table((x > 0).long().clamp(max=1)).mean(1))))
+    model.table = nn.Embedding(2, 16)
+    with pytest.raises(ValueError, match=r"found Long. flow='pt2e' can take it as it is"):
+        prepare_qat(model.eval(), ROWS)

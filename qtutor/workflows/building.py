@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
@@ -32,7 +33,7 @@ from qtutor.workflows.refusals import Refused, reason_of, stub_reason
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
 _NOTHING = "finds nothing to quantize: it takes linear layers and convolutions"
@@ -113,6 +114,10 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         _tell_what_stays(model, _tried(prepared, recipe, reference), recipe)
     except _Unfit as found:
         return prepare(model, found.recipe, reference)
+    except (Unavailable, ValueError):
+        raise
+    except Exception as error:
+        raise _failed(model, inputs, error) from error
     return prepared, recipe
 
 
@@ -145,7 +150,7 @@ def shape_scales(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     for name in observers.keys() - by_channel:
         observers[name](torch.tensor([-1.0, 1.0]))
     if isinstance(prepared, GraphModule):
-        graph, copied = Graph(), {}
+        graph, copied = Graph(), dict[Node, Any]()
         graph.graph_copy(prepared.graph, copied)
         graph.output(tuple(copied[n] for n in prepared.graph.nodes if n.op == "call_module" and n.target in by_channel))
         weights = GraphModule(prepared, graph)
