@@ -583,3 +583,31 @@ def test_autocast_in_forward_is_named():
     with pytest.raises(ValueError, match=r"autocast gets lost, here at .*test_checks.py:\d+: `with torch.autocast"):
         quantize_static(two_layers(forward), [ROWS])
     assert "noted" not in torch.autocast.__enter__.__qualname__
+
+
+def with_constant(constant):
+    model = two_layers()
+    model.second.bias.data += constant
+    return model
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_constant_that_hides_what_varies_is_told_of(trained):
+    model = with_constant(1000)
+    with pytest.warns(QuantizationWarning, match="an output lies far from zero and varies little"):
+        quantized = prepare_qat(model, ROWS) if trained else quantize_static(model, [ROWS])
+    assert sqnr(model(ROWS).detach(), quantized.eval()(ROWS).detach()) > 50
+    assert sqnr(model(ROWS).detach() - 1000, quantized(ROWS).detach() - 1000) < 10
+    kept = quantize_static(model, [ROWS], keep_float=["second"])
+    assert sqnr(model(ROWS).detach() - 1000, kept(ROWS) - 1000) > 20
+    assert any("far from zero" in note for note in diagnose(model, [ROWS], progress=False).notes)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_no_constant_is_told_of_where_what_varies_is_seen(rows):
+    for head in (nn.Identity(), nn.Softmax(-1), nn.Sigmoid(), nn.Linear(4, 1)):
+        model = nn.Sequential(with_constant(1), head).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", QuantizationWarning)
+            quantize_static(model, [ROWS[:rows]])
+        assert not diagnose(model, [ROWS[:rows]], progress=False).notes
