@@ -611,3 +611,21 @@ def test_no_constant_is_told_of_where_what_varies_is_seen(rows):
             warnings.simplefilter("error", QuantizationWarning)
             quantize_static(model, [ROWS[:rows]])
         assert not diagnose(model, [ROWS[:rows]], progress=False).notes
+
+
+def padded():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2)
+    model = Forward(lambda self, x, mask: self.encoder(x, src_key_padding_mask=mask), encoder=encoder)
+    return model.eval(), (torch.randn(4, 5, 16), torch.arange(5) >= torch.tensor([5, 3, 4, 2])[:, None])
+
+
+def test_what_a_mask_hides_is_computed_by_one_rule():
+    model, inputs = padded()
+    with pytest.warns(QuantizationWarning, match="leaves in floating point"):
+        quantized = quantize_static(model, [(inputs, None)], "pt2e")
+    seen = ~inputs[1]
+    assert sqnr(model(*inputs).detach()[seen], quantized(*inputs).detach()[seen]) > 25
+    simulated = diagnose(model, [(inputs, None)], progress=False)
+    assert simulated.experiment.agreement(simulated.simulate(Configuration())) > 25
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -30,8 +30,8 @@ def no_fast_attention() -> Iterator[None]:
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the tensors that a model gives for inputs, which stay as they are."""
-    with torch.inference_mode(False), torch.no_grad():
+    """Return the tensors that a model gives for inputs, which stay as they are; attention is off its fast path."""
+    with no_fast_attention(), torch.inference_mode(False), torch.no_grad():
         return [tensor.detach().clone() for tensor in tensors_in(model(*(x.clone() for x in inputs)))]
 
 
@@ -126,8 +126,7 @@ def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type,
     for name, module in model.named_modules():
         if isinstance(module, kinds):
             module.register_forward_hook(lambda *_, name=name: calls.update([name]))
-    with no_fast_attention():
-        outputs(model, inputs)
+    outputs(model, inputs)
     return calls
 
 
