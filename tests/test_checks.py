@@ -967,3 +967,49 @@ def test_whole_numbers_that_training_cannot_round_are_refused_before_it():
     model.table = nn.Embedding(2, 16)
     with pytest.raises(ValueError, match=r"found Long. flow='pt2e' can take it as it is"):
         prepare_qat(model.eval(), ROWS)
+
+
+def with_constant(constant):
+    model = two_layers()
+    model.second.bias.data += constant
+    return model
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_constant_that_hides_what_varies_is_told_of(trained):
+    model = with_constant(1000)
+    with pytest.warns(QuantizationWarning, match="an output lies far from zero and varies little"):
+        quantized = prepare_qat(model, ROWS) if trained else quantize_static(model, [ROWS])
+    assert sqnr(model(ROWS).detach(), quantized.eval()(ROWS).detach()) > 50
+    assert sqnr(model(ROWS).detach() - 1000, quantized(ROWS).detach() - 1000) < 10
+    kept = quantize_static(model, [ROWS], keep_float=["second"])
+    assert sqnr(model(ROWS).detach() - 1000, kept(ROWS) - 1000) > 20
+    assert any("far from zero" in note for note in diagnose(model, [ROWS], progress=False).notes)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_no_constant_is_told_of_where_what_varies_is_seen(rows):
+    for head in (nn.Identity(), nn.Softmax(-1), nn.Sigmoid(), nn.Linear(4, 1)):
+        model = nn.Sequential(with_constant(1), head).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", QuantizationWarning)
+            quantize_static(model, [ROWS[:rows]])
+        assert not diagnose(model, [ROWS[:rows]], progress=False).notes
+
+
+def padded():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2)
+    model = Forward(lambda self, x, mask: self.encoder(x, src_key_padding_mask=mask), encoder=encoder)
+    return model.eval(), (torch.randn(4, 5, 16), torch.arange(5) >= torch.tensor([5, 3, 4, 2])[:, None])
+
+
+def test_what_a_mask_hides_is_computed_by_one_rule():
+    model, inputs = padded()
+    with pytest.warns(QuantizationWarning, match="leaves in floating point"):
+        quantized = quantize_static(model, [(inputs, None)], "pt2e")
+    seen = ~inputs[1]
+    assert sqnr(model(*inputs).detach()[seen], quantized(*inputs).detach()[seen]) > 25
+    simulated = diagnose(model, [(inputs, None)], progress=False)
+    assert simulated.experiment.agreement(simulated.simulate(Configuration())) > 25
+    assert torch.backends.mha.get_fastpath_enabled()

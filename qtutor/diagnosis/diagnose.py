@@ -29,6 +29,7 @@ from qtutor.models.batches import Batch, read_some
 from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
 from qtutor.simulation import Configuration, Simulation
+from qtutor.workflows.checks import OFFSET
 
 from torch import nn
 
@@ -169,6 +170,8 @@ def diagnose(
         for trial, score in scores.items():
             if len(trial) >= len(everything) - 1 and not score.error:
                 experiment.note(replace(configuration, keep_float=tuple(sorted(everything - trial))), score)
+        if scores[everything].offset_hides:
+            notes.append(f"{OFFSET.capitalize()}.")
         table, skipped = _tables(_rows(simulation, statistics, scores), simulation, scores, metric_name)
         goal = Goal(scores[_NOTHING].metric - tolerance if metric else None)
         search = Search(experiment, configuration, goal)

@@ -18,6 +18,7 @@ from qtutor.models.batches import Batch
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import floats_in
 from qtutor.simulation import Rounding, Simulation
+from qtutor.workflows.checks import offset_hides
 
 import joblib
 import torch
@@ -40,12 +41,15 @@ class Score:
     Attributes:
         signal: for each tensor of the output, the sum of its squares.
         noise: the sum of its squared errors.
+        sums: the sum of its values, of which there are `counts`.
         total: the metric, times the samples that it was taken on.
         error: what the model raised, or "".
     """
 
     signal: list[float] = field(default_factory=list)
     noise: list[float] = field(default_factory=list)
+    sums: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
     total: float = 0.0
     samples: int = 0
     batches: int = 0
@@ -65,6 +69,12 @@ class Score:
         return decibels(1.0, self.ratio)
 
     @property
+    def offset_hides(self) -> bool:
+        """Whether an output has so large a constant in it that what varies is lost."""
+        spreads = (s - t * t / n for s, t, n in zip(self.signal, self.sums, self.counts, strict=True))
+        return any(map(offset_hides, self.signal, spreads, self.noise))
+
+    @property
     def metric(self) -> float:
         """The metric, the mean over samples; NaN where there is none."""
         return self.total / self.samples if self.samples else math.nan
@@ -74,12 +84,15 @@ class Score:
         outputs = floats_in(output)
         self.batches += 1
         if not self.signal:
-            self.signal, self.noise = [0.0] * len(reference), [0.0] * len(reference)
+            self.signal, self.noise, self.sums = ([0.0] * len(reference) for _ in range(3))
+            self.counts = [0] * len(reference)
         same = [a.shape for a in reference] == [b.shape for b in outputs]
         for i, exact in enumerate(reference):
             exact = exact.double()
             error = float((exact - outputs[i].double()).square().sum()) if same else math.nan
             self.signal[i] += float(exact.square().sum())
+            self.sums[i] += float(exact.sum())
+            self.counts[i] += exact.numel()
             self.noise[i] += math.inf if same and not math.isfinite(error) else error
         if metric is not None:
             value = float(metric(output, labels))

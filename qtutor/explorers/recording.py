@@ -239,6 +239,8 @@ def _chosen(axes: Sequence[Axis], values: Sequence) -> dict[str, Any]:
 def _value(values: Mapping[str, Any], axis: Axis) -> Any:
     """What a control's value is on one axis."""
     value = _kept(values[axis.name])
+    if axis.kind == "several":  # in whichever order
+        return next((each for each in axis.values if {*each} == {*value}), value)
     return value if axis.end is None else value[axis.end]
 
 
@@ -258,7 +260,8 @@ def _axes(name: str, control: Any, values: Any, needed: Sequence[Mapping]) -> It
         kind, texts = "switch", ("off", "on")
     elif isinstance(control, ipywidgets.SelectMultiple):
         kind, texts = "several", tuple(offered.values())
-        kept = sorted(set(asked), key=lambda value: (len(value), value))
+        sets = {tuple(each for each in offered if each in value) for value in asked}
+        kept = sorted(sets, key=lambda value: (len(value), value))
     else:
         kind = "choice" if isinstance(control, (ipywidgets.ToggleButtons, ipywidgets.Dropdown)) else "slider"
         texts = tuple(offered[value] if offered else _number(value) for value in kept)

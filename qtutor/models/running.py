@@ -31,8 +31,8 @@ def no_fast_attention() -> Iterator[None]:
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the tensors that a model gives for inputs, which stay as they are, as dense ones."""
-    with torch.inference_mode(False), torch.no_grad():
+    """Return the tensors that a model gives, as dense ones, for inputs that stay; attention is off its fast path."""
+    with no_fast_attention(), torch.inference_mode(False), torch.no_grad():
         return [tensor.detach().clone().to_dense() for tensor in tensors_in(model(*copies(inputs)))]
 
 
@@ -127,8 +127,7 @@ def count_calls(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type,
     for name, module in model.named_modules():
         if isinstance(module, kinds):
             module.register_forward_hook(lambda *_, name=name: calls.update([name]))
-    with no_fast_attention():
-        outputs(model, inputs)
+    outputs(model, inputs)
     return calls
 
 

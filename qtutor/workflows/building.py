@@ -111,7 +111,9 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         return prepared, recipe
     try:
         _check_untrained(model, prepared, recipe, reference)
-        _tell_what_stays(model, _tried(prepared, recipe, reference), recipe)
+        tried = _tried(prepared, recipe, reference)
+        _tell_what_stays(model, tried, recipe)
+        reference.check_offset(tried)
     except _Unfit as found:
         return prepare(model, found.recipe, reference)
     except (Unavailable, ValueError):
@@ -359,6 +361,7 @@ def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Re
     if got < USUAL + _NEAR and reference.inputs is not reference.batch:
         got = min(got, agreement(reference.batch_outputs, outputs(quantized, reference.batch)))
     if got >= USUAL:
+        reference.check_offset(quantized)
         return
     worst, explained = what_hurts(float_copy(model), reference.inputs, (*recipe.keep_float, *recipe.left_float))
     said = f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only"

@@ -8,10 +8,12 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from qtutor.affine import decibels
 from qtutor.models.batches import Batch
 from qtutor.models.copying import eval_copy, through_layers
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
+from qtutor.models.tensors import floats_in
 from qtutor.simulation import Scheme, Simulation
 
 import torch
@@ -27,7 +29,14 @@ LEAST = 5.0
 """SQNR in dB below which it is another function, and nobody's INT8 model."""
 
 
+OFFSET = (
+    "an output lies far from zero and varies little, and what varies is lost on a grid that has to reach there: take "
+    "the constant out of the model and add it behind, or keep the layer that gives it in float"
+)
+"""What to do where `offset_hides`."""
+
 _MANY = 6  # layers of one class, of which each is named
+_CLEAR = 10.0  # dB of what varies, below which it is lost
 _FEW = 2  # samples: what is wrong is wrong for each, and a check must cost little
 
 
@@ -73,6 +82,37 @@ class Reference:
     def agreement(self, model: nn.Module) -> float:
         """Return the SQNR in dB of what another model gives for the samples."""
         return agreement(self.outputs, outputs(model, self.inputs))
+
+    def check_offset(self, model: nn.Module) -> None:
+        """Tell where an output of another model hardly shows how it varies, for the constant in it."""
+        if not any(varies_little(*_powers(x)) for x in floats_in(self.batch_outputs)):  # a run is saved
+            return
+        for x, y in zip(self.batch_outputs, outputs(model, self.batch), strict=True):
+            if x.is_floating_point() and offset_hides(*_powers(x), float((x.double() - y.double()).square().sum())):
+                tell(OFFSET)
+                return
+
+
+def _powers(x: Tensor) -> tuple[float, float]:
+    """The sum of squares of values, and of what they differ from their mean."""
+    exact = x.double()
+    return float(exact.square().sum()), float((exact - exact.mean()).square().sum())
+
+
+def varies_little(signal: float, spread: float) -> bool:
+    """Whether values lie ten times as far from zero as from their mean, and are not one constant but for an ULP."""
+    return 1e-10 * signal < spread <= 1e-2 * signal
+
+
+def offset_hides(signal: float, spread: float, noise: float) -> bool:
+    """Whether a constant in an output makes its grid so coarse that what varies is lost, though the SQNR is good.
+
+    Args:
+        signal: its sum of squares.
+        spread: the same about its mean over all values.
+        noise: the sum of its squared errors.
+    """
+    return varies_little(signal, spread) and decibels(spread, noise) < _CLEAR <= decibels(signal, noise)
 
 
 def repeats(model: nn.Module, inputs: tuple[Tensor, ...], found: list[Tensor]) -> bool:
