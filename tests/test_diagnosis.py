@@ -351,6 +351,19 @@ def test_other_bad_input_is_refused_with_a_reason(chain, inputs):
         quiet(chain, inputs).measure(Configuration(keep_float=("nothing",)))
 
 
+def test_a_layer_that_gets_no_values_is_not_said_to_raise():
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return torch.vmap(self.layer)(x)
+
+    with pytest.raises(ValueError, match=r"the model runs, .* watched at .*test_diagnosis.py:\d+: `return torch.vmap"):
+        quiet(Mapped().eval(), [torch.randn(4, 16)])
+
+
 def test_a_layer_that_gives_nan_names_itself():
     class Root(nn.Module):
         def forward(self, x):

@@ -26,8 +26,10 @@ from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statisti
 from qtutor.diagnosis.trials import Metric, Score, Trial, spread
 from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
 from qtutor.models.batches import Batch, read_some
+from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
+from qtutor.models.tracing import where
 from qtutor.simulation import Configuration, Simulation
 from qtutor.workflows.checks import OFFSET
 
@@ -265,11 +267,24 @@ def _first_runs(
         good.append(batch)
         classes = classes and class_axis(scores_of(output), batch.labels) is not None
     if simulation is None or not good:
-        raise ValueError(f"the model raised on every batch: {type(problem).__name__}: {problem}") from problem
+        assert problem
+        raise _nothing_ran(model, batches[0], problem) from problem
     if not simulation.layers:
         why = "; ".join(f"{name or 'the model'}: {reason}" for name, (_, reason) in simulation.skipped.items())
         raise ValueError(f"the model has no layer to quantize ({why or 'no linear layer, convolution or the like'})")
     return simulation, good, classes
+
+
+def _nothing_ran(model: nn.Module, batch: Batch, problem: Exception) -> ValueError:
+    said = f"{type(problem).__name__}: {problem}"
+    try:
+        Simulation(plain_copy(model)).run(batch)
+    except Exception:
+        return ValueError(f"the model raised on every batch: {said}")
+    return ValueError(
+        f"the model runs, and raises where its layers are watched{where(problem)}: {said}. A layer inside torch.vmap "
+        "or another transform of torch.func gets no values to look at: call it on the whole batch"
+    )
 
 
 def _rows(
