@@ -1013,3 +1013,13 @@ def test_what_a_mask_hides_is_computed_by_one_rule():
     simulated = diagnose(model, [(inputs, None)], progress=False)
     assert simulated.experiment.agreement(simulated.simulate(Configuration())) > 25
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_layers_inside_a_block_of_pytorch_are_not_half_converted():
+    torch.manual_seed(0)
+    layers = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), nn.Linear(16, 4)
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: 1 \(TransformerEncoderLayer\)"):
+        prepared = prepare_qat(nn.Sequential(nn.Linear(16, 16), *layers), ROWS[None])
+    for _ in range(5):
+        prepared(ROWS[None])
+    assert sqnr(prepared.eval()(ROWS[None]).detach(), convert(prepared)(ROWS[None]).detach()) > 25

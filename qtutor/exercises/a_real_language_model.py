@@ -64,25 +64,6 @@ choose_axes = exercises.value(
 
 # --- Compute by hand: when the cache outgrows the model.
 
-tokens_of_cache = exercises.value(
-    "tokens_of_cache",
-    4000,
-    hints=[
-        "Bytes of a token: keys and values, times layers, times heads of keys, times their width, times 2 bytes.",
-        "2 * 30 * 3 * 64 * 2 = 23,040 bytes. How often do they go into 92,160,000?",
-    ],
-    mistakes={
-        8000: "You counted the keys alone, or one byte a number. Keys and values, two bytes each.",
-        120000: "That is one layer's. Each of the 30 layers keeps its own.",
-        1333: "That is with nine heads. The queries have nine, and three of them share one head of keys and values.",
-        16000: "That is at 4 bits. The question is FP16.",
-    },
-    because="2 * 30 layers * 3 heads * 64 * 2 bytes = 23,040 bytes a token, and 92,160,000 / 23,040 = 4,000.",
-    tolerance=0.001,
-)
-
-# --- Go deeper: write code, fold the factors into a norm.
-
 
 def _norm_and_weight(generator: torch.Generator) -> tuple:
     norm = 0.2 + torch.rand(4, generator=generator, dtype=torch.float64)
@@ -137,6 +118,26 @@ judge_lossless = exercises.value(
 )
 
 # --- Go deeper: diagnose a symptom.
+
+tokens_of_cache = exercises.value(
+    "tokens_of_cache",
+    4000,
+    hints=[
+        "Bytes of a token: keys and values, times layers, times heads of keys, times their width, times 2 bytes.",
+        "2 * 30 * 3 * 64 * 2 = 23,040 bytes. How often do they go into 92,160,000?",
+    ],
+    mistakes={
+        8000: "You counted the keys alone, or one byte a number. Keys and values, two bytes each.",
+        120000: "That is one layer's. Each of the 30 layers keeps its own.",
+        1333: "That is with nine heads. The queries have nine, and three of them share one head of keys and values.",
+        16000: "That is at 4 bits. The question is FP16.",
+    },
+    because="2 * 30 layers * 3 heads * 64 * 2 bytes = 23,040 bytes a token, and 92,160,000 / 23,040 = 4,000.",
+    tolerance=0.001,
+)
+
+# --- Go deeper: write code, fold the factors into a norm.
+
 
 diagnose_first_token = exercises.value(
     "diagnose_first_token",

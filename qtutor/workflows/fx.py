@@ -11,6 +11,7 @@ from unittest import mock
 
 from qtutor.fusion.folding import along_channels, foldable_kind
 from qtutor.models.operators import Trait, target_of, traits
+from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies
 from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, norm_dims, works_in_place
 from qtutor.simulation.layers import KINDS
@@ -29,6 +30,7 @@ _ARGUMENTS |= {f"conv{n}d": (*_TENSORS, "stride", "padding", "dilation", "groups
 _ARGUMENTS |= {f"conv_transpose{n}d": (*_TENSORS, "stride", "padding", "output_padding", "groups") for n in (1, 2, 3)}
 
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FOLDED = (*KINDS, _BatchNorm)
 """What is folded where it stays in floats too."""
 
@@ -60,19 +62,25 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
             module.__class__ = _left(type(module))
     for name in passed_by(model):
         clear_hooks(model.get_submodule(name))
+    mapping = qconfigs(ao, recipe)
+    for name, module in model.named_modules():
+        if _closed(module):  # in training PyTorch would swap the layers inside, and leave them behind half converted
+            mapping.set_module_name(name, None)
     prepare = ao.quantize_fx.prepare_qat_fx if recipe.trained else ao.quantize_fx.prepare_fx
     with _tracing(model, inputs, recipe):
-        return prepare(model.train(recipe.trained), qconfigs(ao, recipe), inputs)
+        return prepare(model.train(recipe.trained), mapping, inputs)
+
+
+def _closed(module: nn.Module) -> bool:
+    """Whether a block is one of PyTorch's own, which a trace does not step into, such as an encoder."""
+    inside = next(module.children(), None) is not None
+    return inside and type(module).__module__.startswith("torch.nn") and not isinstance(module, _CONTAINERS)
 
 
 def passed_by(model: nn.Module) -> list[str]:
     """Return the names of the blocks with hooks, the model itself among them: a trace steps into them without these."""
-
-    def stepped_into(module: nn.Module) -> bool:
-        foreign = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
-        return next(module.children(), None) is not None and (foreign or isinstance(module, nn.Sequential))
-
-    return [name for name, module in model.named_modules() if has_hooks(module) and (not name or stepped_into(module))]
+    hooked = {name: module for name, module in model.named_modules() if has_hooks(module)}
+    return [n for n, m in hooked.items() if not n or (next(m.children(), None) is not None and not _closed(m))]
 
 
 @contextmanager
@@ -159,7 +167,7 @@ def failing(model: GraphModule, inputs: tuple[Tensor, ...]) -> Node:
     watched = _Watched(model)
     watched.extra_traceback = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_fast_attention():
             watched.run(*copies(inputs))
     except Exception:
         return watched.node
