@@ -41,6 +41,16 @@ def test_the_solution_is_right(exercise):
     assert attempt(exercise, exercise.answer).outcome == "right"
 
 
+@pytest.mark.parametrize("lesson", manifest.LESSONS, ids=lambda lesson: lesson.name)
+def test_questions_stand_in_the_order_of_the_lesson(lesson):
+    """In which its notes for instructors and its page have them; missions stand where their explorer does."""
+    source = (Path(__file__).parent.parent / lesson.notebook).read_text(encoding="utf-8")
+    module = MODULES[lesson.name].exercises
+    played = {exercise.name for exercise in module.missions}
+    asked = [name for name in re.findall(r"exercises\.(\w+)\.check\(", source) if name not in played]
+    assert asked == [name for name in module.by_name if name not in played]
+
+
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_each_mistake_is_wrong_with_its_own_hint(exercise):
     hints = [hint for _, hint in exercise.mistakes]

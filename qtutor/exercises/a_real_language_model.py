@@ -62,7 +62,24 @@ choose_axes = exercises.value(
     because="Loud channels are the keys'; values have hardly any, and a token's scale is known when the token comes.",
 )
 
-# --- Compute by hand: when the cache outgrows the model.
+# --- Go deeper: take a decision.
+
+judge_lossless = exercises.value(
+    "judge_lossless",
+    "c",
+    hints=[
+        "What were the weights of that file before anybody touched them?",
+        "Whoever rounds to a grid what lies on that grid loses nothing, and shows nothing.",
+    ],
+    mistakes={
+        "a": "The arithmetic is right, and says nothing of weights that are not on the grid already.",
+        "b": "The perplexity was measured correctly. Ask what it was compared with.",
+        "d": "More text narrows the interval of a difference. Here the difference is exactly 0, and means nothing.",
+    },
+    because="The file's weights lie on Q4_1's grid. The float model, from before that, is the one to compare with.",
+)
+
+# --- Go deeper: write code, fold the factors into a norm.
 
 
 def _norm_and_weight(generator: torch.Generator) -> tuple:
@@ -100,24 +117,7 @@ def _halves_it(norm, weight, factors):
     return norm / factors, weight * factors.sqrt()
 
 
-# --- Go deeper: take a decision.
-
-judge_lossless = exercises.value(
-    "judge_lossless",
-    "c",
-    hints=[
-        "What were the weights of that file before anybody touched them?",
-        "Whoever rounds to a grid what lies on that grid loses nothing, and shows nothing.",
-    ],
-    mistakes={
-        "a": "The arithmetic is right, and says nothing of weights that are not on the grid already.",
-        "b": "The perplexity was measured correctly. Ask what it was compared with.",
-        "d": "More text narrows the interval of a difference. Here the difference is exactly 0, and means nothing.",
-    },
-    because="The file's weights lie on Q4_1's grid. The float model, from before that, is the one to compare with.",
-)
-
-# --- Go deeper: diagnose a symptom.
+# --- Go deeper: compute by hand, when the cache outgrows the model.
 
 tokens_of_cache = exercises.value(
     "tokens_of_cache",
@@ -136,8 +136,7 @@ tokens_of_cache = exercises.value(
     tolerance=0.001,
 )
 
-# --- Go deeper: write code, fold the factors into a norm.
-
+# --- Go deeper: diagnose a symptom.
 
 diagnose_first_token = exercises.value(
     "diagnose_first_token",
@@ -153,7 +152,6 @@ diagnose_first_token = exercises.value(
     },
     because="Token by token each gets its own scale. Read at once, all share the one that the huge first token sets.",
 )
-
 
 # --- Missions in the explorer.
 

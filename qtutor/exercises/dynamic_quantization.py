@@ -9,6 +9,7 @@ from torch import nn
 
 exercises = Exercises("04_dynamic_quantization")
 
+
 # --- Compute by hand.
 
 batch_scale = exercises.value(
@@ -28,6 +29,7 @@ batch_scale = exercises.value(
     because="2.54 over 127 steps. Another batch gets another scale.",
     tolerance=1e-5,
 )
+
 
 # --- Write code: one scale for each row.
 
@@ -93,6 +95,56 @@ diagnose_service = exercises.value(
     because="Per tensor, the loudest row of a batch chooses the step for all. Per row, it cannot.",
 )
 
+
+# --- Write code: SmoothQuant.
+
+
+def _layers(generator: torch.Generator) -> tuple:
+    features = int(torch.randint(4, 12, (), generator=generator))
+    x = torch.randn(30, features, generator=generator, dtype=torch.float64)
+    x[:, 1] *= 40
+    weight = torch.randn(7, features, generator=generator, dtype=torch.float64)
+    return x, weight, float(torch.randint(2, 9, (), generator=generator)) / 10
+
+
+@exercises.function(
+    inputs=_layers,
+    hints=[
+        "Both maxima are per input channel: x.abs().amax(dim=0) and weight.abs().amax(dim=0), each (features,).",
+        "s = x_max ** alpha / w_max ** (1 - alpha); return x / s and weight * s.",
+    ],
+    because="x / s and weight * s give the same product for any positive s; this s shares the difficulty out.",
+    tolerance=1e-9,
+)
+def smooth(x, weight, alpha):
+    s = x.abs().amax(dim=0) ** alpha / weight.abs().amax(dim=0) ** (1 - alpha)
+    return x / s, weight * s
+
+
+@smooth.mistake("The function is not preserved: you divide both. What x loses, the weight must gain.")
+def _divides_both(x, weight, alpha):
+    s = x.abs().amax(dim=0) ** alpha / weight.abs().amax(dim=0) ** (1 - alpha)
+    return x / s, weight / s
+
+
+@smooth.mistake("It is the same function, but upside down: the outliers grew. x is divided by s.")
+def _upside_down(x, weight, alpha):
+    s = x.abs().amax(dim=0) ** alpha / weight.abs().amax(dim=0) ** (1 - alpha)
+    return x * s, weight / s
+
+
+@smooth.mistake("The exponents are swapped: alpha belongs to x, 1 - alpha to the weight.")
+def _swapped(x, weight, alpha):
+    s = x.abs().amax(dim=0) ** (1 - alpha) / weight.abs().amax(dim=0) ** alpha
+    return x / s, weight * s
+
+
+@smooth.mistake("That leaves the weight out of s: divide by w_max ** (1 - alpha) too.")
+def _without_weight(x, weight, alpha):
+    s = x.abs().amax(dim=0) ** alpha
+    return x / s, weight * s
+
+
 # --- Find the silent bug.
 
 
@@ -146,55 +198,6 @@ def _pickled(model):
     return len(file.getvalue())
 
 
-# --- Write code: SmoothQuant.
-
-
-def _layers(generator: torch.Generator) -> tuple:
-    features = int(torch.randint(4, 12, (), generator=generator))
-    x = torch.randn(30, features, generator=generator, dtype=torch.float64)
-    x[:, 1] *= 40
-    weight = torch.randn(7, features, generator=generator, dtype=torch.float64)
-    return x, weight, float(torch.randint(2, 9, (), generator=generator)) / 10
-
-
-@exercises.function(
-    inputs=_layers,
-    hints=[
-        "Both maxima are per input channel: x.abs().amax(dim=0) and weight.abs().amax(dim=0), each (features,).",
-        "s = x_max ** alpha / w_max ** (1 - alpha); return x / s and weight * s.",
-    ],
-    because="x / s and weight * s give the same product for any positive s; this s shares the difficulty out.",
-    tolerance=1e-9,
-)
-def smooth(x, weight, alpha):
-    s = x.abs().amax(dim=0) ** alpha / weight.abs().amax(dim=0) ** (1 - alpha)
-    return x / s, weight * s
-
-
-@smooth.mistake("The function is not preserved: you divide both. What x loses, the weight must gain.")
-def _divides_both(x, weight, alpha):
-    s = x.abs().amax(dim=0) ** alpha / weight.abs().amax(dim=0) ** (1 - alpha)
-    return x / s, weight / s
-
-
-@smooth.mistake("It is the same function, but upside down: the outliers grew. x is divided by s.")
-def _upside_down(x, weight, alpha):
-    s = x.abs().amax(dim=0) ** alpha / weight.abs().amax(dim=0) ** (1 - alpha)
-    return x * s, weight / s
-
-
-@smooth.mistake("The exponents are swapped: alpha belongs to x, 1 - alpha to the weight.")
-def _swapped(x, weight, alpha):
-    s = x.abs().amax(dim=0) ** (1 - alpha) / weight.abs().amax(dim=0) ** alpha
-    return x / s, weight * s
-
-
-@smooth.mistake("That leaves the weight out of s: divide by w_max ** (1 - alpha) too.")
-def _without_weight(x, weight, alpha):
-    s = x.abs().amax(dim=0) ** alpha
-    return x / s, weight * s
-
-
 # --- Take a decision.
 
 choose_way = exercises.value(
@@ -211,6 +214,7 @@ choose_way = exercises.value(
     },
     because="4 GB hold half a byte for each of 7 billion weights, and at batch 1 reading them is the time.",
 )
+
 
 # --- Missions in the explorer.
 

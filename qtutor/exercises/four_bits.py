@@ -8,27 +8,6 @@ import torch
 
 exercises = Exercises("11_four_bits")
 
-# --- Compute by hand.
-
-bits_per_weight = exercises.value(
-    "bits_per_weight",
-    3.1875,
-    hints=[
-        "What do 128 weights take together: their codes, and what they share?",
-        "128 codes of 3 bits, one scale of 16 bits, one zero point of 8: divide by 128.",
-    ],
-    mistakes={
-        3: "That is the code alone. Somewhere the scale and the zero point must be kept too.",
-        3.125: "That is with the scale. The zero point of each group takes room as well.",
-        3.0625: "That is with the zero point. The scale of each group takes room as well.",
-        27: "You gave every weight a scale and a zero point of its own: 128 weights share them.",
-        3.3125: "That would be a scale of 32 bits. This one has 16.",
-        408: "That is the bits of the whole group. How many is that for each of its 128 weights?",
-    },
-    because="(128 * 3 + 16 + 8) / 128 = 3 + 24 / 128 = 3.1875.",
-    tolerance=1e-9,
-)
-
 
 # --- Write code: GPTQ.
 
@@ -123,6 +102,28 @@ def _keeps_the_inverse(weight, hessian, scale):
 @gptq.mistake("The right values meet the wrong grid: limits of 4 bits are -8 and 7, so clamp before you multiply.")
 def _does_not_clamp(weight, hessian, scale):
     return _fed(weight, _factor(hessian), scale, nearest=lambda column, scale: (column / scale).round() * scale)
+
+
+# --- Compute by hand.
+
+bits_per_weight = exercises.value(
+    "bits_per_weight",
+    3.1875,
+    hints=[
+        "What do 128 weights take together: their codes, and what they share?",
+        "128 codes of 3 bits, one scale of 16 bits, one zero point of 8: divide by 128.",
+    ],
+    mistakes={
+        3: "That is the code alone. Somewhere the scale and the zero point must be kept too.",
+        3.125: "That is with the scale. The zero point of each group takes room as well.",
+        3.0625: "That is with the zero point. The scale of each group takes room as well.",
+        27: "You gave every weight a scale and a zero point of its own: 128 weights share them.",
+        3.3125: "That would be a scale of 32 bits. This one has 16.",
+        408: "That is the bits of the whole group. How many is that for each of its 128 weights?",
+    },
+    because="(128 * 3 + 16 + 8) / 128 = 3 + 24 / 128 = 3.1875.",
+    tolerance=1e-9,
+)
 
 
 # --- Compute by hand: a block of MXFP4.
