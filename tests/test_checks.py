@@ -174,10 +174,19 @@ class Registering(Registered, called="this one"):
         return self.layer(x).relu() if self.training else self.layer(x)
 
 
+class RegisteredLinear(Registered, nn.Linear, called="a layer"):
+    pass
+
+
 def test_who_keeps_account_of_subclasses_finds_no_new_one():
     with pytest.warns(QuantizationWarning, match="reads self.training: at .*test_checks.py"):
         prepare_qat(Registering().eval(), ROWS)
-    assert SUBCLASSES == ["this one"]
+    hooked = nn.Sequential(nn.Linear(16, 16), RegisteredLinear(16, 4)).eval()
+    hooked[1].register_forward_hook(lambda layer, given, output: 3 * output)
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: 1 \(RegisteredLinear\)"):
+        quantized = quantize_static(hooked, [ROWS])
+    assert sqnr(hooked(ROWS).detach(), quantized(ROWS)) > 20
+    assert SUBCLASSES == ["this one", "a layer"]
     assert "training" not in vars(nn.Module)
 
 

@@ -42,6 +42,9 @@ class _Skipped(nn.Identity):
 class _Left(nn.Module):
     """A layer that stays in floats, with its hooks: the converter, which goes by classes, does not know its own."""
 
+    def __init_subclass__(cls) -> None:
+        """Ask no class of the owner's, which may keep account of their subclasses."""
+
 
 @functools.cache
 def _left(kind: type[nn.Module]) -> type[nn.Module]:
