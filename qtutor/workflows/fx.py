@@ -67,7 +67,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         clear_hooks(model.get_submodule(name))
     mapping = qconfigs(ao, recipe)
     for name, module in model.named_modules():
-        if _closed(module):  # in training PyTorch would swap the layers inside, and leave them behind half converted
+        if name and _closed(module):  # in training PyTorch would swap the layers inside, and convert them by half
             mapping.set_module_name(name, None)
     prepare = ao.quantize_fx.prepare_qat_fx if recipe.trained else ao.quantize_fx.prepare_fx
     with _tracing(model, inputs, recipe):
