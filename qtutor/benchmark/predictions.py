@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtutor.models.batches import Batch, read
+from qtutor.models.batches import read
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import chosen, shape_of
 
@@ -133,16 +133,11 @@ def _predict(models: Sequence[Model], loader: Batches) -> tuple[list[Tensor], Te
                 raise ValueError(
                     f"labels must be integers, (N,) or (N, ...), got {shape} {truth.dtype} in batch {number}"
                 )
-            predicted.append([_classes(_run(model, batch), truth) for model in models])
+            predicted.append([_classes(batch.run(model), truth) for model in models])
             labels.append(truth.cpu().flatten())
     if not sum(map(len, labels)):
         raise ValueError("the loader has no images: a generator that was read before is empty, give a list of batches")
     return [torch.cat(parts) for parts in zip(*predicted, strict=True)], torch.cat(labels)
-
-
-def _run(model: Model, batch: Batch) -> Any:
-    args, kwargs = batch.clone()  # into which a model may write
-    return model(*args, **kwargs)
 
 
 def _classes(output: Any, labels: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ A batch is a tensor, or a pair that is always `(inputs, labels)`. Several inputs
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,9 +36,10 @@ class Batch:
         tensors = tensors_in([self.args, self.kwargs])
         return len(tensors[0]) if tensors and tensors[0].dim() else 1
 
-    def clone(self) -> tuple[tuple, dict[str, Any]]:
-        """Return the inputs as copies, which a model may change."""
-        return copies((self.args, self.kwargs))
+    def run(self, model: Callable[..., Any]) -> Any:
+        """Return what a model gives for copies of the inputs, into which it may write."""
+        args, kwargs = copies((self.args, self.kwargs))
+        return model(*args, **kwargs)
 
     def bound(self, model: nn.Module) -> inspect.BoundArguments:
         """Return the inputs as `forward` takes them, by place where it can; TypeError where it does not take them."""

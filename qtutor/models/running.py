@@ -216,5 +216,10 @@ def _of_torch(frame: FrameType) -> bool:
 
 
 def _line_at(frame: FrameType) -> str:
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    return f" at {frame.f_code.co_filename}:{frame.f_lineno}" + (f": `{line}`" if line else "")
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    return at_line(file, number, linecache.getline(file, number).strip())
+
+
+def at_line(file: str, number: int | str | None, code: str | None) -> str:
+    """Say where a line stands, for the end of a sentence, and what it says, where anybody kept that."""
+    return f" at {file}:{number}" + (f": `{code}`" if code else "")

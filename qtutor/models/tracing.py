@@ -13,7 +13,7 @@ from typing import Any
 
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
-from qtutor.models.running import passing
+from qtutor.models.running import at_line, passing
 from qtutor.models.tensors import tensors_in
 
 import torch
@@ -131,11 +131,14 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
 
 
 def norm_dims(model: nn.Module, inputs: tuple) -> dict[str, int]:
-    """Return of how many dimensions is what each batch norm gets in a call, by name; nothing where the call fails."""
-    copied = copy_model(model)
-    norms = [name for name, module in copied.named_modules() if isinstance(module, _BatchNorm)]
+    """Return of how many dimensions is what a batch norm gets in a call, by name; nothing where the call fails.
+
+    BatchNorm2d and 3d take one number of dimensions only, and are left out: mostly nothing has to run.
+    """
+    images = (nn.BatchNorm2d, nn.BatchNorm3d)
+    norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and not isinstance(m, images)]
     with suppress(Exception), torch.inference_mode(False):
-        seen = passing(copied, norms, inputs) if norms else {}
+        seen = passing(copy_model(model), norms, inputs) if norms else {}
         return {name: given[0].dim() for name, (given, _) in seen.items() if given}
     return {}
 
@@ -166,15 +169,14 @@ def where(error: BaseException) -> str:
     lines = [line for line in lines if not line.filename.startswith(sysconfig.get_path("purelib"))] or lines
     if not lines:
         return ""
-    code = f": `{lines[-1].line}`" if lines[-1].line else ""
-    return f" at {lines[-1].filename}:{lines[-1].lineno}{code}"
+    return at_line(lines[-1].filename, lines[-1].lineno, lines[-1].line)
 
 
 def line_of(node: fx.Node) -> str:
     """Return " at file:line: `code`" for the line of the user's that a node stands for; "" where nobody noted it."""
     lines = re.findall(r'File "(.+?)", line (\d+), in .+\n +(.*)', node.meta.get("stack_trace") or "")
     theirs = [line for line in lines if not line[0].startswith((sysconfig.get_path("purelib"), _OURS))]
-    return " at {}:{}: `{}`".format(*theirs[-1]) if theirs else ""
+    return at_line(*theirs[-1]) if theirs else ""
 
 
 def works_in_place(node: fx.Node, root: nn.Module) -> bool:

@@ -80,7 +80,7 @@ def lines(x: Sequence[float], series: dict[str, Sequence[float]], title: str, x_
     for (name, values), look in zip(series.items(), LOOKS, strict=False):
         place = {"x": list(x), "y": list(values), "mode": "lines+markers"}
         drawn.add_scatter(name=name, line=look.line(2), marker=look.marker(), **place)
-    few = len(x) <= 10 and all(float(place).is_integer() for place in x)  # there is no block 0.5
+    few = len(x) <= 10 and all(float(each).is_integer() for each in x)  # there is no block 0.5
     return drawn.update_xaxes(**ticks(x, "{:,}")) if few else drawn
 
 

@@ -90,14 +90,17 @@ def find_layers(model: nn.Module, run: Callable[[], Any]) -> Found:
     return Found({layer.name: layer for layer in used}, skipped, before)
 
 
-def _candidates(model: nn.Module) -> tuple[dict[str, Layer], dict[str, tuple[str, str]]]:
-    """The layers of a kind that can be simulated; and those that hold weights and cannot, with class and reason."""
+def outermost(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a model, by name, but for those inside a layer: an attention owns its output projection."""
     modules = dict(model.named_modules())
     within = tuple(f"{name}." for name, module in modules.items() if isinstance(module, KINDS) and name)
+    return {name: module for name, module in modules.items() if not name.startswith(within)}
+
+
+def _candidates(model: nn.Module) -> tuple[dict[str, Layer], dict[str, tuple[str, str]]]:
+    """The layers of a kind that can be simulated; and those that hold weights and cannot, with class and reason."""
     layers, skipped = {}, {}
-    for name, module in modules.items():
-        if name.startswith(within):
-            continue  # the output projection of an attention belongs to it
+    for name, module in outermost(model).items():
         kind = kind_of(module)
         if isinstance(module, KINDS):
             reason, paths = _weights_of(module)
@@ -119,8 +122,6 @@ def _weights_of(module: nn.Module) -> tuple[str, tuple[str, ...]]:
     reason = ""
     if "weight" not in module._parameters and isinstance(module, (nn.Linear, _ConvNd, nn.Embedding)):
         reason = "its weight is computed anew at each call: make it permanent"
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
-        return "its weights are not initialized: run the model once first", ()
     paths = tuple(path for path, p in module.named_parameters() if p.dim() > 1)
     reason = reason or next(filter(None, (_trouble(module, path) for path in paths)), "")
     return reason or ("" if paths else "it has no weight parameter"), paths
@@ -282,9 +283,7 @@ def _trouble(module: nn.Module, path: str) -> str:
 
 def _is_vector(parameter: Tensor) -> bool:
     """Whether a parameter is one number a channel, as of a norm, which no runtime quantizes."""
-    return isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.numel() == max(
-        parameter.shape, default=1
-    )
+    return parameter.numel() == max(parameter.shape, default=1)
 
 
 def parameter_at(module: nn.Module, path: str) -> Tensor:

@@ -87,9 +87,8 @@ class Simulation:
 
     def run(self, batch: Batch) -> Any:
         """Return what the model gives for a batch; its own inputs stay as they are."""
-        args, kwargs = batch.clone()
         with no_fast_attention(), torch.inference_mode(False), torch.no_grad():
-            return self.model(*args, **kwargs)
+            return batch.run(self.model)
 
     def module(self, name: str) -> nn.Module:
         """Return the module of that name in the copy."""

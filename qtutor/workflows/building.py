@@ -223,7 +223,7 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
     found = left_in_floats(given, model, recipe.left_float)
     if names := [name for name in found if not f"{name}.".startswith(asked)]:
         tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, dict.fromkeys(names, ''))}")
-    if recipe.flow == "fx" and (blocks := fx.passed_by(float_copy(given))):
+    if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(float_copy(given))):
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")

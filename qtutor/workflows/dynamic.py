@@ -14,7 +14,7 @@ from qtutor.models.operators import called, kind_of
 from qtutor.models.source import bound_by_source
 from qtutor.models.tracing import is_altered
 from qtutor.observers import MinMaxObserver
-from qtutor.simulation.layers import KINDS
+from qtutor.simulation.layers import KINDS, outermost
 from qtutor.workflows.backends import at_work, swapped, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 from qtutor.workflows.recipe import Recipe, float_copy, remember
@@ -89,13 +89,8 @@ def _obstacle(layer: nn.Module) -> str:
 
 def _never_taken(model: nn.Module) -> dict[str, str]:
     """The names of the layers with weights that the flow does not know."""
-    modules = dict(model.named_modules())
-    within = tuple(f"{name}." for name, module in modules.items() if isinstance(module, KINDS) and name)
-    return {
-        name: ""
-        for name, module in modules.items()
-        if isinstance(module, KINDS) and type(module) not in _KINDS and not name.startswith(within)
-    }
+    layers = outermost(model).items()
+    return {name: "" for name, layer in layers if isinstance(layer, KINDS) and type(layer) not in _KINDS}
 
 
 def _why(model: nn.Module, stays: Mapping[str, str]) -> str:
