@@ -40,10 +40,8 @@ def check_grid(quant_min: int, quant_max: int) -> tuple[int, int]:
 
 def broadcasts(shape: torch.Size, onto: torch.Size) -> bool:
     """Return whether a tensor of one shape broadcasts against one of another without widening it."""
-    try:
-        return torch.broadcast_shapes(shape, onto) == onto
-    except RuntimeError:
-        return False
+    fits = all(size in (1, other) for size, other in zip(shape[::-1], onto[::-1], strict=False))
+    return fits and len(shape) <= len(onto)
 
 
 def check_floats(x: object, caller: str, cure: str = "") -> None:

@@ -24,18 +24,17 @@ def enough(confidence: float) -> int:
 
 def left_out(samples: int, confidence: float) -> int:
     """How many samples an interval may leave out at either end."""
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
-    most = (1 - confidence) / 2
-    least = int(binom.ppf(most, samples, 0.5))
-    return max(0, least if binom.cdf(least, samples, 0.5) <= most else least - 1)
+    at_most = bdtr(range(samples), samples, 0.5)  # heads
+    return max(0, int((at_most <= (1 - confidence) / 2).sum()) - 1)
 
 
 def coverage(samples: int, left: int) -> float:
     """The probability that an interval which leaves out so many samples at either end spans the median."""
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
-    return float(1 - 2 * binom.cdf(left, samples, 0.5))
+    return float(1 - 2 * bdtr(left, samples, 0.5))
 
 
 def of_median(samples: "pd.Series", confidence: float) -> tuple[float, float, float]:

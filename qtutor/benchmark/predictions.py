@@ -71,10 +71,10 @@ class Flips:
         Only images that one model gets right and the other wrong tell them apart; between equally
         good models each of those falls to either side like a fair coin.
         """
-        from scipy.stats import binomtest
+        from scipy.special import bdtr  # scipy.stats takes a second to import
 
         decisive = self.lost + self.gained
-        return float(binomtest(self.lost, decisive).pvalue) if decisive else 1.0
+        return min(1.0, 2 * float(bdtr(min(self.lost, self.gained), decisive, 0.5)))
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """What the difference of the two accuracies lies in, with that confidence.
@@ -82,14 +82,15 @@ class Flips:
         Exact, given how many images tell the two apart (Clopper and Pearson 1934); where none does, so few would
         that chance might have shown none.
         """
-        from scipy.stats import binomtest
+        from scipy.special import betaincinv
 
-        decisive = self.lost + self.gained
+        decisive, tail = self.lost + self.gained, (1 - confidence) / 2
         if not decisive:
-            most = 1 - ((1 - confidence) / 2) ** (1 / self.images)
+            most = 1 - tail ** (1 / self.images)
             return -most, most
-        share = binomtest(self.gained, decisive).proportion_ci(confidence)
-        low, high = ((2 * float(end) - 1) * decisive / self.images for end in (share.low, share.high))
+        least = betaincinv(self.gained, self.lost + 1, tail) if self.gained else 0
+        most = betaincinv(self.gained + 1, self.lost, 1 - tail) if self.lost else 1
+        low, high = ((2 * float(share) - 1) * decisive / self.images for share in (least, most))
         return low, high
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import traceback
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 _MOST = 16  # inputs that a `*inputs` is taken to stand for
-_OURS = str(Path(__file__).parent.parent)
+_NOT_THEIRS = (sysconfig.get_path("purelib"), str(Path(__file__).parent.parent))
+_TRACE = fx.Tracer.trace.__code__
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -37,6 +39,15 @@ class Call(fx.Tracer):
 
     inputs: tuple | None = None
     stars: tuple[int, tuple[str, ...]] = (1, ())
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Note the user's lines that a node stands for, without the compiler that PyTorch would import to note them."""
+        self.record_stack_traces = False
+        node = super().create_node(*args, **kwargs)
+        steps = takewhile(lambda step: step[0].f_code is not _TRACE, traceback.walk_stack(inspect.currentframe()))
+        theirs = [step for step in steps if not step[0].f_code.co_filename.startswith(_NOT_THEIRS)]
+        node.stack_trace = "".join(traceback.StackSummary.extract(theirs[::-1]).format()) or None
+        return node
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple:
         def stand_in(name: str) -> fx.Proxy:
@@ -175,7 +186,7 @@ def where(error: BaseException) -> str:
 def line_of(node: fx.Node) -> str:
     """Return " at file:line: `code`" for the line of the user's that a node stands for; "" where nobody noted it."""
     lines = re.findall(r'File "(.+?)", line (\d+), in .+\n +(.*)', node.meta.get("stack_trace") or "")
-    theirs = [line for line in lines if not line[0].startswith((sysconfig.get_path("purelib"), _OURS))]
+    theirs = [line for line in lines if not line[0].startswith(_NOT_THEIRS)]
     return at_line(*theirs[-1]) if theirs else ""
 
 
