@@ -40,6 +40,7 @@ _NOTHING = "finds nothing to quantize: it takes linear layers and convolutions"
 _NEAR = 6.0  # dB above what is usual, from which on a few samples speak for the batch
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
+_EVENLY = torch.linspace(-1, 1, 2048)  # a value for each bin of a histogram: of two PyTorch takes a second for a range
 
 
 class Batches:
@@ -150,7 +151,7 @@ def shape_scales(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     observers = {name: m for name, m in prepared.named_modules() if hasattr(m, "calculate_qparams")}
     by_channel = {name for name, m in observers.items() if getattr(m, "qscheme", None) in _BY_CHANNEL}
     for name in observers.keys() - by_channel:
-        observers[name](torch.tensor([-1.0, 1.0]))
+        observers[name](_EVENLY)
     if isinstance(prepared, GraphModule):
         graph, copied = Graph(), dict[Node, Any]()
         graph.graph_copy(prepared.graph, copied)
