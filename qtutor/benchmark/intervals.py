@@ -7,10 +7,9 @@ Source: Conover 1999, "Practical Nonparametric Statistics", 3.2.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 
@@ -35,8 +34,8 @@ def coverage(samples: int, left: int) -> float:
     return float(1 - 2 * _at_most(left, samples))
 
 
-def _at_most(heads: "int | np.ndarray", coins: int) -> "float | np.ndarray":
-    """The probability that so many fair coins show at most so many heads."""
+def _at_most(heads: Any, coins: int) -> Any:
+    """The probability that so many fair coins show at most so many heads, or that for each of several numbers."""
     from scipy.special import bdtr  # scipy.stats takes a second and 48 MB to import
 
     return bdtr(heads, coins, 0.5)
