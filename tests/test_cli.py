@@ -285,18 +285,20 @@ def loader():
 
 
 @pytest.mark.slow
-def test_diagnose_ranks_weights_in_groups_and_has_no_page_of_them(tmp_path):
+def test_diagnose_ranks_weights_in_groups_and_writes_a_page_and_json(tmp_path):
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\n"
         "def build():\n    return nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))\n"
         "def loader():\n    return [torch.randn(8, 64)]\n"
     )
     asked = ("diagnose", "net:build", "--data", "net:loader", "--weights", "group", "--bits", "4")
-    finished = qtutor_command(*asked, cwd=tmp_path)
+    finished = qtutor_command(*asked, "--html", "d.html", "--json", "d.json", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert "hurts most" in finished.stdout
-    finished = qtutor_command(*asked, "--html", "d.html", cwd=tmp_path)
-    assert (finished.returncode, "leave out --html" in finished.stderr) == (1, True)
+    found = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    assert [row["layer"] for row in found["layers"]] == ["0"]
+    for written in (finished.stdout, (tmp_path / "d.html").read_text(encoding="utf-8")):
+        assert found["finding"] in written
+        assert "groups of 64 do not divide its 8 inputs" in written
 
 
 @pytest.mark.slow

@@ -196,7 +196,9 @@ def test_bits_and_kl_are_those_of_their_definitions():
     bits, away = bits_per_character(model, tokens, 5), kl(model, other, tokens, 5)
     assert bits.windows.tolist() == pytest.approx(losses, rel=1e-5)
     assert away.windows.tolist() == pytest.approx(divergences, rel=1e-4)  # differences of logarithms in float32
-    assert torch.equal(kl(model, predictions(other, tokens, 5), tokens, 5).windows, away.windows)
+    said, wanted = predictions(model, tokens, 5), predictions(other, tokens, 5)
+    assert torch.equal(kl(said, wanted, tokens, 5).windows, away.windows)
+    assert torch.equal(bits_per_character(said, tokens, 5).windows, bits.windows)
     assert kl(model, model, tokens, 5).mean == 0
     # Student's t at 0.975 with five degrees of freedom, from a table.
     half = 2.5706 * float(torch.tensor(losses).std()) / 6**0.5
@@ -223,6 +225,8 @@ def test_texts_that_cannot_be_measured_are_refused():
         bits_per_character(model, tokens[None], 5)
     with pytest.raises(ValueError, match="not those of this text"):
         kl(model, predictions(model, tokens, 5), tokens, 4)
+    with pytest.raises(ValueError, match="not those of this text"):
+        bits_per_character(predictions(model, tokens[:16], 5), tokens, 5)
 
 
 def test_hessians_are_of_what_layers_read():

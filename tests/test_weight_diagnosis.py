@@ -1,10 +1,14 @@
 """diagnose(weights="group"): linear layers rounded alone in groups, ranked by what the output's distribution loses."""
 
 import copy
+import html
+import json
+import re
 
 from qtutor.diagnosis import WeightDiagnosis, diagnose
 from qtutor.language.llama import Llama, LlamaConfig
 from qtutor.lowbit import round_groups
+from qtutor.plots.diagnosis import harms, report
 
 import pytest
 import torch
@@ -54,6 +58,20 @@ def test_the_harm_of_a_layer_is_the_kl_of_a_copy_with_that_layer_rounded(model, 
         assert (row.harm, row.error) == pytest.approx(harm(model, tokens, [row.layer]), rel=1e-3, abs=1e-7)
     assert found.all_rounded == pytest.approx(harm(model, tokens, linear)[0], rel=1e-3)
     assert found.rows == tokens.numel()
+
+
+def test_its_page_has_every_number_and_its_picture_every_layer(found):
+    page = report(found)
+    cells = re.findall("<td>(.*?)</td>", page)
+    (drawn,) = harms(found.table, "harm").data
+    assert (list(drawn.y), list(drawn.x)) == (list(found.table["layer"]), list(found.table["harm"]))
+    assert list(drawn.error_x.array) == (2 * found.table["error"]).tolist()
+    for row in found.table.itertuples():
+        at = cells.index(row.layer)
+        assert cells[at + 1 : at + 4] == [f"{each:.3g}" for each in (row.harm, row.error, row.share)]
+    assert html.escape(found.finding) in page
+    assert "to 3 bits with a scale for 16 inputs; rows of the output that were compared: 120." in page
+    assert json.loads(found.to_json())["layers"][0]["harm"] == pytest.approx(found.table["harm"][0], rel=1e-9)
 
 
 def test_what_a_model_counts_while_it_runs_is_not_touched():

@@ -1,4 +1,5 @@
 import copy
+import gc
 import hashlib
 import importlib
 import itertools
@@ -374,6 +375,20 @@ def test_dynamic_equals_torchs_own(tmp_path):
         warnings.simplefilter("ignore")
         expected = ao.quantize_dynamic(model, {nn.Linear, nn.LSTM})
     assert torch.equal(quantized(x), expected(x))
+
+
+def test_dynamic_lets_go_of_the_float_copy_at_once():
+    def linear_layers():
+        return sum(type(each) is nn.Linear for each in gc.get_objects())
+
+    quantize_dynamic(model := nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    gc.collect()
+    gc.disable()  # Python's search for cycles would find it later
+    try:
+        before, _quantized = linear_layers(), quantize_dynamic(model)
+        assert linear_layers() == before
+    finally:
+        gc.enable()
 
 
 def test_dynamic_says_what_it_found_where_nothing_would_shrink():

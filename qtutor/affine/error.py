@@ -109,15 +109,13 @@ def sqnr(reference: Tensor, approximation: Tensor, *, axis: int | None = None) -
         raise ValueError(
             f"sqnr compares tensors of one shape, got {tuple(reference.shape)} and {tuple(approximation.shape)}"
         )
-    reference = reference.detach().to(torch.float64)
-    noise = reference - approximation.detach().to(torch.float64)
     if axis is None:
-        return decibels(float(reference.square().sum()), float(noise.square().sum()))
+        return decibels(*_powers(reference.reshape(1, -1), approximation.reshape(1, -1))[0])
     if not -reference.dim() <= axis < reference.dim():
         raise ValueError(f"sqnr: axis={axis} is not an axis of a tensor of shape {tuple(reference.shape)}")
     channels = reference.shape[axis]
-    powers = (x.movedim(axis, 0).reshape(channels, -1).square().sum(dim=1).tolist() for x in (reference, noise))
-    return torch.tensor([decibels(*pair) for pair in zip(*powers, strict=True)], dtype=torch.float64)
+    powers = _powers(*(x.movedim(axis, 0).reshape(channels, -1) for x in (reference, approximation)))
+    return torch.tensor([decibels(*pair) for pair in powers], dtype=torch.float64)
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -132,6 +130,19 @@ def decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf
+
+
+def _powers(rows: Tensor, approximations: Tensor) -> list[tuple[float, float]]:
+    """Return of each row its sum of squares and that of its errors, in float64: a part at a time, as `_in_parts`."""
+    found: list[tuple[float, float]] = []
+    together = max(1, _PART // rows.shape[1])
+    for some in zip(rows.detach().split(together), approximations.detach().split(together), strict=True):
+        signal = noise = torch.zeros((), dtype=torch.float64)
+        for part in zip(*(x.split(_PART, dim=1) for x in some), strict=True):
+            values, others = (x.to(torch.float64) for x in part)
+            signal, noise = signal + values.square().sum(dim=1), noise + (values - others).square().sum(dim=1)
+        found += zip(signal.tolist(), noise.tolist(), strict=True)
+    return found
 
 
 def _power(x: Tensor) -> float:

@@ -24,7 +24,7 @@ def enough(confidence: float) -> int:
 
 def left_out(samples: int, confidence: float) -> int:
     """How many samples an interval may leave out at either end."""
-    from scipy.special import bdtr
+    from scipy.special import bdtr  # scipy.stats takes a second and 48 MB to import
 
     at_most = bdtr(range(samples), samples, 0.5)  # heads
     return max(0, int((at_most <= (1 - confidence) / 2).sum()) - 1)

@@ -33,8 +33,6 @@ def run(arguments: Namespace) -> int:
 
     Ctrl-C ends the measuring: what was measured until then is reported, and the exit code is 130.
     """
-    if arguments.weights == "group" and (arguments.html or arguments.json):
-        raise GivenUp("--weights group prints a table, and no page or JSON: leave out --html and --json")
     with needed():
         from qtutor import diagnosis, plots
 
@@ -42,10 +40,9 @@ def run(arguments: Namespace) -> int:
     try:
         found = diagnosis.diagnose(_made(arguments.model), _made(arguments.data), **options)
         print(found)
-        if arguments.weights == "group":
-            return 130 if found.interrupted else 0
-        print(f"\n{found.steps.drop(columns='configuration').to_string(index=False)}")
-        print(f"\n{found.verdict}\nApply it with diagnosis.apply() after diagnosis = diagnose(model, data).")
+        if arguments.weights != "group":
+            print(f"\n{found.steps.drop(columns='configuration').to_string(index=False)}")
+            print(f"\n{found.verdict}\nApply it with diagnosis.apply() after diagnosis = diagnose(model, data).")
         if arguments.html:
             plots.report(found, arguments.html)
         if arguments.json:

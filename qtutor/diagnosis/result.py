@@ -1,15 +1,14 @@
 """What a diagnosis says: tables, a recommendation, and what can be done with it."""
 
-import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qtutor import workflows
 from qtutor.diagnosis.experiment import Experiment, Measured
 from qtutor.diagnosis.recommendation import Goal
 from qtutor.diagnosis.statistics import LayerStatistics
+from qtutor.diagnosis.writing import rows, written
 from qtutor.simulation import Configuration
 from qtutor.workflows.checks import tell
 
@@ -126,42 +125,22 @@ class Diagnosis:
 
     def to_json(self, path: Path | str | None = None) -> str | None:
         """Return the whole diagnosis as JSON, or write it; NaN and infinity become null."""
-        import pandas as pd
-
-        def clean(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: clean(each) for key, each in value.items()}
-            if isinstance(value, (list, tuple)):
-                return [clean(each) for each in value]
-            if isinstance(value, float) and not math.isfinite(value):
-                return None
-            return value
-
-        def rows(table: pd.DataFrame) -> list[dict]:
-            return json.loads(table.drop(columns="configuration", errors="ignore").to_json(orient="records"))
-
-        text = json.dumps(
-            clean(
-                {
-                    "configuration": asdict(self.configuration),
-                    "metric_name": self.metric_name,
-                    "float_metric": self.float_metric,
-                    "float_bytes": self.experiment.float_bytes,
-                    "all_rounded": asdict(self.all_rounded),
-                    "layers": rows(self.table),
-                    "skipped": rows(self.skipped),
-                    "notes": self.notes,
-                    "steps": rows(self.steps),
-                    "recommended": asdict(self.recommended),
-                    "verdict": self.verdict,
-                }
-            ),
-            indent=2,
+        return written(
+            {
+                "configuration": asdict(self.configuration),
+                "metric_name": self.metric_name,
+                "float_metric": self.float_metric,
+                "float_bytes": self.experiment.float_bytes,
+                "all_rounded": asdict(self.all_rounded),
+                "layers": rows(self.table),
+                "skipped": rows(self.skipped),
+                "notes": self.notes,
+                "steps": rows(self.steps),
+                "recommended": asdict(self.recommended),
+                "verdict": self.verdict,
+            },
+            path,
         )
-        if path is None:
-            return text
-        Path(path).write_text(text + "\n", encoding="utf-8")
-        return None
 
     def __str__(self) -> str:
         columns = [c for c in _SHOWN if c in self.table.columns]

@@ -12,9 +12,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtutor.affine import sqnr
+from qtutor.diagnosis.writing import rows, written
 from qtutor.lowbit import round_groups
 from qtutor.models.batches import Batch
 from qtutor.models.copying import eval_copy
@@ -73,6 +75,12 @@ class WeightDiagnosis:
             f"all {len(self.table)} layers. All rounded together cost {self.all_rounded:.2g} bits, {together} than "
             f"that sum, {total:.2g}."
         )
+
+    def to_json(self, path: Path | str | None = None) -> str | None:
+        """Return the whole diagnosis as JSON, or write it; NaN and infinity become null."""
+        names = ("bits", "group", "rows", "all_rounded", "notes", "finding")
+        tables = {"layers": rows(self.table), "skipped": rows(self.skipped)}
+        return written({name: getattr(self, name) for name in names} | tables, path)
 
     def __str__(self) -> str:
         table = self.table.to_string(index=False, float_format=lambda value: f"{value:.3g}")

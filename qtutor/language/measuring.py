@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WINDOW = 256
-_TOGETHER = 2048  # tokens in one call of a model
+_TOGETHER = 1024  # tokens in one call of a model
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Measured:
 
     @property
     def _half(self) -> float:
-        from scipy.special import stdtrit
+        from scipy.special import stdtrit  # scipy.stats takes a second and 48 MB to import
 
         count = len(self.windows)
         return float(stdtrit(count - 1, (1 + self.confidence) / 2) * self.windows.double().std() / count**0.5)
@@ -100,54 +100,59 @@ def _bits(mean: float, *ends: float) -> list[str]:
     return [f"{value:.{digits}f}" for value in (mean, *ends)]
 
 
-def bits_per_character(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> Measured:
+def bits_per_character(model: nn.Module | Tensor, tokens: Tensor, window: int = WINDOW) -> Measured:
     """Measure how many bits a model needs for each token of a text, which for the small model is a character.
 
     `2 ** bits` is called perplexity.
 
     Args:
-        model: from tokens `(N, T)` to logits `(N, T, vocabulary)`.
+        model: from tokens `(N, T)` to logits `(N, T, vocabulary)`, or what `predictions` returned for it, which saves
+            its calls.
         tokens: `(length,)`; what is left after the last whole window is not read.
         window: tokens that are read together, the first without any before it.
 
     Raises:
-        ValueError: the text is shorter than two windows.
+        ValueError: the text is shorter than two windows, or the predictions belong to another text or window.
     """
     means = []
-    for inputs, targets in windows(tokens, window):
-        losses = functional.cross_entropy(_logits(model, inputs).flatten(0, 1), targets.flatten(), reduction="none")
+    for scores, targets in _scores(model, tokens, window):
+        losses = functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")
         means.append(losses.view(targets.shape).double().mean(dim=1))
     return Measured(torch.cat(means) / math.log(2))
 
 
-def kl(model: nn.Module, reference: nn.Module | Tensor, tokens: Tensor, window: int = WINDOW) -> Measured:
+def kl(model: nn.Module | Tensor, reference: nn.Module | Tensor, tokens: Tensor, window: int = WINDOW) -> Measured:
     """Measure the KL divergence of a model's predictions from a reference's, in bits per token.
 
     Args:
-        model: from tokens `(N, T)` to logits `(N, T, vocabulary)`.
-        reference: a model of the same vocabulary, or what `predictions` returned for it, which saves its calls.
-        tokens: `(length,)`, as for `bits_per_character`.
+        model: as for `bits_per_character`.
+        reference: the same, of the same vocabulary.
+        tokens: `(length,)`, as there.
         window: as there.
 
     Raises:
-        ValueError: the text is shorter than two windows, or the predictions belong to another text or window.
+        ValueError: as there.
     """
-    means, start = [], 0
-    for inputs, _ in windows(tokens, window):
-        if isinstance(reference, Tensor):
-            if reference.shape[:2] != ((len(tokens) - 1) // window, window):
-                raise ValueError(f"predictions {tuple(reference.shape)} are not those of this text and window")
-            wanted = reference[start : start + len(inputs)]
-        else:
-            wanted = _logits(reference, inputs)
-        means.append(kl_bits(wanted, _logits(model, inputs)).double().mean(dim=1))
-        start += len(inputs)
-    return Measured(torch.cat(means))
+    pairs = zip(_scores(reference, tokens, window), _scores(model, tokens, window), strict=True)
+    return Measured(torch.cat([kl_bits(wanted, scores).double().mean(dim=1) for (wanted, _), (scores, _) in pairs]))
 
 
 def predictions(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> Tensor:
-    """Return the scores `(windows, window, vocabulary)` that `kl` takes for a reference."""
-    return torch.cat([_logits(model, inputs) for inputs, _ in windows(tokens, window)])
+    """Return the scores `(windows, window, vocabulary)` of a model, which `bits_per_character` and `kl` take for it."""
+    return torch.cat([scores for scores, _ in _scores(model, tokens, window)])
+
+
+def _scores(model: nn.Module | Tensor, tokens: Tensor, window: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the scores of some windows, from a model or from its predictions, and what follows each of their tokens."""
+    start = 0
+    for inputs, targets in windows(tokens, window):
+        if not isinstance(model, Tensor):
+            yield _logits(model, inputs), targets
+        elif model.shape[:2] != ((len(tokens) - 1) // window, window):
+            raise ValueError(f"predictions {tuple(model.shape)} are not those of this text and window")
+        else:
+            yield model[start : start + len(inputs)], targets
+        start += len(inputs)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from qtutor.plots import look
 import plotly.graph_objects as go
 
 if TYPE_CHECKING:
-    from qtutor.diagnosis import Diagnosis
+    from qtutor.diagnosis import Diagnosis, WeightDiagnosis
 
     import pandas as pd
 
@@ -24,7 +24,7 @@ def sensitivity(table: "pd.DataFrame", title: str) -> go.Figure:
     """
     shown = table.head(_MOST)
     drawn = look.figure(title, "SQNR of the output, dB", "", height=150 + 26 * len(shown))
-    names = [name if len(name) <= 34 else f"…{name[-33:]}" for name in shown["layer"]]
+    names = _short(shown["layer"])
     finite = [sqnr for sqnr in (*shown["alone_sqnr"], *shown["all_but_sqnr"]) if math.isfinite(sqnr)]
     edge = max(finite, default=0.0) + 6  # where a layer without error stands
     for column, name, colour, symbol in (
@@ -34,6 +34,20 @@ def sensitivity(table: "pd.DataFrame", title: str) -> go.Figure:
         values = [None if math.isnan(sqnr) else min(sqnr, edge) for sqnr in shown[column]]
         marker = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2, "color": colour}}
         drawn.add_scatter(x=values, y=names, mode="markers", name=name, marker=marker)
+    return drawn.update_yaxes(autorange="reversed", automargin=True)
+
+
+def harms(table: "pd.DataFrame", title: str) -> go.Figure:
+    """Draw what rounding the weight of each layer alone does to the output's distribution; the most harmful on top.
+
+    Args:
+        table: of a `diagnosis.WeightDiagnosis`.
+    """
+    shown = table.head(_MOST)
+    drawn = look.figure(title, "KL of the output, bits, ± 2 standard errors", "", height=150 + 26 * len(shown))
+    spread = {"array": list(2 * shown["error"].fillna(0)), "color": look.BLUE, "thickness": 1}
+    marker = {"color": look.BLUE, "size": 11}
+    drawn.add_scatter(x=list(shown["harm"]), y=_short(shown["layer"]), mode="markers", marker=marker, error_x=spread)
     return drawn.update_yaxes(autorange="reversed", automargin=True)
 
 
@@ -66,15 +80,29 @@ def repairs(steps: "pd.DataFrame", metric_name: str, title: str) -> go.Figure:
     return drawn.update_yaxes(autorange="reversed", automargin=True).update_layout(showlegend=False)
 
 
-def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
+def report(diagnosis: "Diagnosis | WeightDiagnosis", path: Path | str | None = None) -> str:
     """Return a diagnosis as one HTML page that needs no network, and write it where a path is given.
 
     Args:
         diagnosis: of `diagnosis.diagnose`.
         path: of the file, or None.
     """
+    from qtutor.diagnosis import WeightDiagnosis
+
     import jinja2
 
+    folder = jinja2.FileSystemLoader(Path(__file__).parent)
+    templates = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
+    templates.filters["cell"] = _cell
+    content = _of_weights(diagnosis) if isinstance(diagnosis, WeightDiagnosis) else _of_layers(diagnosis)
+    page = templates.get_template("report.html").render(diagnosis=diagnosis, look=look, **content)
+    if path is not None:
+        Path(path).write_text(page, encoding="utf-8")
+    return page
+
+
+def _of_layers(diagnosis: "Diagnosis") -> dict[str, Any]:
+    """What the page says where weights and activations were rounded."""
     table, steps, rounded = diagnosis.table, diagnosis.steps, diagnosis.all_rounded
     said = "Nothing was measured."
     if len(table):
@@ -83,27 +111,43 @@ def report(diagnosis: "Diagnosis", path: Path | str | None = None) -> str:
     facts = f"All layers rounded ({diagnosis.configuration}): SQNR of the output {rounded.sqnr:.1f} dB"
     if diagnosis.metric_name:
         facts += f", {diagnosis.metric_name} {rounded.metric:.4g} against {diagnosis.float_metric:.4g} in float"
-    folder = jinja2.FileSystemLoader(Path(__file__).parent)
-    templates = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
-    templates.filters["cell"] = _cell
-    page = templates.get_template("report.html").render(
-        diagnosis=diagnosis,
-        table=table,
-        steps=steps,
-        look=look,
-        said=said,
-        facts=facts,
-        given="; ".join(f"{row.step}: SQNR {row.sqnr:.1f} dB" for row in steps.itertuples()),
-        sensitivity=_embedded(sensitivity(table, "The further left a dot, the more its layer hurts"), script=True),
-        repairs=_embedded(repairs(steps, diagnosis.metric_name, "What each repair gives"), script=False),
-    )
-    if path is not None:
-        Path(path).write_text(page, encoding="utf-8")
-    return page
+    return {
+        "said": said,
+        "facts": facts,
+        "picture": _embedded(sensitivity(table, "The further left a dot, the more its layer hurts"), script=True),
+        "ranked": table[["layer", "kind", "harm", "finding", "suggestion"]],
+        "ranked_by": "Layers, the most harmful first",
+        "steps": steps.drop(columns="configuration"),
+        "given": "; ".join(f"{row.step}: SQNR {row.sqnr:.1f} dB" for row in steps.itertuples()),
+        "repairs": _embedded(repairs(steps, diagnosis.metric_name, "What each repair gives"), script=False),
+        "numbers": table.drop(columns=["kind", "finding", "suggestion", "harm"]),
+    }
+
+
+def _of_weights(diagnosis: "WeightDiagnosis") -> dict[str, Any]:
+    """What the page says where weights alone were rounded."""
+    return {
+        "said": diagnosis.finding,
+        "facts": f"Weights alone were rounded, to {diagnosis.bits} bits with a scale for {diagnosis.group} inputs; "
+        f"rows of the output that were compared: {diagnosis.rows:,}",
+        "picture": _embedded(harms(diagnosis.table, "The further right a dot, the more its layer hurts"), script=True),
+        "ranked": diagnosis.table,
+        "ranked_by": "Layers, the most harmful first: the KL of the output in bits with only this layer rounded, its "
+        "standard error, and its share of the sum; the SQNR of the weight and of its worst row in dB; and whether "
+        "another layer reads the same weight, which stays as it is there",
+        "steps": None,
+    }
+
+
+def _short(layers: "pd.Series") -> list[str]:
+    """Names that fit beside a picture."""
+    return [name if len(name) <= 34 else f"…{name[-33:]}" for name in layers]
 
 
 def _cell(value: Any) -> str:
     """A value as a table shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if not isinstance(value, float):
         return str(value)
     return "" if math.isnan(value) else "∞" if value == math.inf else f"{value:.3g}"

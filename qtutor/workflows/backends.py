@@ -126,4 +126,6 @@ def swapped(swap: Callable[..., nn.Module], model: nn.Module, *args: Any, **opti
     for (first, name), *others in places.values():
         for owner, other in others:
             setattr(owner, other, getattr(first, name))
+    for layer in places.keys() - {*model.modules()}:
+        vars(layer).pop("qconfig", None)  # which holds the layer, and so its weights
     return model
