@@ -519,6 +519,48 @@ def test_all_layers_that_a_forward_may_ask_stay(kind, why, convert):
         convert(model[1])
 
 
+TYPED = """
+class Typed(Asks):
+    def forward(self, x):
+        return self.head(x).relu() if {asked} else self.head(x)
+"""
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ("isinstance(self.head, (nn.Conv2d, nn.Linear))", "branches on the class Linear"),
+        ("type(self.head).__name__ in ('Linear', 'Conv2d')", "branches on the class Linear"),
+        ("any(layer.weight.isnan().any() for layer in self.layers)", "reads its weight itself"),
+        ("(lambda layer: layer.weight.dim())(self.head)", "reads its weight itself"),
+        ("getattr(self.head, 'weight').dim()", "reads its weight itself"),
+        ("[p for layer in self.layers for p in layer.parameters()]", "reads its parameters itself"),
+    ],
+)
+def test_what_a_forward_asks_is_read_where_there_is_no_source(asked, what, convert):
+    names = {"Asks": Asks, "nn": nn}
+    exec(TYPED.format(asked=asked), names)
+    with pytest.raises(ValueError, match=f"forward of Typed {what}"):
+        convert(names["Typed"]().eval())
+
+
+class Runs:
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x):
+        return AsksForTheType.forward(self.model, x)
+
+
+def test_a_forward_without_code_lets_no_layer_go():
+    model = nn.Sequential(nn.Linear(64, 64), Asks()).eval()
+    model[1].forward = Runs(model[1])
+    with pytest.warns(QuantizationWarning, match=r"1\.head \(Linear\).*: forward of Asks has no code to read"):
+        quantized = quantize_weights(model)
+    assert type(quantized[0]) is not nn.Linear
+
+
 @pytest.mark.parametrize("convert", CONVERT)
 @pytest.mark.parametrize(
     ("make", "message"),
