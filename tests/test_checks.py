@@ -831,10 +831,25 @@ def test_a_number_that_a_trace_took_from_a_buffer_comes_back_from_the_file(flow,
     assert torch.equal(load(tmp_path / "model.qt", Scaled(5.0))(ROWS), quantized(ROWS))
 
 
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_numbers_in_the_code_come_with_the_state(flow, copied):
+    torch.manual_seed(0)
+    given, other = (quantize_static(Scaled(scale).eval(), [x], flow) for scale, x in ((2.0, ROWS), (5.0, 3 * ROWS)))
+    before, taking = other(ROWS), copy.deepcopy(other) if copied else other
+    nn.Sequential(taking).load_state_dict(nn.Sequential(given).state_dict())
+    assert torch.equal(taking(ROWS), given(ROWS))
+    assert torch.equal(other(ROWS), before) == copied
+    state = given.state_dict()
+    state._metadata[""]["numbers"].popitem()
+    with pytest.raises(RuntimeError, match="the state is of a model that calls something else"):
+        taking.load_state_dict(state)
+
+
 def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkeypatch):
     model = Scaled(2.0).eval()
     quantized = quantize_static(model, [ROWS])
-    monkeypatch.setattr(model_file, "_calls", lambda model: {})
+    monkeypatch.setattr(model_file, "calls", lambda model: {})
     save(quantized, tmp_path / "model.qt")
     monkeypatch.undo()
     assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))

@@ -10,6 +10,7 @@ from qtutor.models.copying import check_loaded, plain_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import SATURATING, at_work, choose
+from qtutor.workflows.numbers import travel_with_state
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,7 @@ def remember(model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | Non
     notes = {"qtutor": recipe} | ({} if example is None else {"qtutor_example": example})
     if isinstance(model, GraphModule):  # copying one keeps this and no other attribute
         model.meta |= notes
+        travel_with_state(model)
     else:
         vars(model).update({f"_{name}": value for name, value in notes.items()})
     if recipe.flow != "pt2e":
