@@ -675,13 +675,23 @@ def test_inference_mode_around_a_flow_changes_nothing():
     prepared(ROWS).sum().backward()
 
 
-def test_a_loader_may_fill_one_buffer_again_and_again():
-    def batches():
-        buffer = torch.empty(6, 16)
-        for factor in (1, 2, 3):
-            yield buffer.copy_(factor * ROWS)
+class OneBuffer:
+    def __iter__(self):
+        buffer, labels = torch.empty(6, 16), torch.empty(6, dtype=torch.long)
+        for number, factor in enumerate((10, 1, 0.01)):
+            yield buffer.copy_(factor * ROWS), labels.fill_(number)
 
-    assert sqnr(two_layers()(ROWS).detach(), quantize_static(two_layers(), batches())(ROWS)) > 25
+
+def test_a_loader_may_fill_one_buffer_again_and_again():
+    model, expected = two_layers(), [(factor * ROWS, torch.full((6,), n)) for n, factor in enumerate((10, 1, 0.01))]
+    for data in (OneBuffer(), iter(OneBuffer())):
+        assert sqnr(model(10 * ROWS).detach(), quantize_static(model, data)(10 * ROWS)) > 25
+    built = runtimes.build(model, OneBuffer(), ["FX INT8", "ONNX Runtime INT8"])
+    for name, runtime in built.items():
+        assert runtime.missing or sqnr(model(10 * ROWS).detach(), runtime(10 * ROWS)) > 20, name
+    assert diagnose(model, OneBuffer(), progress=False).float_metric == accuracy(model, expected)
+    table = compare({"model": model}, ROWS, repeats=1, loader=iter(OneBuffer())).table
+    assert table["accuracy"].item() == accuracy(model, expected)
 
 
 def test_dynamic_takes_flattened_and_parametrized_layers():
@@ -792,6 +802,39 @@ def test_inputs_that_a_flow_cannot_give_are_refused_with_a_way_that_holds():
         with pytest.raises(TypeError, match=message):
             quantize_static(model, [x])
     assert torch.equal(ragged.to_padded_tensor(0.0), torch.stack([ROWS, ROWS]))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_an_input_may_be_left_out_before_another(flow, tmp_path):
+    torch.manual_seed(0)
+    model, inputs = SomeLeftOut().eval(), (ROWS, None, ROWS)
+    expected = model(*inputs).detach()
+    quantized = quantize_static(model, [(inputs, None)] * 2, flow)
+    prepared = prepare_qat(model, inputs, flow=flow)
+    prepared(*inputs)
+    save(quantized, tmp_path / "model.qt")
+    for other in (quantized, convert(prepared), load(tmp_path / "model.qt", model), copy.deepcopy(quantized)):
+        assert sqnr(expected, other(*inputs)) > 25
+        with pytest.raises((AssertionError, ValueError), match="mask"):
+            other(ROWS, ROWS, ROWS)
+    with pytest.raises(ValueError, match="mask"):
+        quantize_static(model, [(inputs, None), ((ROWS, ROWS, ROWS), None)], flow)
+
+
+def test_every_room_takes_an_input_that_is_left_out():
+    torch.manual_seed(0)
+    model, inputs = SomeLeftOut().eval(), (ROWS, None, ROWS.clone())
+    expected, batch = model(*inputs).detach(), (inputs, torch.zeros(6).long())
+    built = runtimes.build(model, [batch])
+    for name, runtime in built.items():
+        assert "None" not in runtime.missing
+        assert runtime.missing or sqnr(expected, runtime(*inputs)) > 20, name
+        assert torch.equal(inputs[2], ROWS), f"{name} writes into its input"
+    found = diagnose(model, [batch], progress=False)
+    with pytest.warns(QuantizationWarning, match="where the simulation of its layers promised"):
+        assert sqnr(expected, found.apply()(*inputs)) > 25
+    assert not any(compare(built, inputs, repeats=1, seconds=0.1).table.loc[["eager FP32", "FX INT8"], "error"])
+    torch.testing.assert_close(fuse(model, inputs)(*inputs), model(*inputs))
 
 
 def test_an_example_may_be_named_and_an_output_sparse():

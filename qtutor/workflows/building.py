@@ -9,8 +9,8 @@ from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
-from qtutor.models.tensors import copies
-from qtutor.models.tracing import has_hooks, label, line_of, where, works_in_place
+from qtutor.models.tensors import copies, tensors_in
+from qtutor.models.tracing import has_hooks, label, line_of, refuse_left_out, where, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
@@ -60,7 +60,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         yield from self._kept
         for inputs in self._left:
-            self._room -= sum(x.nbytes for x in inputs)
+            self._room -= sum(x.nbytes for x in tensors_in(inputs))
             if self._room > 0:
                 self._kept.append(copies(inputs))
             yield inputs
@@ -131,14 +131,16 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
         except Exception as error:
             raise _failed(model, inputs, error) from error
         if number == 0:
-            known = all(map(torch.equal, inputs, reference.batch))
+            known = all(map(torch.equal, tensors_in(inputs), tensors_in(reference.batch)))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
             _check_same(model, prepared, recipe, agreement(wanted, found), reference)
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Return what a recipe makes of a float copy, which is used up, before any data."""
-    return _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
+    prepared = _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
+    refuse_left_out(prepared, inputs)
+    return prepared
 
 
 def shape_scales(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:

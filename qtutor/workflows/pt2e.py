@@ -8,7 +8,7 @@ from unittest import mock
 
 from qtutor.fusion import fuse
 from qtutor.models.running import no_fast_attention
-from qtutor.models.tensors import copies
+from qtutor.models.tensors import copies, tensors_in
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
 from qtutor.workflows.low_bits import narrow_config, trained_config
 from qtutor.workflows.notices import unlogged
@@ -17,6 +17,7 @@ from qtutor.workflows.recipe import Recipe, recipe_of, remember
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
+from torch.utils._pytree import tree_map_only
 
 _aten = torch.ops.aten
 _WITH_NUMBER = {each.Tensor: each.Scalar for each in (_aten.add, _aten.sub, _aten.mul)}
@@ -30,8 +31,11 @@ class Compiled(nn.Module):
         self.model = model
         remember(self, recipe_of(model))
         self.__dict__["_run"] = torch.compile(model, dynamic=False)  # not a second copy in the state dict
+        self._writes, given = False, copies(inputs)
         with needs_compiler(", or leave compile=False and get the same numbers, slowly"):
-            self(*copies(inputs))  # forward may write into them
+            self(*given)
+        # Inductor adds what a layer gives to an input in place, as of PyTorch 2.13; forward may write into one too.
+        self._writes = not all(map(torch.equal, tensors_in(given), tensors_in(inputs)))
 
     def forward(self, *inputs: Tensor) -> Any:
         from torch._inductor import config
@@ -40,7 +44,7 @@ class Compiled(nn.Module):
         # compiled anew.
         with torch.inference_mode(False), torch.no_grad(), config.patch(freezing=True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
-            return self._run(*inputs)
+            return self._run(*(copies(inputs) if self._writes else inputs))
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = False) -> GraphModule:
@@ -53,12 +57,12 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
         model: in eval mode.
         functional: rewrite what works in place.
     """
-    if all(x.dim() and len(x) == 1 for x in inputs):  # export takes a size of 1 for a constant
-        inputs = tuple(torch.cat([x, x]) for x in inputs)
+    if all(x.dim() and len(x) == 1 for x in tensors_in(inputs)):  # export takes a size of 1 for a constant
+        inputs = tree_map_only(Tensor, lambda x: torch.cat([x, x]), inputs)
     else:
         inputs = copies(inputs)  # two inputs may be one tensor, and its size is noted by identity
     shapes = torch.export.ShapesCollection()
-    for x in inputs:
+    for x in tensors_in(inputs):
         if x.dim():
             shapes[x] = {0: torch.export.Dim.AUTO}
     noisy = unlogged("torch.fx.experimental.symbolic_shapes"), unlogged("torch._subclasses.fake_tensor")
