@@ -247,7 +247,8 @@ def _measured(diagnosis: Diagnosis, model: nn.Module) -> Measured:
     metric = math.nan
     if diagnosis.metric_name == "accuracy":
         metric = accuracy(model, _placed(diagnosis, experiment.batches))
-    return Measured(experiment.agreement(model), metric, size_bytes(model))
+    score = experiment.score(model)
+    return Measured(score.sqnr, metric, size_bytes(model), score.offset_hides)
 
 
 def _placed(diagnosis: Diagnosis, batches: list[Batch]) -> list[tuple[tuple[Tensor, ...], Any]]:

@@ -1093,7 +1093,10 @@ def test_a_constant_that_hides_what_varies_is_told_of(trained):
     assert sqnr(model(ROWS).detach() - 1000, quantized(ROWS).detach() - 1000) < 10
     kept = quantize_static(model, [ROWS], keep_float=["second"])
     assert sqnr(model(ROWS).detach() - 1000, kept(ROWS) - 1000) > 20
-    assert any("far from zero" in note for note in diagnose(model, [ROWS], progress=False).notes)
+    found = diagnose(model, [ROWS], progress=False)
+    assert any("far from zero" in note for note in found.notes)
+    assert found.recommended.keep_float == ("second",)
+    assert found.verdict.startswith("Recommended: ")
 
 
 @pytest.mark.parametrize("rows", [1, 6])

@@ -11,7 +11,7 @@ from qtutor.diagnosis.experiment import Experiment, Measured
 from qtutor.diagnosis.recommendation import Goal
 from qtutor.diagnosis.statistics import LayerStatistics
 from qtutor.simulation import Configuration
-from qtutor.workflows.checks import tell
+from qtutor.workflows.checks import OFFSET, tell
 
 import torch
 from torch import Tensor, nn
@@ -201,4 +201,6 @@ def verdict(
     text = f"{healthy}Recommended: {recommended}. Output SQNR {got.sqnr:.1f} dB{metric}, {size}."
     if goal.reached(got):
         return text
+    if got.offset_hides:
+        return f"{text} The goal is not reached: {OFFSET}."
     return f"{text} The goal is not reached: train through the rounding (QAT), take more bits, or round weights only."
