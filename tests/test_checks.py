@@ -1078,6 +1078,37 @@ def test_whole_numbers_that_training_cannot_round_are_refused_before_it():
         prepare_qat(model.eval(), ROWS)
 
 
+def test_a_few_large_samples_do_not_speak_for_their_batch():
+    x = torch.cat([10 * ROWS[:2], 0.1 * torch.randn(200, 16, generator=torch.Generator().manual_seed(1))])
+    model = two_layers()
+    model.first.bias.data.zero_()
+    model.second.bias.data.zero_()
+    with pytest.warns(QuantizationWarning, match=r"to 1\d\.\d dB only, .*: first \(Linear\) hurts most"):
+        quantized = quantize_static(model, [x])
+    assert sqnr(model(x).detach(), quantized(x)) < 20 < sqnr(model(x[:2]).detach(), quantized(x[:2])) - 10
+
+
+def test_what_training_has_to_make_good_is_said_before_it():
+    model = two_layers()
+    model.first.weight.data[0], model.first.bias.data[0], model.second.weight.data[:, 0] = 0, 300, 0
+    with pytest.warns(QuantizationWarning, match=r"before it is trained, .* dB only: first \(Linear\) hurts most"):
+        prepare_qat(model, ROWS)
+
+
+def joined(self, x):
+    x = self.first(x)
+    return self.second(torch.cat([x, x.relu() / 8, -4 * x.relu()], 1))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_what_goes_into_one_tensor_is_trained_in_the_range_of_all(flow, images):
+    torch.manual_seed(0)
+    model = Forward(joined, first=nn.Conv2d(3, 8, 3, padding=1), second=nn.Conv2d(24, 4, 1)).eval()
+    prepared = prepare_qat(model, images[0], flow=flow)
+    prepared(images[0])
+    assert sqnr(model(images[0]).detach(), convert(prepared)(images[0]).detach()) > 25
+
+
 def with_constant(constant):
     model = two_layers()
     model.second.bias.data += constant

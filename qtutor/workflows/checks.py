@@ -83,8 +83,9 @@ class Reference:
         return cls(batch, found, few, few_outputs)
 
     def agreement(self, model: nn.Module) -> float:
-        """Return the SQNR in dB of what another model gives for the samples."""
-        return agreement(self.outputs, outputs(model, self.inputs))
+        """Return the SQNR in dB of what another model gives for the samples, or for the batch if that is less."""
+        few = agreement(self.outputs, outputs(model, self.inputs))
+        return few if self.inputs is self.batch else min(few, agreement(self.batch_outputs, outputs(model, self.batch)))
 
     def check_offset(self, model: nn.Module) -> None:
         """Tell where an output of another model hardly shows how it varies, for the constant in it."""
