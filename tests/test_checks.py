@@ -1053,11 +1053,42 @@ def test_a_hook_that_holds_the_given_model_is_refused():
     assert not model.seen
 
 
-def test_a_hook_that_torchao_takes_for_the_layer_is_named():
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("alter", ["hook", "forward"])
+def test_pt2e_leaves_a_layer_in_floats_that_does_more_than_its_class(alter, trained, tmp_path):
     model = blocks()
-    model.head.register_forward_hook(lambda block, given, output: 3 * output)
-    with pytest.raises(ValueError, match=r"there are hooks on head: take them off .* flow='fx' can take it as it is"):
-        quantize_static(model, [ROWS], "pt2e")
+    if alter == "hook":
+        model.head.register_forward_hook(lambda block, given, output: 3 * output)
+    else:
+        model.head.forward = MethodType(scaled, model.head)
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: head \(Linear\)$"):
+        quantized = prepare_qat(model, ROWS, flow="pt2e") if trained else quantize_static(model, [ROWS], "pt2e")
+    if trained:
+        quantized(ROWS)
+        quantized = convert(quantized)
+    assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+    save(quantized, tmp_path / "model.qt")
+    assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
+
+
+@pytest.mark.parametrize(
+    "mapped", [lambda self, x: torch.vmap(self.first)(x), lambda self, x: torch.vmap(torch.sin)(x)]
+)
+def test_vmap_is_looked_through_or_named(mapped):
+    model = two_layers(lambda self, x: self.second(mapped(self, x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)
+        quantized = quantize_static(model, [ROWS], "pt2e")
+        prepared = prepare_qat(model, ROWS, flow="pt2e")
+    prepared(ROWS)
+    for other in (quantized, convert(prepared)):
+        for x in (ROWS, ROWS[:3]):
+            assert sqnr(model(x).detach(), other(x).detach()) > 25
+    said = (
+        r"at .*test_checks.py:\d+: `.*vmap.*: no trace looks into torch.vmap: call .* flow='pt2e' can take it as it is"
+    )
+    with pytest.raises(ValueError, match=said):
+        quantize_static(model, [ROWS])
 
 
 def test_autocast_in_forward_is_named():

@@ -10,8 +10,7 @@ from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
 from qtutor.models.tensors import copies, tensors_in
-from qtutor.models.tracing import has_hooks, label, line_of, refuse_left_out, where, works_in_place
-from qtutor.simulation.layers import KINDS
+from qtutor.models.tracing import label, line_of, refuse_left_out, where, works_in_place
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.checks import (
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
-_NOTHING = "finds nothing to quantize: it takes linear layers and convolutions"
+_NOTHING = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 
@@ -283,12 +282,7 @@ def _cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], er
 
 
 def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
-    copied = float_copy(model)
-    outputs(copied, inputs)  # if the model itself cannot take the inputs, its own error says why
-    hooked = [name for name, module in copied.named_modules() if isinstance(module, KINDS) and has_hooks(module)]
-    if hooked and "is not an aten" in f"{error}":  # torchao takes what a hook computes for the layer
-        reason = f"there are hooks on {_named(hooked)}: take them off with handle.remove()"
-        return Refused(f"cannot take {kind_of(model)}: {reason}, or write what they do into forward")
+    outputs(float_copy(model), inputs)  # if the model itself cannot take the inputs, its own error says why
     return Refused(f"cannot take {kind_of(model)}{where(error)}: {reason_of(error)}")
 
 

@@ -9,7 +9,9 @@ from unittest import mock
 from qtutor.fusion import fuse
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies, tensors_in
+from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
+from qtutor.workflows.floats import left
 from qtutor.workflows.low_bits import narrow_config, trained_config
 from qtutor.workflows.notices import unlogged
 from qtutor.workflows.recipe import Recipe, recipe_of, remember
@@ -69,7 +71,11 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
     quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # the graph, on failure
     with noisy[0], noisy[1], quiet[0], quiet[1], no_fast_attention():
         program = torch.export.export(model, inputs, dynamic_shapes=shapes)
-        captured = (program.run_decompositions({}) if functional else program).module()
+        nested = any(getattr(n.target, "__module__", "").startswith("torch._functorch") for n in program.graph.nodes)
+        # A vmap that stays in the graph cannot be observed, and a call that fails in it would leave it entered.
+        captured = (program.run_decompositions({}) if functional or nested else program).module()
+    if nested:
+        _disown_rewritten(captured)
     for node in captured.graph.nodes:
         if len(node.all_input_nodes) == 1 and node.target in _WITH_NUMBER:  # which the quantizer takes for two tensors
             node.target = _WITH_NUMBER[node.target]
@@ -80,6 +86,16 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
             kind = [*stack.values()][-1][1]
             node.meta["nn_module_stack"] = stack | {"call": (" ".join(stack), kind)}
     return captured
+
+
+def _disown_rewritten(captured: GraphModule) -> None:
+    """Have what a layer was rewritten to, as in a vmap, no longer stand for that layer, in place."""
+    calls = [(node, *node.meta["torch_fn"]) for node in captured.graph.nodes if "torch_fn" in node.meta]
+    whole = {call for node, call, name in calls if getattr(node.target, "_opname", "") == name.rpartition(".")[2]}
+    for node, call, _ in calls:
+        if call not in whole:
+            del node.meta["torch_fn"]
+            node.meta.pop("nn_module_stack", None)
 
 
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -102,6 +118,9 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         quantizer.set_module_name_qconfig(name, None)
     with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
         model = fuse(model, inputs)
+    for module in model.modules():
+        if next(module.children(), None) is None and is_altered(module):
+            module.__class__ = left(type(module))
     captured = export(model, inputs, recipe.functional)
     utils._fuse_conv_bn_(captured)
     with _folded_already():
