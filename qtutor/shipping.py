@@ -219,7 +219,7 @@ def judge(diagnosis: Diagnosis, quantized: nn.Module, unseen: Iterable | None = 
     Raises:
         TypeError, ValueError: `unseen` are not batches, or the model does not take them.
     """
-    batches = diagnosis.experiment.batches if unseen is None else [*read(unseen, "unseen")]
+    batches = diagnosis.experiment.batches if unseen is None else [*read(unseen, "unseen", keep=True)]
     got = replace(diagnosis.experiment, batches=batches, _measured={}).agreement(quantized)
     size = f"an error {10 ** (-got / 20):.2g} times as large as the signal" if got < math.inf else "no error at all"
     said = [f"{'On the data of the diagnosis' if unseen is None else 'On unseen data'}: {got:.1f} dB, {size}."]
@@ -247,7 +247,8 @@ def _measured(diagnosis: Diagnosis, model: nn.Module) -> Measured:
     metric = math.nan
     if diagnosis.metric_name == "accuracy":
         metric = accuracy(model, _placed(diagnosis, experiment.batches))
-    return Measured(experiment.agreement(model), metric, size_bytes(model))
+    score = experiment.score(model)
+    return Measured(score.sqnr, metric, size_bytes(model), score.offset_hides)
 
 
 def _placed(diagnosis: Diagnosis, batches: list[Batch]) -> list[tuple[tuple[Tensor, ...], Any]]:

@@ -519,6 +519,48 @@ def test_all_layers_that_a_forward_may_ask_stay(kind, why, convert):
         convert(model[1])
 
 
+TYPED = """
+class Typed(Asks):
+    def forward(self, x):
+        return self.head(x).relu() if {asked} else self.head(x)
+"""
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ("isinstance(self.head, (nn.Conv2d, nn.Linear))", "branches on the class Linear"),
+        ("type(self.head).__name__ in ('Linear', 'Conv2d')", "branches on the class Linear"),
+        ("any(layer.weight.isnan().any() for layer in self.layers)", "reads its weight itself"),
+        ("(lambda layer: layer.weight.dim())(self.head)", "reads its weight itself"),
+        ("getattr(self.head, 'weight').dim()", "reads its weight itself"),
+        ("[p for layer in self.layers for p in layer.parameters()]", "reads its parameters itself"),
+    ],
+)
+def test_what_a_forward_asks_is_read_where_there_is_no_source(asked, what, convert):
+    names = {"Asks": Asks, "nn": nn}
+    exec(TYPED.format(asked=asked), names)
+    with pytest.raises(ValueError, match=f"forward of Typed {what}"):
+        convert(names["Typed"]().eval())
+
+
+class Runs:
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x):
+        return AsksForTheType.forward(self.model, x)
+
+
+def test_a_forward_without_code_lets_no_layer_go():
+    model = nn.Sequential(nn.Linear(64, 64), Asks()).eval()
+    model[1].forward = Runs(model[1])
+    with pytest.warns(QuantizationWarning, match=r"1\.head \(Linear\).*: forward of Asks has no code to read"):
+        quantized = quantize_weights(model)
+    assert type(quantized[0]) is not nn.Linear
+
+
 @pytest.mark.parametrize("convert", CONVERT)
 @pytest.mark.parametrize(
     ("make", "message"),
@@ -633,13 +675,23 @@ def test_inference_mode_around_a_flow_changes_nothing():
     prepared(ROWS).sum().backward()
 
 
-def test_a_loader_may_fill_one_buffer_again_and_again():
-    def batches():
-        buffer = torch.empty(6, 16)
-        for factor in (1, 2, 3):
-            yield buffer.copy_(factor * ROWS)
+class OneBuffer:
+    def __iter__(self):
+        buffer, labels = torch.empty(6, 16), torch.empty(6, dtype=torch.long)
+        for number, factor in enumerate((10, 1, 0.01)):
+            yield buffer.copy_(factor * ROWS), labels.fill_(number)
 
-    assert sqnr(two_layers()(ROWS).detach(), quantize_static(two_layers(), batches())(ROWS)) > 25
+
+def test_a_loader_may_fill_one_buffer_again_and_again():
+    model, expected = two_layers(), [(factor * ROWS, torch.full((6,), n)) for n, factor in enumerate((10, 1, 0.01))]
+    for data in (OneBuffer(), iter(OneBuffer())):
+        assert sqnr(model(10 * ROWS).detach(), quantize_static(model, data)(10 * ROWS)) > 25
+    built = runtimes.build(model, OneBuffer(), ["FX INT8", "ONNX Runtime INT8"])
+    for name, runtime in built.items():
+        assert runtime.missing or sqnr(model(10 * ROWS).detach(), runtime(10 * ROWS)) > 20, name
+    assert diagnose(model, OneBuffer(), progress=False).float_metric == accuracy(model, expected)
+    table = compare({"model": model}, ROWS, repeats=1, loader=iter(OneBuffer())).table
+    assert table["accuracy"].item() == accuracy(model, expected)
 
 
 def test_dynamic_takes_flattened_and_parametrized_layers():
@@ -752,6 +804,39 @@ def test_inputs_that_a_flow_cannot_give_are_refused_with_a_way_that_holds():
     assert torch.equal(ragged.to_padded_tensor(0.0), torch.stack([ROWS, ROWS]))
 
 
+@pytest.mark.parametrize("flow", FLOWS)
+def test_an_input_may_be_left_out_before_another(flow, tmp_path):
+    torch.manual_seed(0)
+    model, inputs = SomeLeftOut().eval(), (ROWS, None, ROWS)
+    expected = model(*inputs).detach()
+    quantized = quantize_static(model, [(inputs, None)] * 2, flow)
+    prepared = prepare_qat(model, inputs, flow=flow)
+    prepared(*inputs)
+    save(quantized, tmp_path / "model.qt")
+    for other in (quantized, convert(prepared), load(tmp_path / "model.qt", model), copy.deepcopy(quantized)):
+        assert sqnr(expected, other(*inputs)) > 25
+        with pytest.raises((AssertionError, ValueError), match="mask"):
+            other(ROWS, ROWS, ROWS)
+    with pytest.raises(ValueError, match="mask"):
+        quantize_static(model, [(inputs, None), ((ROWS, ROWS, ROWS), None)], flow)
+
+
+def test_every_room_takes_an_input_that_is_left_out():
+    torch.manual_seed(0)
+    model, inputs = SomeLeftOut().eval(), (ROWS, None, ROWS.clone())
+    expected, batch = model(*inputs).detach(), (inputs, torch.zeros(6).long())
+    built = runtimes.build(model, [batch])
+    for name, runtime in built.items():
+        assert "None" not in runtime.missing
+        assert runtime.missing or sqnr(expected, runtime(*inputs)) > 20, name
+        assert torch.equal(inputs[2], ROWS), f"{name} writes into its input"
+    found = diagnose(model, [batch], progress=False)
+    with pytest.warns(QuantizationWarning, match="where the simulation of its layers promised"):
+        assert sqnr(expected, found.apply()(*inputs)) > 25
+    assert not any(compare(built, inputs, repeats=1, seconds=0.1).table.loc[["eager FP32", "FX INT8"], "error"])
+    torch.testing.assert_close(fuse(model, inputs)(*inputs), model(*inputs))
+
+
 def test_an_example_may_be_named_and_an_output_sparse():
     model = two_layers(lambda self, x: self.second(self.first(x)).relu().to_sparse())
     assert sqnr(model(ROWS).to_dense().detach(), quantize_static(model, [ROWS])(ROWS).to_dense()) > 25
@@ -789,10 +874,25 @@ def test_a_number_that_a_trace_took_from_a_buffer_comes_back_from_the_file(flow,
     assert torch.equal(load(tmp_path / "model.qt", Scaled(5.0))(ROWS), quantized(ROWS))
 
 
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_numbers_in_the_code_come_with_the_state(flow, copied):
+    torch.manual_seed(0)
+    given, other = (quantize_static(Scaled(scale).eval(), [x], flow) for scale, x in ((2.0, ROWS), (5.0, 3 * ROWS)))
+    before, taking = other(ROWS), copy.deepcopy(other) if copied else other
+    nn.Sequential(taking).load_state_dict(nn.Sequential(given).state_dict())
+    assert torch.equal(taking(ROWS), given(ROWS))
+    assert torch.equal(other(ROWS), before) == copied
+    state = given.state_dict()
+    state._metadata[""]["numbers"].popitem()
+    with pytest.raises(RuntimeError, match="the state is of a model that calls something else"):
+        taking.load_state_dict(state)
+
+
 def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkeypatch):
     model = Scaled(2.0).eval()
     quantized = quantize_static(model, [ROWS])
-    monkeypatch.setattr(model_file, "_calls", lambda model: {})
+    monkeypatch.setattr(model_file, "calls", lambda model: {})
     save(quantized, tmp_path / "model.qt")
     monkeypatch.undo()
     assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
@@ -953,11 +1053,42 @@ def test_a_hook_that_holds_the_given_model_is_refused():
     assert not model.seen
 
 
-def test_a_hook_that_torchao_takes_for_the_layer_is_named():
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("alter", ["hook", "forward"])
+def test_pt2e_leaves_a_layer_in_floats_that_does_more_than_its_class(alter, trained, tmp_path):
     model = blocks()
-    model.head.register_forward_hook(lambda block, given, output: 3 * output)
-    with pytest.raises(ValueError, match=r"there are hooks on head: take them off .* flow='fx' can take it as it is"):
-        quantize_static(model, [ROWS], "pt2e")
+    if alter == "hook":
+        model.head.register_forward_hook(lambda block, given, output: 3 * output)
+    else:
+        model.head.forward = MethodType(scaled, model.head)
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: head \(Linear\)$"):
+        quantized = prepare_qat(model, ROWS, flow="pt2e") if trained else quantize_static(model, [ROWS], "pt2e")
+    if trained:
+        quantized(ROWS)
+        quantized = convert(quantized)
+    assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+    save(quantized, tmp_path / "model.qt")
+    assert torch.equal(load(tmp_path / "model.qt", model)(ROWS), quantized(ROWS))
+
+
+@pytest.mark.parametrize(
+    "mapped", [lambda self, x: torch.vmap(self.first)(x), lambda self, x: torch.vmap(torch.sin)(x)]
+)
+def test_vmap_is_looked_through_or_named(mapped):
+    model = two_layers(lambda self, x: self.second(mapped(self, x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)
+        quantized = quantize_static(model, [ROWS], "pt2e")
+        prepared = prepare_qat(model, ROWS, flow="pt2e")
+    prepared(ROWS)
+    for other in (quantized, convert(prepared)):
+        for x in (ROWS, ROWS[:3]):
+            assert sqnr(model(x).detach(), other(x).detach()) > 25
+    said = (
+        r"at .*test_checks.py:\d+: `.*vmap.*: no trace looks into torch.vmap: call .* flow='pt2e' can take it as it is"
+    )
+    with pytest.raises(ValueError, match=said):
+        quantize_static(model, [ROWS])
 
 
 def test_autocast_in_forward_is_named():
@@ -978,6 +1109,37 @@ def test_whole_numbers_that_training_cannot_round_are_refused_before_it():
         prepare_qat(model.eval(), ROWS)
 
 
+def test_a_few_large_samples_do_not_speak_for_their_batch():
+    x = torch.cat([10 * ROWS[:2], 0.1 * torch.randn(200, 16, generator=torch.Generator().manual_seed(1))])
+    model = two_layers()
+    model.first.bias.data.zero_()
+    model.second.bias.data.zero_()
+    with pytest.warns(QuantizationWarning, match=r"to 1\d\.\d dB only, .*: first \(Linear\) hurts most"):
+        quantized = quantize_static(model, [x])
+    assert sqnr(model(x).detach(), quantized(x)) < 20 < sqnr(model(x[:2]).detach(), quantized(x[:2])) - 10
+
+
+def test_what_training_has_to_make_good_is_said_before_it():
+    model = two_layers()
+    model.first.weight.data[0], model.first.bias.data[0], model.second.weight.data[:, 0] = 0, 300, 0
+    with pytest.warns(QuantizationWarning, match=r"before it is trained, .* dB only: first \(Linear\) hurts most"):
+        prepare_qat(model, ROWS)
+
+
+def joined(self, x):
+    x = self.first(x)
+    return self.second(torch.cat([x, x.relu() / 8, -4 * x.relu()], 1))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_what_goes_into_one_tensor_is_trained_in_the_range_of_all(flow, images):
+    torch.manual_seed(0)
+    model = Forward(joined, first=nn.Conv2d(3, 8, 3, padding=1), second=nn.Conv2d(24, 4, 1)).eval()
+    prepared = prepare_qat(model, images[0], flow=flow)
+    prepared(images[0])
+    assert sqnr(model(images[0]).detach(), convert(prepared)(images[0]).detach()) > 25
+
+
 def with_constant(constant):
     model = two_layers()
     model.second.bias.data += constant
@@ -993,7 +1155,10 @@ def test_a_constant_that_hides_what_varies_is_told_of(trained):
     assert sqnr(model(ROWS).detach() - 1000, quantized(ROWS).detach() - 1000) < 10
     kept = quantize_static(model, [ROWS], keep_float=["second"])
     assert sqnr(model(ROWS).detach() - 1000, kept(ROWS) - 1000) > 20
-    assert any("far from zero" in note for note in diagnose(model, [ROWS], progress=False).notes)
+    found = diagnose(model, [ROWS], progress=False)
+    assert any("far from zero" in note for note in found.notes)
+    assert found.recommended.keep_float == ("second",)
+    assert found.verdict.startswith("Recommended: ")
 
 
 @pytest.mark.parametrize("rows", [1, 6])

@@ -18,6 +18,7 @@ from qtutor.benchmark import intervals, timing
 from qtutor.benchmark.comparison import Comparison, summarize
 from qtutor.benchmark.predictions import Batches, Model, accuracy
 from qtutor.machine import describe
+from qtutor.models.batches import read
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import copies
 
@@ -47,7 +48,7 @@ def compare(
     Args:
         entries: models or functions by name, or pairs of a name and one of these; the first is what the
             others are compared with. One with an attribute `size_bytes` says itself how large it is.
-        inputs: what each entry is called with.
+        inputs: what each entry is called with, None for what a call leaves out.
         seconds: for each entry, on average; up to three times as many where runs are so long that the
             intervals need it. The first run of each comes on top, because compilers compile then, and
             so do memory and accuracy.
@@ -74,7 +75,8 @@ def compare(
     entries = check_entries(entries)
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
-    if not (isinstance(inputs, tuple) and inputs and all(isinstance(tensor, Tensor) for tensor in inputs)):
+    several = isinstance(inputs, tuple) and any(isinstance(tensor, Tensor) for tensor in inputs)
+    if not (several and all(tensor is None or isinstance(tensor, Tensor) for tensor in inputs)):
         raise TypeError(f"inputs must be a tensor or a tuple of tensors, got {inputs!r:.60}")
     _check_range("seconds", seconds, Real, "a positive number of seconds", lambda x: 0 < x < math.inf)
     _check_range("confidence", confidence, Real, "between 0 and 1", lambda x: 0 < x < 1)
@@ -82,7 +84,7 @@ def compare(
         if count is not None:
             _check_range(name, count, Integral, "a whole number from 1 on", lambda x: x >= 1)
     if isinstance(loader, Iterator):
-        loader = list(loader)  # each entry reads it
+        loader = [*read(loader, "the loader", keep=True)]  # each entry reads it
 
     contest = _Contest(entries, copies(inputs))
     with torch.inference_mode(), set_torch_threads(threads or torch.get_num_threads()):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtutor.models.batches import read
+from qtutor.models.batches import Batch, read
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import chosen, shape_of
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 Model = Callable[..., Any]
-Batches = Iterable[Sequence[Any]]
+Batches = Iterable[Sequence[Any] | Batch]
 
 
 def accuracy(model: Model, loader: Batches) -> float:

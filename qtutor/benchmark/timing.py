@@ -14,7 +14,7 @@ from typing import Any
 
 from qtutor.benchmark.predictions import Model, check_eval
 from qtutor.benchmark.size import size_bytes
-from qtutor.models.tensors import shape_of
+from qtutor.models.tensors import shape_of, tensors_in
 
 from torch import Tensor, nn
 from torch.utils.benchmark import timer
@@ -33,7 +33,7 @@ def first_run(entry: Model, inputs: tuple[Tensor, ...]) -> Any:
     check_eval(entry)
     if isinstance(entry, nn.Module):
         homes = {str(tensor.device) for tensor in chain(entry.parameters(), entry.buffers())}
-        for tensor in inputs:
+        for tensor in tensors_in(inputs):
             if homes and str(tensor.device) not in homes:
                 home = ", ".join(sorted(homes))
                 raise ValueError(f"the model is on {home}, an input on {tensor.device}: move one with .to(device)")

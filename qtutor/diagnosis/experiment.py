@@ -26,11 +26,13 @@ class Measured:
         sqnr: of the output, in dB; NaN where outputs cannot be compared.
         metric: the accuracy, or what else was asked for; NaN without labels.
         bytes: of all weights, scales included.
+        offset_hides: whether what varies in an output is lost beside a constant in it, whatever the SQNR.
     """
 
     sqnr: float
     metric: float
     bytes: int
+    offset_hides: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Experiment:
 
     def note(self, configuration: Configuration, score: Score) -> None:
         """Keep what was measured elsewhere; `keep_float` is sorted."""
-        self._measured[configuration] = Measured(score.sqnr, score.metric, self.bytes(configuration))
+        size = self.bytes(configuration)
+        self._measured[configuration] = Measured(score.sqnr, score.metric, size, score.offset_hides)
 
     def prepare(self, configuration: Configuration) -> tuple[Simulation, Rounding]:
         """Return the simulation of a configuration, whatever it keeps in floating point; raises as `measure`."""
@@ -136,11 +139,15 @@ class Experiment:
 
     def agreement(self, other: nn.Module) -> float:
         """Return the SQNR in dB of what another model gives for the data."""
+        return self.score(other).sqnr
+
+    def score(self, other: nn.Module) -> Score:
+        """Return how far what another model gives for the data is off."""
         score = Score()
         for batch in self.batches:
             inputs = by_place(batch, self.model, "a batch")
             score.add(floats_in(outputs(self.model, inputs)), outputs(other, inputs), None, None, batch.size)
-        return score.sqnr
+        return score
 
     def quick(self, configuration: Configuration, seconds: float) -> "Experiment":
         """Return one that measures on as many batches, at least one, as take about so long."""

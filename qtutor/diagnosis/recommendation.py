@@ -36,6 +36,8 @@ class Goal:
 
     def reached(self, got: Measured) -> bool:
         """Whether this is good enough."""
+        if got.offset_hides:
+            return False
         if self.metric is None:
             return not got.sqnr < USUAL
         return got.metric >= self.metric - 1e-9 and not got.sqnr < _LEAST

@@ -10,7 +10,7 @@ from qtutor.diagnosis.recommendation import Goal
 from qtutor.diagnosis.statistics import LayerStatistics
 from qtutor.diagnosis.writing import rows, written
 from qtutor.simulation import Configuration
-from qtutor.workflows.checks import tell
+from qtutor.workflows.checks import OFFSET, tell
 
 import torch
 from torch import Tensor, nn
@@ -180,4 +180,6 @@ def verdict(
     text = f"{healthy}Recommended: {recommended}. Output SQNR {got.sqnr:.1f} dB{metric}, {size}."
     if goal.reached(got):
         return text
+    if got.offset_hides:
+        return f"{text} The goal is not reached: {OFFSET}."
     return f"{text} The goal is not reached: train through the rounding (QAT), take more bits, or round weights only."

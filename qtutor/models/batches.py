@@ -1,7 +1,8 @@
 """Batches as people hand them in, read in one way for every room.
 
 A batch is a tensor, or a pair that is always `(inputs, labels)`. Several inputs are a tuple inside the pair,
-`((a, b), labels)`, where the labels may be None. A mapping stands for named inputs, alone or in the pair.
+`((a, b), labels)`, where the labels may be None, and so may an input that a call leaves out. A mapping stands for named
+inputs, alone or in the pair.
 """
 
 import inspect
@@ -46,8 +47,11 @@ class Batch:
         return inspect.signature(model.forward).bind(*self.args, **self.kwargs)
 
 
-def read(data: Iterable, name: str = "data") -> Iterator[Batch]:
+def read(data: Iterable, name: str = "data", *, keep: bool = False) -> Iterator[Batch]:
     """Read batches, each checked; errors call the data `name`.
+
+    Args:
+        keep: whether they are kept: then those of a loader are copied, which may fill one buffer again and again.
 
     Raises:
         TypeError: these are not batches.
@@ -64,7 +68,11 @@ def read(data: Iterable, name: str = "data") -> Iterator[Batch]:
         for tensor in tensors_in([batch.args, batch.kwargs]):
             if tensor.numel() == 0:
                 raise ValueError(f"batch {number} of {name}: an input of shape {tuple(tensor.shape)} is empty")
-        yield batch
+        yield (
+            batch
+            if not keep or isinstance(data, (list, tuple))
+            else Batch(*copies((batch.args, batch.kwargs, batch.labels)))
+        )
 
 
 def read_some(data: Iterable, most: int) -> tuple[list[Batch], bool]:
@@ -74,7 +82,7 @@ def read_some(data: Iterable, most: int) -> tuple[list[Batch], bool]:
     """
     batches: list[Batch] = []
     samples = 0
-    for batch in read(data):
+    for batch in read(data, keep=True):
         if samples >= most:
             return batches, True
         batches.append(batch)
@@ -84,14 +92,15 @@ def read_some(data: Iterable, most: int) -> tuple[list[Batch], bool]:
     return batches, False
 
 
-def inputs_of(data: Iterable, model: nn.Module) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the inputs of each batch in the order in which `forward` takes them: finite tensors, without the labels.
+def inputs_of(data: Iterable, model: nn.Module, *, keep: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the inputs of each batch in the order in which `forward` takes them, without the labels: finite tensors,
+    and None where one is left out. To `keep` them is as for `read`.
 
     Raises:
         TypeError: these are not batches, an input is not a tensor, or `forward` does not take these names.
         ValueError: an input is empty or not finite.
     """
-    for number, batch in enumerate(read(data, "calibration_data")):
+    for number, batch in enumerate(read(data, "calibration_data", keep=keep)):
         yield by_place(batch, model, f"batch {number} of calibration_data")
 
 
@@ -111,6 +120,8 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
             )
         inputs = bound.args
     for tensor in inputs:
+        if tensor is None:
+            continue
         if not isinstance(tensor, Tensor):
             way = ": quantize_dynamic takes a model of such inputs" if isinstance(tensor, PackedSequence) else ""
             raise TypeError(f"{name}: an input must be a tensor, got {type(tensor).__name__}{way}")

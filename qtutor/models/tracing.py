@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 import re
 import sys
 import sysconfig
@@ -53,15 +54,18 @@ class Call(fx.Tracer):
         def stand_in(name: str) -> fx.Proxy:
             return self.create_proxy("placeholder", name, (), {})
 
+        def taken(name: str, value: Any) -> Any:
+            proxy = stand_in(name) if value is None or tensors_in(value) else value
+            return None if value is None else proxy  # what is left out keeps its place
+
         signature = inspect.signature(self.root.forward)
         if self.inputs is not None:
             bound = signature.bind(*self.inputs)
             for name, value in bound.arguments.items():
                 if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-                    many = (stand_in(f"{name}_{i}") if tensors_in(each) else each for i, each in enumerate(value))
-                    bound.arguments[name] = tuple(many)
-                elif tensors_in(value):
-                    bound.arguments[name] = stand_in(name)
+                    bound.arguments[name] = tuple(taken(f"{name}_{i}", each) for i, each in enumerate(value))
+                else:
+                    bound.arguments[name] = taken(name, value)
         else:
             values: dict[str, Any] = {}
             for name, parameter in signature.parameters.items():
@@ -139,6 +143,19 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
         "A trace passes stand-ins without values, so Python cannot branch, loop or compute on them. Write the line "
         "with tensor operations (torch.where), or treat the submodules that have no such line one by one."
     )
+
+
+def refuse_left_out(model: nn.Module, inputs: tuple) -> None:
+    """Have a model that was traced for a call refuse inputs that this call leaves out, in place."""
+    if not isinstance(model, fx.GraphModule) or all(value is not None for value in inputs):
+        return
+    places = [node for node in model.graph.nodes if node.op == "placeholder"]
+    with model.graph.inserting_before(places[-1].next):
+        for node, value in zip(places, inputs, strict=True):
+            if value is None:
+                said = f"{node.name} is given, and the model was traced for calls that leave it out"
+                model.graph.call_function(torch._assert, (model.graph.call_function(operator.is_, (node, None)), said))
+    model.recompile()
 
 
 def norm_dims(model: nn.Module, inputs: tuple) -> dict[str, int]:

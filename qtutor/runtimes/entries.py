@@ -113,7 +113,7 @@ def build(
     builders = _BUILDERS | _FOUR_BITS
     if unknown := [name for name in names if name not in builders]:
         raise ValueError(f"there is no runtime {', '.join(map(repr, unknown))}: choose from {', '.join(builders)}")
-    batches = [*inputs_of(calibration_data, model)]
+    batches = [*inputs_of(calibration_data, model, keep=True)]
     if not batches:
         raise ValueError("calibration_data holds no batch: pass a few batches of training inputs")
     if any(module.training for module in model.modules()):

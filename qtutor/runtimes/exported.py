@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qtutor.models.running import no_fast_attention
-from qtutor.models.tensors import copies
+from qtutor.models.tensors import copies, tensors_in
 from qtutor.workflows import hide_torch_notices
 
 import torch
@@ -60,6 +60,11 @@ class Exported:
         return restructured
 
 
+def named(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return the inputs that are given as they are called in an ONNX file: input0, input1, ..."""
+    return {f"input{i}": tensor for i, tensor in enumerate(tensors_in(inputs))}
+
+
 def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) -> None:
     """Write a model as ONNX, for any batch size.
 
@@ -67,9 +72,11 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) 
 
     Args:
         model: in eval mode, float or quantized by FX.
-        inputs: one batch; in the file they are called input0, input1, ...
+        inputs: one batch; in the file they are called as by `named`.
     """
-    given = [f"input{i}" for i in range(len(inputs))]
+    given = [*named(inputs)]
+    if len(given) < len(inputs):  # the exporter would move what stands behind None to its place
+        model, inputs = _Filled(model, inputs), tuple(tensors_in(inputs))
     with torch.no_grad():
         outputs = [f"output{i}" for i in range(len(tree_flatten(model(*copies(inputs)))[0]))]
         axes = {name: {0: "batch"} for name in (*given, *outputs)}
@@ -83,6 +90,19 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) 
                 output_names=outputs,
                 dynamic_axes=axes,
             )
+
+
+class _Filled(nn.Module):
+    """A model without the inputs that a call leaves out."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
+        super().__init__()
+        self.model, self.given = model, [tensor is not None for tensor in inputs]
+        self.train(model.training)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        left = iter(inputs)
+        return self.model(*(next(left) if given else None for given in self.given))
 
 
 class Session:
@@ -102,7 +122,7 @@ class Session:
             self._run = lambda: []  # first give its memory back
             self._threads = torch.get_num_threads()
             self._run = self._start(self._threads)
-        return self._run(*(tensor.detach().contiguous() for tensor in inputs))
+        return self._run(*(tensor.detach().contiguous() for tensor in tensors_in(inputs)))
 
 
 @contextmanager

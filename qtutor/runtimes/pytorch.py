@@ -22,7 +22,7 @@ def eager(exported: Exported) -> tuple[Callable, int]:
 
 def channels_last(exported: Exported) -> tuple[Callable, int]:
     model = _by_pixels(copy_model(exported.model))
-    return lambda *inputs: model(*map(_by_pixel, inputs)), size_bytes(model)
+    return lambda *inputs: model(*tree_map_only(Tensor, _by_pixel, inputs)), size_bytes(model)
 
 
 def bf16(exported: Exported) -> tuple[Callable, int]:
@@ -32,7 +32,7 @@ def bf16(exported: Exported) -> tuple[Callable, int]:
         return tree_map_only(Tensor, lambda x: x.to(to) if x.dtype == come_from else x, tree)
 
     def run(*inputs: Tensor) -> Any:
-        narrow = cast([_by_pixel(x) for x in inputs], torch.float32, torch.bfloat16)
+        narrow = cast(tree_map_only(Tensor, _by_pixel, inputs), torch.float32, torch.bfloat16)
         return cast(model(*narrow), torch.bfloat16, torch.float32)
 
     run(*exported.inputs)
@@ -82,7 +82,7 @@ def quiet_where_new(run: Callable[..., Any]) -> Callable[..., Any]:
     seen = set()
 
     def quiet(*inputs: Tensor) -> Any:
-        shapes = tuple(tensor.shape for tensor in inputs)
+        shapes = tuple(getattr(tensor, "shape", None) for tensor in inputs)
         if shapes in seen:
             return run(*inputs)
         with no_notices():

@@ -9,9 +9,8 @@ from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
-from qtutor.models.tensors import copies
-from qtutor.models.tracing import has_hooks, label, line_of, where, works_in_place
-from qtutor.simulation.layers import KINDS
+from qtutor.models.tensors import copies, tensors_in
+from qtutor.models.tracing import label, line_of, refuse_left_out, where, works_in_place
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.checks import (
@@ -27,7 +26,7 @@ from qtutor.workflows.checks import (
 )
 from qtutor.workflows.floats import left_in_floats
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
-from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
+from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
 from qtutor.workflows.refusals import Refused, reason_of, stub_reason
 
@@ -36,8 +35,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
-_NOTHING = "finds nothing to quantize: it takes linear layers and convolutions"
-_NEAR = 6.0  # dB above what is usual, from which on a few samples speak for the batch
+_NOTHING = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 _EVENLY = torch.linspace(-1, 1, 2048)  # a value for each bin of a histogram: of two PyTorch takes a second for a range
@@ -61,7 +59,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         yield from self._kept
         for inputs in self._left:
-            self._room -= sum(x.nbytes for x in inputs)
+            self._room -= sum(x.nbytes for x in tensors_in(inputs))
             if self._room > 0:
                 self._kept.append(copies(inputs))
             yield inputs
@@ -115,6 +113,7 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         tried = _tried(prepared, recipe, reference)
         _tell_what_stays(model, tried, recipe)
         reference.check_offset(tried)
+        _tell_what_hurts_untrained(model, tried, recipe, reference)
     except _Unfit as found:
         return prepare(model, found.recipe, reference)
     except (Unavailable, ValueError):
@@ -132,14 +131,17 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
         except Exception as error:
             raise _failed(model, inputs, error) from error
         if number == 0:
-            known = all(map(torch.equal, inputs, reference.batch))
+            known = all(map(torch.equal, tensors_in(inputs), tensors_in(reference.batch)))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
             _check_same(model, prepared, recipe, agreement(wanted, found), reference)
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Return what a recipe makes of a float copy, which is used up, before any data."""
-    return _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
+    prepared = _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
+    refuse_left_out(prepared, inputs)
+    span_what_shares(prepared)
+    return prepared
 
 
 def shape_scales(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -238,7 +240,8 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
     except Exception as error:
         raise Refused(f"cannot round what it computes: {reason_of(error)}") from error
     keep_trained_scales(trial)
-    reference = replace(reference, outputs=outputs(trial, reference.inputs))
+    found = outputs(trial, reference.inputs)
+    reference = replace(reference, batch=reference.inputs, batch_outputs=found, outputs=found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QuantizationWarning)
         quantized, _ = build(trial, recipe, reference)
@@ -280,12 +283,7 @@ def _cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], er
 
 
 def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
-    copied = float_copy(model)
-    outputs(copied, inputs)  # if the model itself cannot take the inputs, its own error says why
-    hooked = [name for name, module in copied.named_modules() if isinstance(module, KINDS) and has_hooks(module)]
-    if hooked and "is not an aten" in f"{error}":  # torchao takes what a hook computes for the layer
-        reason = f"there are hooks on {_named(hooked)}: take them off with handle.remove()"
-        return Refused(f"cannot take {kind_of(model)}: {reason}, or write what they do into forward")
+    outputs(float_copy(model), inputs)  # if the model itself cannot take the inputs, its own error says why
     return Refused(f"cannot take {kind_of(model)}{where(error)}: {reason_of(error)}")
 
 
@@ -359,18 +357,29 @@ def without_data(prepared: nn.Module) -> list[str]:
 def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference, written: str) -> None:
     """Compare an INT8 model with the float one: say what hurts where it is far off, and refuse another function."""
     got = reference.agreement(quantized)
-    if got < USUAL + _NEAR and reference.inputs is not reference.batch:
-        got = min(got, agreement(reference.batch_outputs, outputs(quantized, reference.batch)))
     if got >= USUAL:
         reference.check_offset(quantized)
         return
-    worst, explained = what_hurts(float_copy(model), reference.inputs, (*recipe.keep_float, *recipe.left_float))
+    worst, explained = what_hurts(float_copy(model), reference.batch, (*recipe.keep_float, *recipe.left_float))
     said = f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only"
     if explained > got + 10:
         if got < 2 * LEAST:
             lost = f"{said}, while its layers explain {explained:.1f}: something in between gets lost{written}"
             raise _unseen(recipe, lost)
-        worst = f"its layers explain {explained:.1f} dB, so a sum, a product or a softmax between them hurts"
+        worst = _between(explained)
     if got < LEAST:
         raise Refused(f"{said}; {worst}")
     tell(f"the INT8 model agrees with the float one to {got:.1f} dB only, where {USUAL:.0f} are usual: {worst}")
+
+
+def _between(explained: float) -> str:
+    return f"its layers explain {explained:.1f} dB, so a sum, a product or a softmax between them hurts"
+
+
+def _tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe, reference: Reference) -> None:
+    """Say what training has to make good, beside what fewer bits cost, for nothing is left to compare with then."""
+    got = agreement(reference.outputs, outputs(tried, reference.inputs))
+    if recipe.bits == 8 and not recipe.edges and got < USUAL:
+        worst, explained = what_hurts(float_copy(model), reference.inputs, recipe.left_float)
+        worst = worst if explained < USUAL else _between(explained)
+        tell(f"before it is trained, the INT8 model agrees with the float one to {got:.1f} dB only: {worst}")

@@ -13,11 +13,12 @@ from qtutor.models.batches import Batch
 from qtutor.models.copying import eval_copy, through_layers
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
-from qtutor.models.tensors import floats_in
+from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.simulation import Scheme, Simulation
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 SAME = 60.0
 """SQNR in dB from which on two models are one in floats: folding and another order of adding give 100 and more."""
@@ -72,16 +73,19 @@ class Reference:
             raise ValueError(f"{kind_of(model)} gives no tensor to compare: return tensors from forward")
         check_outputs(model, lambda: outputs(model, batch), found)
         few, few_outputs = batch, found
-        if len({len(x) if x.dim() else 0 for x in batch}) == 1 and batch[0].dim() and len(batch[0]) > _FEW:
+        lengths = {len(x) if x.dim() else 0 for x in tensors_in(batch)}
+        if len(lengths) == 1 and lengths.pop() > _FEW:
+            some = tree_map_only(Tensor, lambda x: x[:_FEW], batch)
             with suppress(Exception):
-                few, few_outputs = tuple(x[:_FEW] for x in batch), outputs(model, tuple(x[:_FEW] for x in batch))
+                few, few_outputs = some, outputs(model, some)
         if not repeats(model, few, few_outputs):
             raise unsteady(model, *(outputs(eval_copy(model), few) for _ in range(2)))
         return cls(batch, found, few, few_outputs)
 
     def agreement(self, model: nn.Module) -> float:
-        """Return the SQNR in dB of what another model gives for the samples."""
-        return agreement(self.outputs, outputs(model, self.inputs))
+        """Return the SQNR in dB of what another model gives for the samples, or for the batch if that is less."""
+        few = agreement(self.outputs, outputs(model, self.inputs))
+        return few if self.inputs is self.batch else min(few, agreement(self.batch_outputs, outputs(model, self.batch)))
 
     def check_offset(self, model: nn.Module) -> None:
         """Tell where an output of another model hardly shows how it varies, for the constant in it."""

@@ -9,9 +9,9 @@ from types import MethodType
 from typing import Any
 
 from qtutor.affine import fake_quantize, sqnr
+from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import through_layers
 from qtutor.models.operators import called, kind_of
-from qtutor.models.source import bound_by_source
 from qtutor.models.tracing import is_altered
 from qtutor.observers import MinMaxObserver
 from qtutor.simulation.layers import KINDS, outermost
@@ -42,7 +42,7 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
     with at_work(recipe.engine):
         copied = float_copy(model)
         layers = {name: layer for name, layer in copied.named_modules() if type(layer) in _KINDS}
-        stays = bound_by_source(copied, layers)
+        stays = bound_by_code(copied, layers)
         stays |= {name: reason for name, layer in layers.items() if (reason := _obstacle(layer))}
         if stays.keys() == layers.keys():
             raise ValueError(f"nothing would shrink: {_why(copied, stays)}")

@@ -1,5 +1,6 @@
 """What stays in floating point in a converted model, by the names that its owner gave."""
 
+import functools
 from collections.abc import Collection, Iterator
 
 from qtutor.models.tracing import function_name
@@ -13,6 +14,19 @@ _PRODUCTS = ("linear", "conv", "embedding", "lstm", "gru", "rnn_", "matmul", "bm
 _PRODUCTS += ("einsum", "tensordot", "bilinear", "scaled_dot_product")
 _VIEWS = {"t", "transpose", "permute", "movedim", "view", "reshape", "unsqueeze", "squeeze", "expand", "getitem"}
 _VIEWS |= {"contiguous", "select", "slice"}
+
+
+class Left(nn.Module):
+    """A layer that stays in floats, with its hooks: PyTorch and torchao, which go by classes, do not know its own."""
+
+    def __init_subclass__(cls) -> None:
+        """Ask no class of the owner's, which may keep account of their subclasses."""
+
+
+@functools.cache
+def left(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that a layer of some class gets which stays in floats."""
+    return type(kind.__name__, (Left, kind), {})
 
 
 def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) -> list[str]:

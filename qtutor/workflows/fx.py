@@ -1,6 +1,5 @@
 """The FX flow: torch.fx traces the model, and PyTorch puts observers where integers can be."""
 
-import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from qtutor.models.tensors import copies
 from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, norm_dims, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
+from qtutor.workflows.floats import Left, left
 from qtutor.workflows.low_bits import narrow_qconfig, trained_qconfig
 from qtutor.workflows.recipe import Recipe
 
@@ -39,18 +39,6 @@ class _Skipped(nn.Identity):
     """An Identity that torch.fx does not see, so that what it stands between can be merged."""
 
 
-class _Left(nn.Module):
-    """A layer that stays in floats, with its hooks: the converter, which goes by classes, does not know its own."""
-
-    def __init_subclass__(cls) -> None:
-        """Ask no class of the owner's, which may keep account of their subclasses."""
-
-
-@functools.cache
-def _left(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (_Left, kind), {})
-
-
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Return a traced model with observers, or fake-quantizers if it is to be trained; the given one is used up.
 
@@ -62,7 +50,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         if type(module) is nn.Identity and not is_altered(module):  # as where `fuse` folded a batch norm
             module.__class__ = _Skipped
         elif kept and next(module.children(), None) is None and (is_altered(module) or not isinstance(module, _FOLDED)):
-            module.__class__ = _left(type(module))
+            module.__class__ = left(type(module))
     for name in passed_by(model):
         clear_hooks(model.get_submodule(name))
     mapping = qconfigs(ao, recipe)
@@ -95,7 +83,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
 
     class Tracer(Call, before):  # type: ignore[valid-type]
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, _Left) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, Left) or super().is_leaf_module(m, module_qualified_name)
 
         def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
             self.inputs = inputs
@@ -137,7 +125,7 @@ def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int]) -> No
         if node.op == "call_module" and node.target in dims and node.all_input_nodes[0].op == "call_module":
             norm, layer = (root.get_submodule(each.target) for each in (node, node.all_input_nodes[0]))
             if type(norm) is nn.BatchNorm1d and foldable_kind(layer) and not along_channels(layer, dims[node.target]):
-                norm.__class__ = _left(type(norm))
+                norm.__class__ = left(type(norm))
 
 
 def _pass_by_place(node: Node, names: Sequence[str]) -> None:

@@ -9,9 +9,9 @@ is meant for ARM. Where they were measured, on x86, they gave the right results 
 """
 
 from qtutor.lowbit import integers
+from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import check_loaded, eval_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.source import bound_by_source
 from qtutor.models.tracing import is_altered
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 
@@ -100,7 +100,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
     check_loaded(model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     obstacles = {name: reason for name, layer in layers.items() if (reason := _obstacle(layer, group))}
-    kept = bound_by_source(model, layers) | obstacles
+    kept = bound_by_code(model, layers) | obstacles
     replaced: dict[int, nn.Module] = {}
     for name, layer in layers.items():
         if name not in kept:

@@ -8,6 +8,7 @@ are clipped once, and each output as it comes. The graph of a PT2E model clips b
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,25 @@ def narrow_config(config: Any, bits: int) -> Any:
     activation = dataclasses.replace(config.input_activation, quant_max=most)
     weight = dataclasses.replace(config.weight, quant_min=low, quant_max=high)
     return dataclasses.replace(config, input_activation=activation, output_activation=activation, weight=weight)
+
+
+def span_what_shares(prepared: nn.Module) -> None:
+    """Have each fake-quantizer of a graph that several tensors share, as before a cat, span them all, in place.
+
+    PyTorch averages their ranges, which clips the widest. Here the range grows at once, and shrinks by the average.
+    """
+    nodes = prepared.graph.nodes if isinstance(prepared, GraphModule) else ()
+    uses = Counter(prepared.get_submodule(node.target) for node in nodes if node.op == "call_module")
+    for module, count in uses.items():
+        if count > 1 and hasattr(module, "fake_quant_enabled") and hasattr(module.activation_post_process, "min_val"):
+            module.register_forward_pre_hook(_span)
+
+
+def _span(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if module.observer_enabled[0]:
+        observer, (low, high) = module.activation_post_process, inputs[0].detach().aminmax()
+        observer.min_val.copy_(torch.minimum(observer.min_val, low))
+        observer.max_val.copy_(torch.maximum(observer.max_val, high))
 
 
 def keep_trained_scales(prepared: nn.Module) -> None:

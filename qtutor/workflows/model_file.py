@@ -19,12 +19,11 @@ from typing import Any
 
 import qtutor
 from qtutor.storage import write_atomically
-from qtutor.workflows.recipe import recipe_of
+from qtutor.workflows.numbers import calls, numbers_of, put
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
-from torch.fx.node import map_aggregate
+from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 _FORMAT = b"qtutor model 1 "
@@ -37,7 +36,7 @@ def write(path: Path, header: dict[str, Any], model: nn.Module) -> None:
         storage.Unwritable: the file cannot be written.
     """
     content = io.BytesIO()
-    torch.save(_contents(model, _calls(model)), content)
+    torch.save(_contents(model, calls(model)), content)
     body = json.dumps(header | _versions()).encode() + b"\n" + content.getvalue()
     write_atomically(path, _seal(body) + b"\n" + body)
 
@@ -75,21 +74,17 @@ def fill(model: nn.Module, content: bytes, path: Path) -> None:
         found = torch.load(io.BytesIO(content), weights_only=True)
     except UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors, and nothing of it was executed: {error}") from None
-    calls = _calls(model) if any(name.endswith("()") for name in found) else {}  # files of FX had none once
+    nodes = calls(model) if any(name.endswith("()") for name in found) else {}  # files of FX had none once
     here, there = (
-        {name: tree_map(_form, value) for name, value in c.items()} for c in (_contents(model, calls), found)
+        {name: tree_map(_form, value) for name, value in c.items()} for c in (_contents(model, nodes), found)
     )
     if differ := [name for name in here | there if here.get(name) != there.get(name)]:
         raise ValueError(f"{path} holds another model than float_model: they differ in {', '.join(differ[:3])}")
     state = model.state_dict()  # with the versions of its modules
     state.update({name: _packed(found[name]) for name in state})
     model.load_state_dict(state)
-    for name, node in calls.items():
-        numbers = iter(found[name])
-        given = node.args, node.kwargs
-        node.args, node.kwargs = map_aggregate(given, lambda a, left=numbers: next(left) if _is_number(a) else a)
-    if isinstance(model, GraphModule):
-        model.recompile()
+    if nodes:
+        put(model, found)
 
 
 def _seal(body: bytes) -> bytes:
@@ -100,32 +95,9 @@ def _versions() -> dict[str, str]:
     return {"qtutor": qtutor.__version__} | {name: importlib.metadata.version(name) for name in ("torch", "torchao")}
 
 
-def _contents(model: nn.Module, calls: dict[str, Node]) -> dict[str, Any]:
+def _contents(model: nn.Module, nodes: dict[str, Node]) -> dict[str, Any]:
     state = {name: tree_map(_unpacked, value) for name, value in model.state_dict().items()}
-    return state | {name: _numbers(node) for name, node in calls.items()}
-
-
-def _calls(model: nn.Module) -> dict[str, Node]:
-    """The nodes of a graph that hold numbers which a trace found, by names that no tensor can have.
-
-    In PT2E these are the ones that map between numbers and codes: others read buffers anew, and sizes have any name.
-    """
-    if not isinstance(model, GraphModule):
-        return {}
-    codecs = [node for node in model.graph.nodes if str(node.target).startswith("quantized_decomposed.")]
-    recipe = recipe_of(model)
-    nodes = codecs if recipe and recipe.flow == "pt2e" else model.graph.nodes
-    return {f"{node.name}()": node for node in nodes if _numbers(node)}
-
-
-def _numbers(node: Node) -> list[float]:
-    found: list[float] = []
-    map_aggregate((node.args, node.kwargs), lambda arg: found.append(arg) if _is_number(arg) else None)
-    return found
-
-
-def _is_number(arg: Any) -> bool:
-    return isinstance(arg, (int, float))
+    return state | {name: numbers_of(node) for name, node in nodes.items()}
 
 
 def _unpacked(value: Any) -> Any:

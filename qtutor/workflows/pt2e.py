@@ -8,8 +8,10 @@ from unittest import mock
 
 from qtutor.fusion import fuse
 from qtutor.models.running import no_fast_attention
-from qtutor.models.tensors import copies
+from qtutor.models.tensors import copies, tensors_in
+from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
+from qtutor.workflows.floats import left
 from qtutor.workflows.low_bits import narrow_config, trained_config
 from qtutor.workflows.notices import unlogged
 from qtutor.workflows.recipe import Recipe, recipe_of, remember
@@ -17,6 +19,7 @@ from qtutor.workflows.recipe import Recipe, recipe_of, remember
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
+from torch.utils._pytree import tree_map_only
 
 _aten = torch.ops.aten
 _WITH_NUMBER = {each.Tensor: each.Scalar for each in (_aten.add, _aten.sub, _aten.mul)}
@@ -30,8 +33,11 @@ class Compiled(nn.Module):
         self.model = model
         remember(self, recipe_of(model))
         self.__dict__["_run"] = torch.compile(model, dynamic=False)  # not a second copy in the state dict
+        self._writes, given = False, copies(inputs)
         with needs_compiler(", or leave compile=False and get the same numbers, slowly"):
-            self(*copies(inputs))  # forward may write into them
+            self(*given)
+        # Inductor adds what a layer gives to an input in place, as of PyTorch 2.13; forward may write into one too.
+        self._writes = not all(map(torch.equal, tensors_in(given), tensors_in(inputs)))
 
     def forward(self, *inputs: Tensor) -> Any:
         from torch._inductor import config
@@ -40,7 +46,7 @@ class Compiled(nn.Module):
         # compiled anew.
         with torch.inference_mode(False), torch.no_grad(), config.patch(freezing=True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
-            return self._run(*inputs)
+            return self._run(*(copies(inputs) if self._writes else inputs))
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = False) -> GraphModule:
@@ -53,19 +59,23 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
         model: in eval mode.
         functional: rewrite what works in place.
     """
-    if all(x.dim() and len(x) == 1 for x in inputs):  # export takes a size of 1 for a constant
-        inputs = tuple(torch.cat([x, x]) for x in inputs)
+    if all(x.dim() and len(x) == 1 for x in tensors_in(inputs)):  # export takes a size of 1 for a constant
+        inputs = tree_map_only(Tensor, lambda x: torch.cat([x, x]), inputs)
     else:
         inputs = copies(inputs)  # two inputs may be one tensor, and its size is noted by identity
     shapes = torch.export.ShapesCollection()
-    for x in inputs:
+    for x in tensors_in(inputs):
         if x.dim():
             shapes[x] = {0: torch.export.Dim.AUTO}
     noisy = unlogged("torch.fx.experimental.symbolic_shapes"), unlogged("torch._subclasses.fake_tensor")
     quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # the graph, on failure
     with noisy[0], noisy[1], quiet[0], quiet[1], no_fast_attention():
         program = torch.export.export(model, inputs, dynamic_shapes=shapes)
-        captured = (program.run_decompositions({}) if functional else program).module()
+        nested = any(getattr(n.target, "__module__", "").startswith("torch._functorch") for n in program.graph.nodes)
+        # A vmap that stays in the graph cannot be observed, and a call that fails in it would leave it entered.
+        captured = (program.run_decompositions({}) if functional or nested else program).module()
+    if nested:
+        _disown_rewritten(captured)
     for node in captured.graph.nodes:
         if len(node.all_input_nodes) == 1 and node.target in _WITH_NUMBER:  # which the quantizer takes for two tensors
             node.target = _WITH_NUMBER[node.target]
@@ -76,6 +86,16 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
             kind = [*stack.values()][-1][1]
             node.meta["nn_module_stack"] = stack | {"call": (" ".join(stack), kind)}
     return captured
+
+
+def _disown_rewritten(captured: GraphModule) -> None:
+    """Have what a layer was rewritten to, as in a vmap, no longer stand for that layer, in place."""
+    calls = [(node, *node.meta["torch_fn"]) for node in captured.graph.nodes if "torch_fn" in node.meta]
+    whole = {call for node, call, name in calls if getattr(node.target, "_opname", "") == name.rpartition(".")[2]}
+    for node, call, _ in calls:
+        if call not in whole:
+            del node.meta["torch_fn"]
+            node.meta.pop("nn_module_stack", None)
 
 
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -98,6 +118,9 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         quantizer.set_module_name_qconfig(name, None)
     with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
         model = fuse(model, inputs)
+    for module in model.modules():
+        if next(module.children(), None) is None and is_altered(module):
+            module.__class__ = left(type(module))
     captured = export(model, inputs, recipe.functional)
     utils._fuse_conv_bn_(captured)
     with _folded_already():

@@ -10,6 +10,7 @@ from qtutor.models.copying import check_loaded, plain_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import SATURATING, at_work, choose
+from qtutor.workflows.numbers import travel_with_state
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Recipe:
     Attributes:
         flow: of `FLOWS`, or "dynamic".
         engine: whose kernels it is for.
-        inputs: shape and dtype of each input of the first batch.
+        inputs: shape and dtype of each input of the first batch, None where one is left out.
         reduced: whether activations keep to 7 of 8 bits, as sums of two products would overflow otherwise.
         keep_float: names of modules that stay in floating point.
         bits: width of weights and activations.
@@ -43,7 +44,7 @@ class Recipe:
 
     flow: str
     engine: str
-    inputs: tuple[tuple[tuple[int, ...], str], ...]
+    inputs: tuple[tuple[tuple[int, ...], str] | None, ...]
     reduced: bool = False
     keep_float: tuple[str, ...] = ()
     bits: int = 8
@@ -70,18 +71,18 @@ class Recipe:
         if flow not in (*FLOWS, "dynamic"):
             raise ValueError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
         engine = choose(engine, flow, model)
-        shapes = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
+        shapes = tuple(x if x is None else (tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
         return cls(flow, engine, shapes, engine in SATURATING and not describe().has_int8_dot_product, **asked)
 
     @classmethod
     def from_header(cls, header: dict[str, Any]) -> "Recipe":
         """Return what `asdict` made of one, from JSON."""
-        inputs = tuple((tuple(shape), dtype) for shape, dtype in header["inputs"])
+        inputs = tuple(each and (tuple(each[0]), each[1]) for each in header["inputs"])
         return cls(**(header | {"inputs": inputs}))
 
     def some_inputs(self) -> tuple[Tensor, ...]:
         """Return inputs of the right shapes and dtypes: numbers from -1 to 1, or zeros where they are whole."""
-        return tuple(_ordinary(torch.zeros(shape, dtype=getattr(torch, dtype))) for shape, dtype in self.inputs)
+        return tuple(each and _ordinary(torch.zeros(each[0], dtype=getattr(torch, each[1]))) for each in self.inputs)
 
 
 def _ordinary(zeros: Tensor) -> Tensor:
@@ -105,6 +106,7 @@ def remember(model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | Non
     notes = {"qtutor": recipe} | ({} if example is None else {"qtutor_example": example})
     if isinstance(model, GraphModule):  # copying one keeps this and no other attribute
         model.meta |= notes
+        travel_with_state(model)
     else:
         vars(model).update({f"_{name}": value for name, value in notes.items()})
     if recipe.flow != "pt2e":

@@ -17,6 +17,7 @@ _MEANINGS = (
         r"used as inputs to control flow|GuardOnDataDependent|[Dd]ata-dependent",
         "Python branches there on a value of a tensor",
     ),
+    (r"vmap", "no trace looks into torch.vmap: call what it maps on the whole batch"),
     (r"for 'Complex", "complex numbers have no range, and no INT8 kernel takes them"),
     (r"Proxy object cannot be iterated|cannot be iterated", "Python loops there over a tensor, or unpacks it"),
     (
