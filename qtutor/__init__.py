@@ -3,6 +3,7 @@
 Rooms, from the ground up (imports only ever point to an earlier line):
 
     threads      how PyTorch's threads wait for one another, and how many there are
+    words        how numbers and errors are said in a sentence
     affine       the map between real numbers and integer codes; its error
     machine      what this computer is, in words
     vision       makes a torchvision that does not match torch importable

@@ -7,7 +7,7 @@ from qtutor.benchmark import size_bytes
 from qtutor.lowbit import integers
 from qtutor.models.running import agreement
 from qtutor.runtimes import FOUR_BITS, build, quantize_onnx_weights
-from qtutor.workflows import quantize_dynamic, quantize_weights
+from qtutor.workflows import int4, quantize_dynamic, quantize_weights
 
 import pytest
 import torch
@@ -48,6 +48,15 @@ def test_the_given_model_stays_and_the_new_one_takes_little_room(model):
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert [type(layer).__name__ for layer in quantized][:3] == ["Int4Linear", "ReLU", "Int4Linear"]
     assert size_bytes(quantize_weights(nn.Linear(1024, 1024, bias=False))) < 0.16 * size_bytes(nn.Linear(1024, 1024))
+
+
+def test_a_kernel_that_fails_without_a_word_leaves_its_layer_in_floats(monkeypatch):
+    def fails(layer, group):
+        raise NotImplementedError
+
+    monkeypatch.setattr(int4, "Int4Linear", fails)
+    with pytest.raises(ValueError, match=r"no linear layer can have 4-bit weights \(.*NotImplementedError"):
+        quantize_weights(nn.Sequential(nn.Linear(64, 32)))
 
 
 @pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])

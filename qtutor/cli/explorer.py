@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qtutor.cli.surroundings import GivenUp, needed
 from qtutor.manifest import LESSONS
+from qtutor.words import in_bytes
 
 NAMES = {lesson.explorer.removesuffix("Explorer").lower(): lesson for lesson in LESSONS if lesson.explorer}
 """The lesson of each explorer, by the explorer's name."""
@@ -33,5 +34,5 @@ def run(arguments: Namespace) -> int:
         module.explorer().save(path, missions=module.exercises.missions)
     except OSError as error:
         raise GivenUp(f"{path} cannot be written: {error.strerror}.") from error
-    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"Written: {path} ({in_bytes(path.stat().st_size)})")
     return 0

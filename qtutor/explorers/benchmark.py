@@ -12,8 +12,8 @@ from typing import Any
 
 from qtutor.benchmark import Comparison, Model, check_entries, compare
 from qtutor.explorers.explorer import Explorer, Stops, toggles
-from qtutor.explorers.words import counted
 from qtutor.plots import look
+from qtutor.words import counted
 
 import ipywidgets
 import plotly.graph_objects as go

@@ -6,10 +6,10 @@ from typing import Any
 
 from qtutor.explorers.explorer import Explorer, Stops, choices, toggles
 from qtutor.explorers.flow import Flow, FusionData, Ribbon
-from qtutor.explorers.words import in_bytes, in_decibels
 from qtutor.fusion import OperatorTraffic
 from qtutor.models.tracing import label
 from qtutor.plots import look
+from qtutor.words import in_bytes, in_decibels
 
 import ipywidgets
 import plotly.graph_objects as go

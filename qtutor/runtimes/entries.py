@@ -11,6 +11,7 @@ from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.runtimes import four_bits, onnx_runtime, openvino, pytorch
 from qtutor.runtimes.exported import Exported
+from qtutor.words import first_line, named
 from qtutor.workflows import Unavailable
 
 import torch
@@ -128,10 +129,8 @@ def build(
                 built[name] = Runtime(name, *builders[name](exported))
                 continue
             except Exception as error:
-                said = str(error).strip().partition("\n")[0]
-                reason = (
-                    said if isinstance(error, Unavailable) else f"{name} cannot take this model: {said or repr(error)}"
-                )
+                said = first_line(error) or named(error)
+                reason = said if isinstance(error, Unavailable) else f"{name} cannot take this model: {said}"
         built[name] = Runtime(name, missing=reason)
     return built
 

@@ -13,6 +13,7 @@ from qtutor.models.copying import check_loaded, eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.source import bound_by_source
 from qtutor.models.tracing import is_altered
+from qtutor.words import first_line, named
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 
 import torch
@@ -107,7 +108,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
             try:
                 replaced[id(layer)] = Int4Linear(layer, group)
             except (RuntimeError, ValueError, NotImplementedError) as error:
-                kept[name] = str(error).splitlines()[0]
+                kept[name] = first_line(error) or named(error)
     said = listed(model, {name: kept[name] for name in layers if name in kept})
     if not replaced:
         raise ValueError(f"no linear layer can have 4-bit weights ({said or 'there is none'})")
