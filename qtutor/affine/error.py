@@ -134,6 +134,16 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf
 
 
+def noise_over_signal(sqnr: float) -> float:
+    """Return the ratio of powers that so many `decibels` mean.
+
+    Example:
+        >>> noise_over_signal(20.0), noise_over_signal(math.inf)
+        (0.01, 0.0)
+    """
+    return 10 ** (-sqnr / 10)
+
+
 def _power(x: Tensor) -> float:
     """The sum of squares of `(n,)` values."""
     return float(x.dot(x))

@@ -32,6 +32,8 @@ class Trait(Flag):
     """It adds or multiplies two numbers."""
     ROUNDS = auto()
     """PyTorch has an INT8 kernel, which rounds what it gives."""
+    NORM = auto()
+    """It gives each channel a mean and a variance."""
 
 
 _CLAMP = Trait.RELU | Trait.KEEPS_RANGE | Trait.CHOOSES
@@ -70,8 +72,8 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
         Trait.KEEPS_RANGE,
         (
             *("unflatten", "view", "reshape", "view_as", "permute", "transpose", "movedim", "t", "squeeze"),
-            *("unsqueeze", "expand", "chunk", "split", "unbind", "select", "narrow", "__getitem__", "pixel_shuffle"),
-            *("to", "float", "detach", "repeat", "flip", "roll", "amax", "max"),
+            *("unsqueeze", "expand", "chunk", "split", "unbind", "select", "narrow", "slice", "getitem"),
+            *("pixel_shuffle", "to", "float", "detach", "repeat", "flip", "roll", "amax", "max"),
         ),
     ),
     (
@@ -83,10 +85,15 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
             torch.cat,
         ),
     ),
+    (Trait.NORM, ("batch_norm",)),
     (
         Trait.ARITHMETIC | Trait.ROUNDS,
         (operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, "add", "mul"),
     ),
+)
+_PRODUCTS = (
+    *("linear", "conv", "embedding", "lstm", "gru", "rnn_", "matmul", "bmm", "mm", "addmm", "baddbmm"),
+    *("einsum", "tensordot", "bilinear", "scaled_dot_product"),
 )
 _TRAITS: dict[type | Callable | str, Trait] = {thing: traits for traits, things in _TABLE for thing in things}
 
@@ -104,6 +111,11 @@ def traits(target: type | Callable | str | None) -> Trait:
     if isinstance(target, type) and issubclass(target, nn.Module):
         target = next((base for base in target.__mro__ if base in _TRAITS and base.forward is target.forward), None)
     return _TRAITS.get(target, Trait(0))
+
+
+def multiplies(name: str) -> bool:
+    """Whether a function of that name, such as "conv2d", multiplies numbers and adds up the products."""
+    return name.startswith(_PRODUCTS)
 
 
 def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:

@@ -161,9 +161,9 @@ class _Trace(TorchFunctionMode):
         results = tensors_in(output)
         if not results or not tags:
             return output
-        name = getattr(func, "__name__", "").removeprefix("_")
+        name = getattr(func, "__name__", "").strip("_")
         known = traits(name)
-        use = "relu" if Trait.RELU in known else "norm" if name == "batch_norm" else name
+        use = "relu" if Trait.RELU in known else "norm" if Trait.NORM in known else name
         for _, (layer, stage) in tags:
             self.followed[layer, stage].add(use)
         for result in results:

@@ -15,9 +15,6 @@ from qtutor.simulation.layers import KINDS
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.checks import (
-    LEAST,
-    SAME,
-    USUAL,
     QuantizationWarning,
     Reference,
     listed,
@@ -27,6 +24,7 @@ from qtutor.workflows.checks import (
 )
 from qtutor.workflows.floats import left_in_floats
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
+from qtutor.workflows.limits import CLEAR, LEAST, SAME, TWICE, USUAL
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
 from qtutor.workflows.refusals import Refused, reason_of, stub_reason
@@ -37,7 +35,6 @@ from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
 _NOTHING = "finds nothing to quantize: it takes linear layers and convolutions"
-_NEAR = 6.0  # dB above what is usual, from which on a few samples speak for the batch
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 
@@ -358,7 +355,7 @@ def without_data(prepared: nn.Module) -> list[str]:
 def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference, written: str) -> None:
     """Compare an INT8 model with the float one: say what hurts where it is far off, and refuse another function."""
     got = reference.agreement(quantized)
-    if got < USUAL + _NEAR and reference.inputs is not reference.batch:
+    if got < USUAL + TWICE and reference.inputs is not reference.batch:
         got = min(got, agreement(reference.batch_outputs, outputs(quantized, reference.batch)))
     if got >= USUAL:
         reference.check_offset(quantized)
@@ -366,7 +363,7 @@ def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Re
     worst, explained = what_hurts(float_copy(model), reference.inputs, (*recipe.keep_float, *recipe.left_float))
     said = f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only"
     if explained > got + 10:
-        if got < 2 * LEAST:
+        if got < CLEAR:
             lost = f"{said}, while its layers explain {explained:.1f}: something in between gets lost{written}"
             raise _unseen(recipe, lost)
         worst = f"its layers explain {explained:.1f} dB, so a sum, a product or a softmax between them hurts"

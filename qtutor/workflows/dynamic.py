@@ -17,13 +17,13 @@ from qtutor.observers import MinMaxObserver
 from qtutor.simulation.layers import KINDS, outermost
 from qtutor.workflows.backends import at_work, swapped, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
+from qtutor.workflows.limits import WELL
 from qtutor.workflows.recipe import Recipe, float_copy, remember
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-_FINE = 25.0  # dB: healthy weights keep 30 to 45 at 8 bits
 _KINDS = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
@@ -110,7 +110,7 @@ def _check_weights(name: str, layer: nn.Module) -> None:
     for path, weight in layer.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity in its {path}: mend that before you quantize it")
-    if (coarse := _coarse(layer)) < _FINE:
+    if (coarse := _coarse(layer)) < WELL:
         tell(
             f"{name} keeps its weights to {coarse:.1f} dB only: each of its tensors has one scale, and a few weights "
             "are far larger than the rest. Equalize them; 16 bits would keep them, in a file as large as before"
