@@ -7,9 +7,9 @@ import shutil
 import subprocess
 import sys
 
-from qtutor.course import generate
 from qtutor.manifest import LESSONS
 
+import generate
 import nbformat
 import pytest
 from lab import COURSE
@@ -157,7 +157,7 @@ print(json.dumps([told, list(manifest.models()), progress.exercises(), sliders])
 
 def test_what_is_generated_is_up_to_date():
     stale = [path for path, text in generate.contents().items() if path.read_text(encoding="utf-8") != text]
-    assert stale == [], "run: python -m qtutor.course.generate"
+    assert stale == [], "run: python tests/generate.py"
 
 
 def test_the_manifest_names_every_notebook_in_order():

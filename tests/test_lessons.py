@@ -92,7 +92,8 @@ def test_links_lead_to_lessons_that_exist(path, notebook):
 @pytest.mark.parametrize(("lesson", "after"), [*pairwise(LESSONS)], ids=lambda lesson: lesson.number)
 def test_a_lesson_leads_to_the_next(notebook, after):
     text = " ".join("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown").split())
-    assert re.findall(r"Next: \[(\d\d), [^]]+\]\((.+?)\)", text) == [(after.number, f"{after.name}.ipynb")]
+    leads = re.findall(r"Next: \[(\d\d), [^]]+\]\((.+?)\)", text)
+    assert leads == [(after.number, f"{after.name}.ipynb")], "a line such as Next: [NN, title](NN_name.ipynb)"
 
 
 @notebooks

@@ -3,12 +3,12 @@
 import math
 import re
 
-from qtutor.course import reading
-from qtutor.course.glossary import TERMS
 from qtutor.manifest import LESSONS
 
 import nbformat
 import pytest
+import reading
+from glossary import TERMS
 from lab import COURSE
 
 NOTEBOOKS = {lesson: nbformat.read(COURSE / lesson.notebook, 4) for lesson in LESSONS}

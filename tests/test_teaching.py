@@ -9,13 +9,14 @@ from pathlib import Path
 
 from qtutor import cli
 from qtutor.benchmark.comparison import _outcome
-from qtutor.course import example, notebooks, plans, reference
+from qtutor.course import example, notebooks, reference
 from qtutor.diagnosis import diagnose
 from qtutor.manifest import LESSONS, TEACHING
 from qtutor.roofline import Peaks
 from qtutor.samples import trained
 
 import nbformat
+import plans
 import pytest
 import torch
 from hatchling.builders.wheel import WheelBuilder
