@@ -1,4 +1,7 @@
-"""What a flow makes of a model is compared with the model, on the first batch, before anybody gets it."""
+"""What a flow makes of a model is compared with the model, on the first batch, before anybody gets it.
+
+Here stand also the warnings of all flows, `tell`, how they name layers, `listed`, and `what_hurts`.
+"""
 
 import re
 import sys

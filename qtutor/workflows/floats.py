@@ -1,4 +1,4 @@
-"""What stays in floating point in a converted model, by the names that its owner gave."""
+"""The names, as the owner gave them, of what a flow has left in floating point; what it leaves, the flow decides."""
 
 from collections.abc import Collection, Iterator
 
