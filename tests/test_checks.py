@@ -1050,3 +1050,21 @@ def test_layers_inside_a_block_of_pytorch_are_not_half_converted():
     for _ in range(5):
         prepared(ROWS[None])
     assert sqnr(prepared.eval()(ROWS[None]).detach(), convert(prepared)(ROWS[None]).detach()) > 25
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (nn.ReLU, r"got type: ReLU is a class, pass ReLU\(...\)"),
+        (nn.Linear(2, 2).state_dict(), "got OrderedDict: if these are the weights of a model, build it"),
+        (3, "got int$"),
+    ],
+    ids=["class", "weights", "number"],
+)
+@pytest.mark.parametrize(
+    "use",
+    [lambda m: quantize_static(m, [ROWS]), quantize_dynamic, quantize_weights, fuse, lambda m: diagnose(m, [ROWS])],
+)
+def test_what_is_no_module_is_refused_with_what_to_pass(use, given, said):
+    with pytest.raises(TypeError, match=f"needs a torch.nn.Module, {said}"):
+        use(given)

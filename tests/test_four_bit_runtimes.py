@@ -85,7 +85,7 @@ def test_a_layer_that_two_places_share_is_shared_still():
         (nn.Conv2d(1, 2, 3), {}, ValueError, r"no linear layer can have 4-bit weights \(there is none\)"),
         (nn.Linear(60, 32), {}, ValueError, "this Linear: its 60 inputs are no multiple of 64"),
         (nn.Linear(64, 32), {"group": 48}, ValueError, "among 32, 64, 128 or 256 inputs, not 48"),
-        (3, {}, TypeError, "needs an nn.Module, got int"),
+        (3, {}, TypeError, "needs a torch.nn.Module, got int"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_reason(model, options, error, message):

@@ -145,6 +145,7 @@ def check_ports(ports: Iterable[int]) -> Check:
 def probe(steps: int = 40) -> float:
     """Return the median seconds of a training step of a small network on this computer."""
     from qtutor.samples import SmallCNN
+    from qtutor.samples.training import step
 
     import torch
 
@@ -155,9 +156,7 @@ def probe(steps: int = 40) -> float:
         taken = []
         for _ in range(steps):
             start = time.perf_counter()
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
+            step(model, images, labels, optimizer)
             taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qtutor.exercises import progress
-from qtutor.exercises.comparison import copies, difference, other_kind, same, show
+from qtutor.exercises.comparison import difference, other_kind, same, show
+from qtutor.models.tensors import copies
 from qtutor.words import named
 
 import torch

@@ -15,7 +15,7 @@ from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.running import agreement
 from qtutor.models.tensors import copies, floats_in, tensors_in
 from qtutor.models.tracing import label, trace
-from qtutor.observers import MinMaxObserver
+from qtutor.observers import round_min_max
 
 import torch
 from torch import Tensor, fx, nn
@@ -183,9 +183,8 @@ class FusionData:
         layer = reduce(fold_batch_norm, map(self.tracer.root.get_submodule, norms), layer)
         if numbers == "INT8":
             weight, transposed = layer.weight.detach(), getattr(layer, "transposed", False)
-            observer = MinMaxObserver(symmetric=True, axis=None if transposed else 0)  # as PyTorch has them
-            observer.observe(weight)
-            layer.weight.data = fake_quantize(weight, observer.qparams())
+            axis = None if transposed else 0  # as PyTorch has them
+            layer.weight.data = round_min_max(weight, symmetric=True, axis=axis)
         return layer
 
     def flow(self, fused: tuple[str, ...], numbers: str) -> Flow:

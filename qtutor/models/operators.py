@@ -5,7 +5,7 @@ An operator that is not in the table has no trait, and is treated with the care 
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Flag, auto
 
 import torch
@@ -128,6 +128,18 @@ def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:
 def kind_of(value: object) -> str:
     """Return the name of the class."""
     return type(value).__name__
+
+
+def check_module(model: object, caller: str) -> None:
+    """Refuse what is no module, and say what to do with what people hand over instead: TypeError."""
+    if isinstance(model, nn.Module):
+        return
+    advice = ""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        advice = f": {model.__name__} is a class, pass {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        advice = ": if these are the weights of a model, build it, and call its load_state_dict with them"
+    raise TypeError(f"{caller} needs a torch.nn.Module, got {kind_of(model)}{advice}")
 
 
 def called(name: str, module: nn.Module) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from qtutor.machine import describe
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
+from qtutor.models.operators import check_module
 from qtutor.runtimes import four_bits, onnx_runtime, openvino, pytorch
 from qtutor.runtimes.exported import Exported
 from qtutor.words import first_line, named
@@ -108,8 +109,7 @@ def build(
         >>> list(build(nn.Linear(8, 8), [torch.rand(4, 8)], ["eager FP32", "BF16"]))
         ['eager FP32', 'BF16']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"build needs an nn.Module, got {type(model).__name__}")
+    check_module(model, "build")
     names = [names] if isinstance(names, str) else list(NAMES if names is None else names)
     builders = _BUILDERS | _FOUR_BITS
     if unknown := [name for name in names if name not in builders]:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from types import MethodType
 from typing import Any
 
-from qtutor.affine import fake_quantize, sqnr
+from qtutor.affine import sqnr
 from qtutor.models.copying import through_layers
 from qtutor.models.operators import called, kind_of
 from qtutor.models.source import bound_by_source
 from qtutor.models.tracing import is_altered
-from qtutor.observers import MinMaxObserver
+from qtutor.observers import round_min_max
 from qtutor.simulation.layers import KINDS, outermost
 from qtutor.workflows.backends import at_work, swapped, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
@@ -148,8 +148,6 @@ def _coarse(layer: nn.Module) -> float:
     worst = math.inf
     for weight in layer.parameters():
         if weight.dim() > 1 and weight.numel():
-            observer = MinMaxObserver(symmetric=True)
-            observer.observe(weight.detach())
-            rounded = fake_quantize(weight.detach(), observer.qparams())
+            rounded = round_min_max(weight.detach(), symmetric=True)
             worst = min(worst, float(torch.as_tensor(sqnr(weight.detach(), rounded, axis=0)).median()))
     return worst

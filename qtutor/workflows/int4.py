@@ -10,7 +10,7 @@ is meant for ARM. Where they were measured, on x86, they gave the right results 
 
 from qtutor.lowbit import integers
 from qtutor.models.copying import check_loaded, eval_copy
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import check_module, kind_of
 from qtutor.models.source import bound_by_source
 from qtutor.models.tracing import is_altered
 from qtutor.words import first_line, named
@@ -94,8 +94,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
         >>> quantize_weights(model)[2]
         Int4Linear(in_features=64, out_features=32, group=64)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"quantize_weights needs an nn.Module, got {kind_of(model)}")
+    check_module(model, "quantize_weights")
     if group not in GROUPS:
         raise ValueError(f"PyTorch's 4-bit kernel shares a scale among 32, 64, 128 or 256 inputs, not {group!r}")
     check_loaded(model)
