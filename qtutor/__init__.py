@@ -3,6 +3,7 @@
 Rooms, from the ground up (imports only ever point to an earlier line):
 
     threads      how PyTorch's threads wait for one another, and how many there are
+    words        how numbers and errors are said in a sentence
     affine       the map between real numbers and integer codes; its error
     machine      what this computer is, in words
     vision       makes a torchvision that does not match torch importable
@@ -28,7 +29,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     plots        a result in, a plotly figure out; plotly imported without what no kernel needs
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
-    course       timetables, lessons run whole, whether a computer is ready, the course as a site, what is generated
+    course       lessons run whole, whether a computer is ready, the course as a site, what instructors read
     cli          the `qtutor` command, one module a subcommand
 
 Nothing is re-exported here: `from qtutor.affine import quantize` shows where a name lives. Importing it before torch

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from qtutor.words import first_line
+
 if TYPE_CHECKING:
     from qtutor.benchmark import Comparison, Flips
 
@@ -190,7 +192,7 @@ def judge(
         A2: HOLDS. INT8 is 1.7x faster: measured 1.75x, claimed 1.7x.
     """
     if error is not None:
-        first = f"{error}".strip().split("\n")[0].split(" with arguments from")[0]
+        first = first_line(error).partition(" with arguments from")[0]
         first = first if len(first) <= 120 else first[:117] + "..."
         return Judgement(
             claim, "cannot run as printed", f"{type(error).__name__}: {first}".rstrip(".: ") + _also(because)

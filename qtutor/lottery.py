@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,18 +78,12 @@ def work(neighbours: int = 0, works: Iterable[str] = WORK[:1], *, seconds: float
 
 def _training_step() -> Callable[[], object]:
     from qtutor.samples import SlimResNet
+    from qtutor.samples.training import step
 
     import torch
 
     student, images, labels = SlimResNet(), torch.rand(16, 3, 32, 32), torch.arange(16) % 10
-    optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(student(images), labels).backward()
-        optimizer.step()
-
-    return step
+    return partial(step, student, images, labels, torch.optim.AdamW(student.parameters(), 1e-3))
 
 
 def _int8_image() -> Callable[[], object]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qtutor import threads
+from qtutor.words import counted, in_bytes
 
 import psutil
 import torch
@@ -109,7 +110,7 @@ class Machine:
     def setting(self, versions: Mapping[str, str]) -> str:
         """Say where something ran: versions by name, threads, the processor and what it has for INT8, in a sentence."""
         named = ", ".join(f"{name} {version}" for name, version in versions.items())
-        ran = "1 thread" if self.threads == 1 else f"{self.threads} threads that wait {self.waiting}"
+        ran = counted(self.threads, "thread") + (f" that wait {self.waiting}" if self.threads > 1 else "")
         features = f" ({', '.join(self.features)})" if self.features else ""
         return f"{named}, with {ran} on {self.cpu or 'an unknown processor'}{features}."
 
@@ -122,9 +123,9 @@ class Machine:
             installed = (f"{name} {version}" for name, version in self.packages.items() if version and name != "torch")
             yield f"With {', '.join(installed)}."
 
-        cores = "an unknown number of cores" if self.cores is None else _count(self.cores, "core")
+        cores = "an unknown number of cores" if self.cores is None else counted(self.cores, "core")
         cpu = self.cpu or "unknown, its name could not be found out"
-        yield f"The processor: {cpu}. PyTorch uses {_count(self.threads, 'thread')} on {cores}."
+        yield f"The processor: {cpu}. PyTorch uses {counted(self.threads, 'thread')} on {cores}."
         if self.threads > 1:
             advice = "" if self.waiting != threads.SPINNING else f": {threads.ADVICE}"
             yield f"They wait for one another {self.waiting}{advice}."
@@ -144,7 +145,7 @@ class Machine:
         if self.memory_total is None or self.memory_available is None:
             yield "How much memory there is could not be found out."
         else:
-            yield f"Memory: {_gigabytes(self.memory_total)}, of which {_gigabytes(self.memory_available)} are free."
+            yield f"Memory: {in_bytes(self.memory_total)}, of which {in_bytes(self.memory_available)} are free."
 
         if self.engine:
             others = [engine for engine in self.engines if engine != self.engine]
@@ -243,14 +244,6 @@ def _compiler() -> str | None:
     return name if shutil.which(name) else None
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _list(names: Iterable[str]) -> str:
     *most, last = [*names] or [""]
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

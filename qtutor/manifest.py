@@ -1,7 +1,7 @@
 """What the course knows of each lesson: the one place that says it.
 
 README's table, the head of each lesson, the pages for instructors, `qtutor prepare`, `qtutor doctor`, Binder and the
-browser tests take it from here; `python -m qtutor.course.generate` writes what stands in files.
+browser tests take it from here; `python tests/generate.py` writes what stands in files.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Lesson:
         title: as its first line says it.
         summary: what it is about, for a table.
         needs: the numbers of the lessons that it builds on; what these need is not named again.
-        minutes: of its core, exercises included, as `course.reading` estimates; of each half where it has two.
+        minutes: of its core, exercises included, as `tests/reading.py` estimates; of each half where it has two.
         exercises: how many of these minutes are for exercises and missions.
         discussion: minutes of the discussion in a room.
         seconds: that its cells compute.

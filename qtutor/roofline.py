@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from qtutor.benchmark import compare
 from qtutor.machine import describe
 from qtutor.models.running import passing
+from qtutor.models.tensors import as_tuple
 from qtutor.workflows.backends import at_work
 
 import torch
@@ -108,7 +109,7 @@ def layers(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, seco
     """
     import pandas as pd
 
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_tuple(example_input)
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     names = [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
     rows, runs = {}, {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qtutor import workflows
+from qtutor.affine import noise_over_signal
 from qtutor.benchmark import accuracy, flips, size_bytes
 from qtutor.diagnosis import Diagnosis
 from qtutor.diagnosis.experiment import Measured
@@ -18,6 +19,7 @@ from qtutor.diagnosis.recommendation import Goal
 from qtutor.models.batches import Batch, by_place, read
 from qtutor.models.running import agreement, outputs
 from qtutor.models.tensors import tensors_in
+from qtutor.words import in_decibels
 from qtutor.workflows.checks import QuantizationWarning
 
 from torch import Tensor, nn
@@ -119,13 +121,17 @@ class Ways:
         """Return a row for each way: bytes, quality, and what it said."""
         import pandas as pd
 
-        columns = {"bytes": "{0.bytes:,}", "SQNR of the output, dB": "{0.sqnr:.1f}", "accuracy": "{0.metric:.1%}"}
+        columns: dict[str, Callable[[Measured], str]] = {
+            "bytes": lambda got: f"{got.bytes:,}",
+            "SQNR of the output": lambda got: in_decibels(got.sqnr),
+            "accuracy": lambda got: f"{got.metric:.1%}",
+        }
         if all(math.isnan(got.metric) for got in self.measured.values()):
             del columns["accuracy"]
         rows = {}
         for name, said in self.said.items():
             got = self.measured.get(name)
-            rows[name] = {column: form.format(got) if got else "" for column, form in columns.items()}
+            rows[name] = {column: say(got) if got else "" for column, say in columns.items()}
             rows[name]["what it says"] = said
         return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -221,8 +227,8 @@ def judge(diagnosis: Diagnosis, quantized: nn.Module, unseen: Iterable | None = 
     """
     batches = diagnosis.experiment.batches if unseen is None else [*read(unseen, "unseen", keep=True)]
     got = replace(diagnosis.experiment, batches=batches, _measured={}).agreement(quantized)
-    size = f"an error {10 ** (-got / 20):.2g} times as large as the signal" if got < math.inf else "no error at all"
-    said = [f"{'On the data of the diagnosis' if unseen is None else 'On unseen data'}: {got:.1f} dB, {size}."]
+    size = f", an error {math.sqrt(noise_over_signal(got)):.2g} times as large as the signal" if got < math.inf else ""
+    said = [f"{'On the data of the diagnosis' if unseen is None else 'On unseen data'}: {in_decibels(got)}{size}."]
     if diagnosis.metric_name == "accuracy" and all(batch.labels is not None for batch in batches):
         said.append(str(flips(diagnosis.experiment.model, quantized, _placed(diagnosis, batches))))
     if unseen is None:

@@ -21,6 +21,7 @@ def packages() -> list[str]:
 def broken(path: Path) -> str | None:
     """Run a lesson; return None, or what broke it."""
     from qtutor.course import notebooks
+    from qtutor.words import first_line, named
 
     import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -28,9 +29,9 @@ def broken(path: Path) -> str | None:
     try:
         notebooks.run(nbformat.read(path, 4), timeout=1200)
     except CellExecutionError as error:
-        return f"{error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
+        return f"{error.ename}: {first_line(error.evalue)}"
     except (CellTimeoutError, DeadKernelError) as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return named(error)
     return None
 
 

@@ -6,6 +6,7 @@ needs. Untagged outputs (timings, figures) would differ at each run.
 """
 
 import sys
+import time
 from pathlib import Path
 
 from qtutor.course import notebooks
@@ -42,5 +43,6 @@ def record(path: Path) -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
+        began = time.monotonic()
         record(Path(name))
-        print(f"{name}: recorded")
+        print(f"{name}: recorded, {time.monotonic() - began:.0f} seconds")

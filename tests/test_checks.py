@@ -10,10 +10,12 @@ from qtutor import runtimes
 from qtutor.affine import sqnr
 from qtutor.benchmark import accuracy, compare, flips
 from qtutor.diagnosis import diagnose
+from qtutor.diagnosis.trials import Score
 from qtutor.fusion import find_fusions, fuse
+from qtutor.models.batches import Batch
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, layer_outputs, lines_that_read_training
-from qtutor.simulation import Configuration
+from qtutor.simulation import Configuration, Simulation
 from qtutor.workflows import (
     convert,
     load,
@@ -604,6 +606,21 @@ def test_a_large_output_hides_no_other():
     assert agreement([torch.tensor([1 + 1j])], [torch.tensor([1 + 0j])]) == pytest.approx(3.01, abs=0.01)
 
 
+def test_a_diagnosis_judges_several_tensors_as_the_flows_do():
+    """By the worst: with the mean of many, one that is lost would pass."""
+    exact = [torch.ones(4)] * 8 + [torch.zeros(4)]
+    for other in ([torch.zeros(4), *exact[1:]], [*exact[:8], torch.full((4,), 0.1)], exact):
+        score = Score()
+        score.add(exact, other, None, None, 4)
+        assert score.sqnr == pytest.approx(agreement(exact, other))
+
+
+def test_a_slice_of_what_a_layer_gives_is_not_rounded_again():
+    model = Forward(lambda self, x: self.b(self.a(x)[:, :4]), a=nn.Linear(16, 8), b=nn.Linear(4, 2)).eval()
+    layers = Simulation.of(model, Batch((ROWS,))).layers
+    assert (layers["b"].reads, layers["b"].source) == (False, "a")
+
+
 def its_own_forward(model):
     given = model.forward
     model.forward = lambda x: given(x / 2)
@@ -998,6 +1015,7 @@ def multiplied(function):
         ),
         (lambda: multiplied(lambda x, w: torch.einsum("ti,ij->tj", x, w)), r"w \(Parameter\)", FLOWS),
         (lambda: multiplied(lambda x, w: x @ w.t()), r"w \(Parameter\)", FLOWS),
+        (lambda: multiplied(lambda x, w: x @ w.chunk(1)[0]), r"w \(Parameter\)", FLOWS),
     ],
 )
 def test_weights_that_no_flow_rounds_are_named(make, kind, flows):
@@ -1197,3 +1215,21 @@ def test_layers_inside_a_block_of_pytorch_are_not_half_converted():
     for _ in range(5):
         prepared(ROWS[None])
     assert sqnr(prepared.eval()(ROWS[None]).detach(), convert(prepared)(ROWS[None]).detach()) > 25
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (nn.ReLU, r"got type: ReLU is a class, pass ReLU\(...\)"),
+        (nn.Linear(2, 2).state_dict(), "got OrderedDict: if these are the weights of a model, build it"),
+        (3, "got int$"),
+    ],
+    ids=["class", "weights", "number"],
+)
+@pytest.mark.parametrize(
+    "use",
+    [lambda m: quantize_static(m, [ROWS]), quantize_dynamic, quantize_weights, fuse, lambda m: diagnose(m, [ROWS])],
+)
+def test_what_is_no_module_is_refused_with_what_to_pass(use, given, said):
+    with pytest.raises(TypeError, match=f"needs a torch.nn.Module, {said}"):
+        use(given)

@@ -324,7 +324,7 @@ def test_an_interrupted_diagnosis_prints_what_it_has(at, rows, tmp_path):
         ("nowhere:build", "ownnet:loader", "nowhere cannot be imported"),
         ("nowhere.py:build", "ownnet:loader", "nowhere.py cannot be imported"),
         ("ownnet:build", "ownnet:empty", "holds no batch"),
-        ("ownnet:loader", "ownnet:loader", "torch.nn.Module is needed, got list"),
+        ("ownnet:loader", "ownnet:loader", "needs a torch.nn.Module, got list"),
     ],
 )
 def test_diagnose_says_what_is_wrong(model, data, complaint, own_network, capsys):

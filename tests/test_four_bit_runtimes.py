@@ -7,7 +7,7 @@ from qtutor.benchmark import size_bytes
 from qtutor.lowbit import integers
 from qtutor.models.running import agreement
 from qtutor.runtimes import FOUR_BITS, build, quantize_onnx_weights
-from qtutor.workflows import quantize_dynamic, quantize_weights
+from qtutor.workflows import int4, quantize_dynamic, quantize_weights
 
 import pytest
 import torch
@@ -50,6 +50,15 @@ def test_the_given_model_stays_and_the_new_one_takes_little_room(model):
     assert size_bytes(quantize_weights(nn.Linear(1024, 1024, bias=False))) < 0.16 * size_bytes(nn.Linear(1024, 1024))
 
 
+def test_a_kernel_that_fails_without_a_word_leaves_its_layer_in_floats(monkeypatch):
+    def fails(layer, group):
+        raise NotImplementedError
+
+    monkeypatch.setattr(int4, "Int4Linear", fails)
+    with pytest.raises(ValueError, match=r"no linear layer can have 4-bit weights \(.*NotImplementedError"):
+        quantize_weights(nn.Sequential(nn.Linear(64, 32)))
+
+
 @pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
 def test_an_encoder_with_a_padding_mask_runs(convert):
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2).eval()
@@ -76,7 +85,7 @@ def test_a_layer_that_two_places_share_is_shared_still():
         (nn.Conv2d(1, 2, 3), {}, ValueError, r"no linear layer can have 4-bit weights \(there is none\)"),
         (nn.Linear(60, 32), {}, ValueError, "this Linear: its 60 inputs are no multiple of 64"),
         (nn.Linear(64, 32), {"group": 48}, ValueError, "among 32, 64, 128 or 256 inputs, not 48"),
-        (3, {}, TypeError, "needs an nn.Module, got int"),
+        (3, {}, TypeError, "needs a torch.nn.Module, got int"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_reason(model, options, error, message):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import pairwise
 
 from qtutor.manifest import LESSONS
 
@@ -88,6 +89,13 @@ def test_links_lead_to_lessons_that_exist(path, notebook):
                 assert (path.parent / target).is_file(), target
 
 
+@pytest.mark.parametrize(("lesson", "after"), [*pairwise(LESSONS)], ids=lambda lesson: lesson.number)
+def test_a_lesson_leads_to_the_next(notebook, after):
+    text = " ".join("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown").split())
+    leads = re.findall(r"Next: \[(\d\d), [^]]+\]\((.+?)\)", text)
+    assert leads == [(after.number, f"{after.name}.ipynb")], "a line such as Next: [NN, title](NN_name.ipynb)"
+
+
 @notebooks
 def test_the_manifest_names_the_models_that_a_lesson_asks_for(lesson, notebook):
     assert {*lesson.models} == set().union(*(asked_for(cell) for cell in notebook.cells if cell.cell_type == "code"))
@@ -95,9 +103,12 @@ def test_the_manifest_names_the_models_that_a_lesson_asks_for(lesson, notebook):
 
 @notebooks
 def test_one_cell_opens_the_explorer_that_the_manifest_names(lesson, notebook):
-    shown = [cell for cell in notebook.cells if cell.cell_type == "code" and "Explorer(" in cell.source]
+    """In lines of their own, by which the page finds it, and the missions its name."""
+    shown = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "Explorer(" in cell.source]
     assert len(shown) == bool(lesson.explorer)
-    assert all(f"{lesson.explorer}(" in cell.source for cell in shown)
+    opens = re.compile(rf"^explorer = {lesson.explorer}\(.*^explorer$", re.MULTILINE | re.DOTALL)
+    assert all(map(opens.search, shown))
+
     assert bool(lesson.explorer) == bool(lesson.sliders)
 
 

@@ -70,7 +70,7 @@ def test_a_containers_limit_is_its_memory(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: host(*[64 * gigabyte] * len(host._fields)))
     there = describe()
     assert (there.memory_total, there.memory_available) == (2 * gigabyte, 3 * gigabyte // 2)
-    assert "Memory: 2.0 GB, of which 1.5 GB are free." in str(there)
+    assert "Memory: 2 GB, of which 1.5 GB are free." in str(there)
 
 
 @pytest.mark.parametrize(

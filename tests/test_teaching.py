@@ -9,13 +9,14 @@ from pathlib import Path
 
 from qtutor import cli
 from qtutor.benchmark.comparison import _outcome
-from qtutor.course import example, notebooks, plans, reference
+from qtutor.course import example, notebooks, reference
 from qtutor.diagnosis import diagnose
 from qtutor.manifest import LESSONS, TEACHING
 from qtutor.roofline import Peaks
 from qtutor.samples import trained
 
 import nbformat
+import plans
 import pytest
 import torch
 from hatchling.builders.wheel import WheelBuilder
@@ -69,8 +70,9 @@ def test_a_page_prints_on_any_terminal(name):
 def test_notes_have_their_parts_in_order(lesson):
     assert [line for line in PAGES[lesson.name].splitlines() if line.startswith("##")] == HEADINGS
     for heading in ("## Aims", "## Where people stumble", "## What to ask"):
-        assert sum(line.startswith("- ") for line in section(lesson.name, heading)) >= 3
-    assert " ".join(section(lesson.name, "## For peer discussion")).count("*A good answer holds:*") == 2
+        assert sum(line.startswith("- ") for line in section(lesson.name, heading)) >= 3, f"three items under {heading}"
+    asked = " ".join(section(lesson.name, "## For peer discussion"))
+    assert asked.count("*A good answer holds:*") == 2, "two questions, each with *A good answer holds:*"
 
 
 @lessons
@@ -197,7 +199,8 @@ def test_what_half_a_day_leaves_out_is_said_before_it_is_needed():
             for needed in {*lesson.needs} - {*taught}:
                 assert f"**{needed}, before {lesson.number}.**" in said
         else:
-            assert re.search(rf"^- \*\*[^*]*{lesson.number}", said, re.MULTILINE), lesson.number
+            item = rf"^- \*\*[^*]*{lesson.number}"
+            assert re.search(item, said, re.MULTILINE), f"plans.md has no item - **{lesson.number}, in the share-out.**"
 
 
 def test_the_test_has_ten_questions_of_five_choices_and_no_answers():
@@ -322,7 +325,8 @@ def test_the_reference_run_says_where_it_ran_under_headings_of_the_lessons():
 
 
 def test_the_reference_run_holds_every_lesson():
-    assert list(reference.sections(PAGES["reference"])) == [lesson.number for lesson in LESSONS]
+    held = list(reference.sections(PAGES["reference"]))
+    assert held == [lesson.number for lesson in LESSONS], "run: python -m qtutor.course.reference NN"
 
 
 def test_the_sketch_of_the_interval_is_right():

@@ -16,7 +16,7 @@ Integer-Arithmetic-Only Inference", eq. 1.
 """
 
 from qtutor.affine.checks import check_grid
-from qtutor.affine.error import QuantizationError, decibels, measure_error, sqnr
+from qtutor.affine.error import QuantizationError, decibels, measure_error, noise_over_signal, sqnr
 from qtutor.affine.histogram import Histogram
 from qtutor.affine.learned_scale import LearnedFakeQuantizer, learned_fake_quantize
 from qtutor.affine.mapping import dequantize, fake_quantize, quantize

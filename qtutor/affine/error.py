@@ -145,6 +145,16 @@ def _powers(rows: Tensor, approximations: Tensor) -> list[tuple[float, float]]:
     return found
 
 
+def noise_over_signal(sqnr: float) -> float:
+    """Return the ratio of powers that so many `decibels` mean.
+
+    Example:
+        >>> noise_over_signal(20.0), noise_over_signal(math.inf)
+        (0.01, 0.0)
+    """
+    return 10 ** (-sqnr / 10)
+
+
 def _power(x: Tensor) -> float:
     """The sum of squares of `(n,)` values."""
     return float(x.dot(x))

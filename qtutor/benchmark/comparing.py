@@ -1,4 +1,4 @@
-"""Size, latency, peak memory and accuracy of models, compared fairly.
+"""One comparison: entries warmed up, timed in turns, and judged by the ratios of the rounds.
 
 A stop-watch around a loop measures the neighbours, the first call and the processor's mood as much as
 the model. Here every entry first runs until it gets no faster; then all take turns, in rounds:
@@ -20,7 +20,7 @@ from qtutor.benchmark.predictions import Batches, Model, accuracy
 from qtutor.machine import describe
 from qtutor.models.batches import read
 from qtutor.models.operators import kind_of
-from qtutor.models.tensors import copies
+from qtutor.models.tensors import as_tuple, copies
 
 import torch
 from torch import Tensor, nn
@@ -73,11 +73,11 @@ def compare(
     import pandas as pd
 
     entries = check_entries(entries)
-    if isinstance(inputs, Tensor):
-        inputs = (inputs,)
-    several = isinstance(inputs, tuple) and any(isinstance(tensor, Tensor) for tensor in inputs)
+    inputs = as_tuple(inputs)
+    several = any(isinstance(tensor, Tensor) for tensor in inputs)
     if not (several and all(tensor is None or isinstance(tensor, Tensor) for tensor in inputs)):
-        raise TypeError(f"inputs must be a tensor or a tuple of tensors, got {inputs!r:.60}")
+        given = inputs if len(inputs) != 1 else inputs[0]
+        raise TypeError(f"inputs must be a tensor or a tuple of tensors, got {given!r:.60}")
     _check_range("seconds", seconds, Real, "a positive number of seconds", lambda x: 0 < x < math.inf)
     _check_range("confidence", confidence, Real, "between 0 and 1", lambda x: 0 < x < 1)
     for name, count in (("repeats", repeats), ("threads", threads)):

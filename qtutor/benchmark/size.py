@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import check_module
 
 import torch
 from torch import nn
@@ -17,8 +17,7 @@ def size_bytes(model: nn.Module) -> int:
     Raises:
         TypeError: `model` is not an `nn.Module`.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"size_bytes needs an nn.Module, got {kind_of(model)}: only a model has a state to save")
+    check_module(model, "size_bytes")
     counter, names = _Counter(), dict(model.named_modules())
     again = tuple(f"{name}." for name, _ in model.named_modules(remove_duplicate=False) if name not in names)
     with torch.inference_mode(False):  # torchao's tensors cannot be detached in it

@@ -1,10 +1,10 @@
 """`qtutor explorer`: one explorer as a page of its own."""
 
 from argparse import Namespace
-from pathlib import Path
 
-from qtutor.cli.surroundings import GivenUp, needed
+from qtutor.cli.surroundings import needed, new_file
 from qtutor.manifest import LESSONS
+from qtutor.words import in_bytes
 
 NAMES = {lesson.explorer.removesuffix("Explorer").lower(): lesson for lesson in LESSONS if lesson.explorer}
 """The lesson of each explorer, by the explorer's name."""
@@ -25,13 +25,8 @@ def run(arguments: Namespace) -> int:
     with needed():
         from qtutor import exercises
 
-    path = Path(arguments.out).expanduser()
-    if path.exists():
-        raise GivenUp(f"{path} is there already, and stays as it is: name another file.")
     module = exercises.of(NAMES[arguments.name])
-    try:
+    with new_file(arguments.out) as path:
         module.explorer().save(path, missions=module.exercises.missions)
-    except OSError as error:
-        raise GivenUp(f"{path} cannot be written: {error.strerror}.") from error
-    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"Written: {path} ({in_bytes(path.stat().st_size)})")
     return 0

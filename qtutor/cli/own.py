@@ -1,9 +1,8 @@
 """`qtutor own`: a notebook for a model of the user's own."""
 
 from argparse import Namespace
-from pathlib import Path
 
-from qtutor.cli.surroundings import GivenUp, needed
+from qtutor.cli.surroundings import needed, new_file
 
 
 def add(commands) -> None:
@@ -17,13 +16,8 @@ def run(arguments: Namespace) -> int:
     with needed():
         from qtutor.course import own
 
-    path = Path(arguments.file).expanduser()
-    path = path if path.suffix == ".ipynb" else path.with_name(f"{path.name}.ipynb")
-    try:
+    name = arguments.file
+    with new_file(name if name.endswith(".ipynb") else f"{name}.ipynb") as path:
         own.write(path)
-    except FileExistsError:
-        raise GivenUp(f"{path} is there already, and stays as it is: name another file.") from None
-    except OSError as error:
-        raise GivenUp(f"{path} cannot be written: {error.strerror}.") from error
     print(f"Written: {path}\nOpen it in JupyterLab, change the cell under 'Bring it', and run all cells.")
     return 0

@@ -30,6 +30,22 @@ def needed() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def new_file(name: str | Path) -> Iterator[Path]:
+    """Yield the path of a file that is to be written.
+
+    Raises:
+        GivenUp: it is there already, or it cannot be written.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        raise GivenUp(f"{path} is there already, and stays as it is: name another file.")
+    try:
+        yield path
+    except OSError as error:
+        raise GivenUp(f"{path} cannot be written: {error.strerror}.") from error
+
+
 def course(command: str) -> Path:
     """Return the folder that holds the lessons: beside the package, the current one, or in the package itself.
 

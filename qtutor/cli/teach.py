@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qtutor.cli.surroundings import GivenUp
 from qtutor.manifest import TEACHING
+from qtutor.words import counted
 
 
 def add(commands) -> None:
@@ -63,4 +64,4 @@ def _copy(pages: dict[str, str], folder: Path) -> None:
             file.write_text(text, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise GivenUp(f"The pages cannot be copied to {folder}: {error}") from error
-    print(f"{len(files)} {'page' if len(files) == 1 else 'pages'} in {folder}")
+    print(f"{counted(len(files), 'page')} in {folder}")

@@ -6,6 +6,7 @@ import json
 import re
 from importlib import import_module
 
+from qtutor import exercises
 from qtutor.explorers.explorer import Explorer
 from qtutor.explorers.recording import record
 from qtutor.manifest import Lesson
@@ -69,7 +70,7 @@ def form(source: str, lesson: Lesson | None) -> str:
     asked = _CHECKS.search(source)
     if not asked or lesson is None:
         return ""
-    exercise = import_module(f"qtutor.exercises.{lesson.topic}").exercises.by_name[asked[1]]
+    exercise = exercises.of(lesson).exercises.by_name[asked[1]]
     if isinstance(exercise.answer, dict):
         return _MISSION
     if not isinstance(exercise.answer, (str, int, float)):

@@ -19,6 +19,7 @@ from pathlib import Path
 from qtutor import manifest, storage
 from qtutor.machine import describe
 from qtutor.manifest import Lesson
+from qtutor.words import in_bytes
 
 NEEDED_MEMORY = 1_200_000_000
 """Bytes that the largest lesson may take."""
@@ -83,12 +84,14 @@ def check_versions(requirements: Iterable[str]) -> Iterator[Check]:
 
 def check_memory(available: int | None) -> Check:
     """Compare the free memory with what the largest lesson takes."""
-    needed = f"{NEEDED_MEMORY / 1e9:.1f} GB"
+    needed = in_bytes(NEEDED_MEMORY)
     if available is None:
         return Check(f"How much memory is free is unknown; a lesson takes up to {needed}.")
     if available < NEEDED_MEMORY:
-        free = f"{available / 1e9:.1f} GB"
-        return Check(f"Only {free} of memory are free and a lesson takes up to {needed}: close programs.", ok=False)
+        return Check(
+            f"Only {in_bytes(available)} of memory are free and a lesson takes up to {needed}: close programs.",
+            ok=False,
+        )
     return Check(f"Memory suffices: a lesson takes up to {needed}.")
 
 
@@ -106,8 +109,8 @@ def check_place(what: str, folder: Path) -> Check:
             ok=False,
         )
     if free < NEEDED_DISK:
-        return Check(f"Only {free / 1e6:.0f} MB are free in {folder}: make room, or set QTUTOR_HOME.", ok=False)
-    return Check(f"{what} can be kept in {folder} ({free / 1e9:.1f} GB are free there).")
+        return Check(f"Only {in_bytes(free)} are free in {folder}: make room, or set QTUTOR_HOME.", ok=False)
+    return Check(f"{what} can be kept in {folder} ({in_bytes(free)} are free there).")
 
 
 def check_caches(models: Iterable[str]) -> Check:
@@ -142,6 +145,7 @@ def check_ports(ports: Iterable[int]) -> Check:
 def probe(steps: int = 40) -> float:
     """Return the median seconds of a training step of a small network on this computer."""
     from qtutor.samples import SmallCNN
+    from qtutor.samples.training import step
 
     import torch
 
@@ -152,9 +156,7 @@ def probe(steps: int = 40) -> float:
         taken = []
         for _ in range(steps):
             start = time.perf_counter()
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
+            step(model, images, labels, optimizer)
             taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 

@@ -1,7 +1,7 @@
 """Which layer hurts: quantize any model layer by layer, and measure what that does to its output.
 
 Each layer is rounded alone, and kept in floating point alone while all others are rounded. With N the
-noise power of the output over its signal power,
+noise power of the output over its signal power, of the tensor that fares worst where it has several,
 
     harm = N(only this layer rounded) + N(all rounded) - N(all but this layer rounded)
 
@@ -31,7 +31,9 @@ from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
 from qtutor.models.tracing import where
 from qtutor.simulation import Configuration, Simulation
+from qtutor.words import named
 from qtutor.workflows.checks import OFFSET
+from qtutor.workflows.limits import SAME
 
 from torch import nn
 
@@ -44,7 +46,6 @@ _COLUMNS = (
     *("weight_spread", "activation_spread", "bias_shift", "parameters", "finding", "suggestion"),
 )
 _NOTHING: Trial = frozenset()
-_REPEATS = 60.0  # dB: the same sum in another order is closer than this
 
 
 @overload
@@ -256,11 +257,10 @@ def _first_runs(
             if not isinstance(model, nn.Module):
                 raise
             problem = problem or error
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            notes.append(f"Batch {number} is left out, the model raised {said}")
+            notes.append(f"Batch {number} is left out, the model raised {named(error)}")
             continue
         check_outputs(simulation.model, partial(simulation.run, batch), output, f" on batch {number}")
-        if not good and agreement(floats_in(output), floats_in(simulation.run(batch))) < _REPEATS:
+        if not good and agreement(floats_in(output), floats_in(simulation.run(batch))) < SAME:
             raise unsteady(model, *(floats_in(simulation.copy().run(batch)) for _ in range(2)))
         if comparing and not floats_in(output):
             raise ValueError("the output of the model holds no floating-point tensor to compare: pass metric=")

@@ -13,7 +13,7 @@ from qtutor.models.tensors import floats_in
 from qtutor.repair.bias import correct_bias
 from qtutor.repair.equalization import equalize
 from qtutor.simulation import Configuration, Rounding, Simulation
-from qtutor.simulation.layers import channel_axis, parameter_at
+from qtutor.simulation.layers import channel_axis
 
 from torch import Tensor, nn
 
@@ -57,7 +57,7 @@ class Stored:
         users: dict[Tensor, list[str]] = defaultdict(list)
         for name, layer in simulation.layers.items():
             for path in layer.weights:
-                users[parameter_at(simulation.module(name), path)].append(name)
+                users[simulation.module(name).get_parameter(path)].append(name)
         axes = {weight: channel_axis(simulation.module(names[0])) for weight, names in users.items()}
         return tuple(
             cls(tuple(names), weight.numel(), weight.element_size(), weight.shape[axes[weight]])

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from qtutor.diagnosis.experiment import Experiment, Measured
 from qtutor.repair.search import fewest
 from qtutor.simulation import Configuration
-from qtutor.workflows.checks import USUAL
+from qtutor.words import first_line, named
+from qtutor.workflows.limits import CLEAR, USUAL
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_LEAST = 10.0  # dB: labels or not, an output with more noise than this is another function
 _TRIES = 24  # sets of layers to keep in floating point
 _REPAIRS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("a scale for each channel", {"weights": "channel"}),
@@ -40,10 +40,10 @@ class Goal:
             return False
         if self.metric is None:
             return not got.sqnr < USUAL
-        return got.metric >= self.metric - 1e-9 and not got.sqnr < _LEAST
+        return got.metric >= self.metric - 1e-9 and not got.sqnr < CLEAR
 
     def __str__(self) -> str:
-        return f"{USUAL:.0f} dB" if self.metric is None else f"a metric of {self.metric:.4g} and {_LEAST:.0f} dB"
+        return f"{USUAL:.0f} dB" if self.metric is None else f"a metric of {self.metric:.4g} and {CLEAR:.0f} dB"
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Search:
         try:
             better = _is_better(self.experiment.measure(candidate), self.experiment.measure(self.best))
         except (TypeError, ValueError) as error:  # the repair does not fit the model
-            self.steps.append({"step": f"{step}: {str(error).splitlines()[0]}", "kept": False})
+            self.steps.append({"step": f"{step}: {first_line(error) or named(error)}", "kept": False})
             return
         self._note(step, better, candidate)
         self.best = candidate if better else self.best

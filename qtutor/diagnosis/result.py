@@ -10,7 +10,9 @@ from qtutor.diagnosis.recommendation import Goal
 from qtutor.diagnosis.statistics import LayerStatistics
 from qtutor.diagnosis.writing import rows, written
 from qtutor.simulation import Configuration
+from qtutor.words import in_bytes, in_decibels
 from qtutor.workflows.checks import OFFSET, tell
+from qtutor.workflows.limits import TWICE
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import pandas as pd
 
-_SLACK = 6.0  # dB: twice the error
 _SHOWN = (
     *("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_accuracy", "all_but_accuracy"),
     *("alone_metric", "all_but_metric", "weight_sqnr", "weight_worst", "activation_sqnr", "finding", "suggestion"),
@@ -106,7 +107,7 @@ class Diagnosis:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. Diagnosis.apply(flow='simulate') rounds any model in floating point") from error
         promised, got = self.measure(configuration).sqnr, self.experiment.agreement(quantized)
-        if got < promised - _SLACK:
+        if got < promised - TWICE:
             tell(
                 f"the INT8 model reaches {got:.1f} dB where the simulation of its layers promised {promised:.1f}: "
                 f"flow={flow!r} also rounds what stands between them, such as sums and products"
@@ -174,10 +175,9 @@ def verdict(
     """Say a recommendation in a sentence or two."""
     got, before = experiment.measure(recommended), experiment.float_bytes
     metric = f", {metric_name} {got.metric:.4g} against {float_metric:.4g} in float" if metric_name else ""
-    unit, name = (1e6, "MB") if before >= 1e6 else (1e3, "kB")
-    size = f"{got.bytes / unit:.3g} {name} instead of {before / unit:.3g}"
+    size = f"{in_bytes(got.bytes)} instead of {in_bytes(before)}"
     healthy = "No layer needs a repair. " if goal.reached(got) and recommended == diagnosed else ""
-    text = f"{healthy}Recommended: {recommended}. Output SQNR {got.sqnr:.1f} dB{metric}, {size}."
+    text = f"{healthy}Recommended: {recommended}. Output SQNR {in_decibels(got.sqnr)}{metric}, {size}."
     if goal.reached(got):
         return text
     if got.offset_hides:

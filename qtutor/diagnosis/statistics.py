@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from qtutor.affine import decibels, fake_quantize
+from qtutor.affine import decibels, fake_quantize, noise_over_signal
 from qtutor.models.batches import Batch
 from qtutor.simulation import Rounding, Simulation
 from qtutor.simulation.layers import activation_axis, channel_axis
+from qtutor.workflows.limits import HARMLESS, WELL
 
 import torch
 from torch import Tensor
@@ -19,10 +20,6 @@ from torch import Tensor
 UNEVEN = 16.0
 """One scale for channels whose ranges differ by this factor leaves the median channel 4 of 8 bits."""
 
-HARMLESS = 30.0
-"""SQNR in dB above which a layer's own error gives no reason to look further."""
-
-_WELL = 25.0  # dB of the median channel: weights that are rounded well
 _FAR = 30.0  # times the root mean square: further out than any bell-shaped distribution goes
 
 
@@ -115,7 +112,7 @@ class LayerStatistics:
     def weight_noise(self) -> float:
         """Noise over signal that rounded weights bring into the output."""
         if self.shift_noise is None or self.spread is None:
-            return 10 ** (-self.weights.decibels()[0] / 10)
+            return noise_over_signal(self.weights.decibels()[0])
         power = float(self.spread.square().sum())
         return float(self.shift_noise.sum()) / power if power else 0.0
 
@@ -129,7 +126,7 @@ class LayerStatistics:
     def amplified(self) -> bool:
         """Whether well rounded weights give a bad output: then it is the input that is extreme."""
         overall, median, _ = self.weights.decibels()
-        return median >= _WELL and self.weight_noise >= max(0.01, 10 * 10 ** (-overall / 10))
+        return median >= WELL and self.weight_noise >= max(0.01, 10 * noise_over_signal(overall))
 
     @property
     def bias_shift(self) -> float:
@@ -196,8 +193,9 @@ def explain(statistics: LayerStatistics) -> tuple[str, str]:
     """Say what is wrong with a layer, if anything, and what to do about it."""
     side = statistics.worst_side
     activation, weight = statistics.sides[side].blur if side else 0.0, statistics.weight_noise
-    weight = max(weight, 10 ** (-statistics.weights.decibels()[1] / 10))  # a loud channel must not hide the median one
-    if max(weight, activation) <= 10 ** (-HARMLESS / 10):
+    _, median, _ = statistics.weights.decibels()
+    weight = max(weight, noise_over_signal(median))  # a loud channel must not hide the median one
+    if max(weight, activation) <= noise_over_signal(HARMLESS):
         return "healthy", ""
     return _of_activations(statistics, side) if activation > weight else _of_the_weights(statistics)
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from qtutor.affine import decibels
 from qtutor.models.batches import Batch
-from qtutor.models.running import no_fast_attention
+from qtutor.models.running import no_fast_attention, noise_of_the_worst
 from qtutor.models.tensors import floats_in
 from qtutor.simulation import Rounding, Simulation
+from qtutor.words import named
 from qtutor.workflows.checks import offset_hides
 
 import joblib
@@ -57,11 +58,8 @@ class Score:
 
     @property
     def ratio(self) -> float:
-        """Noise over signal, the mean over the tensors of the output; NaN where outputs cannot be compared."""
-        pairs = [(n, s) for n, s in zip(self.noise, self.signal, strict=True) if s > 0 or n > 0]
-        if not self.signal or any(math.isnan(n) for n, _ in pairs):
-            return math.nan
-        return sum(n / s if s > 0 else math.inf for n, s in pairs) / max(1, len(pairs))
+        """Noise over signal, by `noise_of_the_worst` tensor of the output; NaN where outputs cannot be compared."""
+        return noise_of_the_worst([*zip(self.signal, self.noise, strict=True)]) if self.signal else math.nan
 
     @property
     def sqnr(self) -> float:
@@ -146,7 +144,7 @@ def sweep(
                     score.add(reference, done.get(trial, output), batch.labels, metric, batch.size)
                 except Exception as error:
                     if not score.batches:  # else what the batches before gave is kept
-                        score.error = f"{type(error).__name__}: {error}".splitlines()[0]
+                        score.error = named(error)
             scores[trial] = score
             step()
     return scores

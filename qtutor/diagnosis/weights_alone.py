@@ -20,10 +20,10 @@ from qtutor.diagnosis.writing import rows, written
 from qtutor.lowbit import round_groups
 from qtutor.models.batches import Batch
 from qtutor.models.copying import eval_copy
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import check_module
 from qtutor.models.tensors import kl_bits, scores_of
 from qtutor.simulation import Rounding, Simulation
-from qtutor.simulation.layers import find_layers, parameter_at
+from qtutor.simulation.layers import find_layers
 
 import torch
 from torch import Tensor, nn
@@ -164,8 +164,7 @@ def _sharing(model: nn.Module, batch: Batch) -> Simulation:
 
     An embedding with a max_norm scales rows of its weight down where it reads them, so that weight is copied.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
+    check_module(model, "a diagnosis")
     embeddings = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
     written = {id(module.weight) for module in embeddings if module.max_norm is not None}
     shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in written}
@@ -257,7 +256,7 @@ def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int
             readers[id(parameter)] = readers.get(id(parameter), 0) + 1
     total, rows = sum(each.mean for each in alone.values()), []
     for name, each in alone.items():
-        stored = parameter_at(simulation.module(name), "weight")
+        stored = simulation.module(name).get_parameter("weight")
         weight = stored.detach().float()
         rounded = round_groups(weight, bits, group)
         worst = float(torch.as_tensor(sqnr(weight, rounded, axis=0)).min())

@@ -69,11 +69,6 @@ def difference(names: Iterable[str], arguments: tuple, given: Any, expected: Any
     return f"For {call} it returns {show(given)}; expected {show(expected)}.{share}"
 
 
-def copies(values: tuple) -> tuple:
-    """The arguments of a call, which may change them."""
-    return tuple(v.clone() if isinstance(v, Tensor) else v for v in values)
-
-
 def show(value: Any) -> str:
     """A value as a learner would write it, cut where it is long."""
     if hasattr(value, "tolist"):  # a tensor, or NumPy's

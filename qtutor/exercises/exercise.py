@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qtutor.exercises import progress
-from qtutor.exercises.comparison import copies, difference, other_kind, same, show
+from qtutor.exercises.comparison import difference, other_kind, same, show
+from qtutor.models.tensors import copies
+from qtutor.words import named
 
 import torch
 
@@ -308,8 +310,7 @@ def _does(function: Any) -> tuple | None:
 
 def _describe(error: BaseException, answer: Any) -> str:
     """Name an error and the learner's own line that raised it."""
-    said = ": ".join(filter(None, (type(error).__name__, str(error).partition("\n")[0])))
-    return " ".join(filter(None, (said, _own_line(error, answer))))
+    return " ".join(filter(None, (named(error), _own_line(error, answer))))
 
 
 def _own_line(error: BaseException, answer: Any) -> str:

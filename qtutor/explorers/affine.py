@@ -16,8 +16,8 @@ from qtutor.affine import (
 )
 from qtutor.affine.checks import check_finite, check_floats
 from qtutor.explorers.explorer import Explorer, Stops, slider_range
-from qtutor.explorers.words import counted
 from qtutor.plots import look
+from qtutor.words import counted
 
 import ipywidgets
 import plotly.graph_objects as go

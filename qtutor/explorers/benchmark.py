@@ -12,8 +12,9 @@ from typing import Any
 
 from qtutor.benchmark import Comparison, Model, check_entries, compare
 from qtutor.explorers.explorer import Explorer, Stops, toggles
-from qtutor.explorers.words import counted
+from qtutor.models.tensors import as_tuple
 from qtutor.plots import look
+from qtutor.words import counted
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -312,7 +313,7 @@ def _default_models() -> tuple[dict[str, Model], Tensor]:
 
 
 def _checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    inputs = as_tuple(inputs)
     for tensor in inputs:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"BenchmarkExplorer needs a tensor or a tuple of tensors, got {type(tensor).__name__}")

@@ -7,8 +7,8 @@ from typing import Any
 from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
 from qtutor.affine.checks import check_finite, check_floats
 from qtutor.explorers.explorer import Explorer, Stops
-from qtutor.explorers.words import in_decibels
 from qtutor.plots import look
+from qtutor.words import in_decibels
 
 import ipywidgets
 import plotly.graph_objects as go

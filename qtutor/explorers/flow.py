@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Any
 
-from qtutor.affine import choose_qparams, fake_quantize, sqnr
+from qtutor.affine import choose_qparams, fake_quantize
 from qtutor.fusion import OperatorTraffic, fold_batch_norm
 from qtutor.fusion.patterns import patterns
 from qtutor.fusion.traffic import Meter, as_one_operator
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import Trait, target_of, traits
-from qtutor.models.tensors import tensors_in
+from qtutor.models.running import agreement
+from qtutor.models.tensors import copies, floats_in, tensors_in
 from qtutor.models.tracing import label, trace
-from qtutor.observers import MinMaxObserver
+from qtutor.observers import round_min_max
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
 
 _NAMES = {torch.float32: "FP32", torch.float64: "FP64", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
@@ -72,7 +72,7 @@ class _Recorder(Meter):
 
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)
-        values = [t for t in tensors_in(output) if t.is_floating_point()]
+        values = floats_in(output)
         if n.op != "get_attr" and values:
             self.elements[n] = sum(t.numel() for t in values)
             if isinstance(output, Tensor) and output.numel():
@@ -119,7 +119,7 @@ class FusionData:
             self.reference = self._run(self.meter)
             self._run(self.codes)
         self.operators = [node for node, row in self.meter.rows.items() if row.total]
-        floats = [t for t in (*tensors_in(self.inputs), *self.tracer.root.parameters()) if t.is_floating_point()]
+        floats = floats_in([self.inputs, [*self.tracer.root.parameters()]])
         self.float_name = _NAMES.get(floats[0].dtype, "float") if floats else "FP32"
         self.float_bytes = floats[0].element_size() if floats else 4
         self.found, self.refused = {}, {}
@@ -130,11 +130,9 @@ class FusionData:
                 self.refused[nodes[-1]] = fusion.reason
         self._layer, self._flow = cache(self._layer), cache(self._flow)
 
-    def _run(self, interpreter: fx.Interpreter) -> Tensor:
-        """Run on copies of the inputs; all floating-point outputs as one vector."""
-        copies = [tree_map_only(Tensor, Tensor.clone, x) for x in self.inputs]
-        outputs = [t.flatten().double() for t in tensors_in(interpreter.run(*copies)) if t.is_floating_point()]
-        return torch.cat(outputs) if outputs else torch.zeros(0)
+    def _run(self, interpreter: fx.Interpreter) -> list[Tensor]:
+        """Run on copies of the inputs."""
+        return floats_in(interpreter.run(*copies(self.inputs)))
 
     def groups(self, fused: Iterable[str]) -> list[list[fx.Node]]:
         """The nodes of each operator as they run with these patterns merged."""
@@ -177,8 +175,7 @@ class FusionData:
                 folded.update(node for node in nodes if node.target in fusion.norms)
         qparams = {node: choose_qparams(*self.meter.ranges[node]) for node in rounded if node in self.meter.ranges}
         with torch.inference_mode(False), torch.no_grad():
-            output = self._run(_Simulator(self.tracer, layers, folded, qparams))
-        return sqnr(self.reference, output) if output.numel() else math.inf
+            return agreement(self.reference, self._run(_Simulator(self.tracer, layers, folded, qparams)))
 
     def _layer(self, name: str, norms: tuple[str, ...], numbers: str) -> nn.Module:
         """A layer with batch norms folded in, if there are any, and its weight rounded, if it is to be INT8."""
@@ -186,9 +183,8 @@ class FusionData:
         layer = reduce(fold_batch_norm, map(self.tracer.root.get_submodule, norms), layer)
         if numbers == "INT8":
             weight, transposed = layer.weight.detach(), getattr(layer, "transposed", False)
-            observer = MinMaxObserver(symmetric=True, axis=None if transposed else 0)  # as PyTorch has them
-            observer.observe(weight)
-            layer.weight.data = fake_quantize(weight, observer.qparams())
+            axis = None if transposed else 0  # as PyTorch has them
+            layer.weight.data = round_min_max(weight, symmetric=True, axis=axis)
         return layer
 
     def flow(self, fused: tuple[str, ...], numbers: str) -> Flow:

@@ -18,10 +18,10 @@ from qtutor.explorers.low_bits import (
     FourBitState,
     random_layer,
 )
-from qtutor.explorers.words import in_decibels
 from qtutor.lowbit import hessian
 from qtutor.lowbit.checks import finite
 from qtutor.plots import look
+from qtutor.words import in_decibels
 
 import ipywidgets
 import plotly.graph_objects as go

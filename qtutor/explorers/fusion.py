@@ -6,10 +6,11 @@ from typing import Any
 
 from qtutor.explorers.explorer import Explorer, Stops, choices, toggles
 from qtutor.explorers.flow import Flow, FusionData, Ribbon
-from qtutor.explorers.words import in_bytes, in_decibels
 from qtutor.fusion import OperatorTraffic
+from qtutor.models.tensors import as_tuple
 from qtutor.models.tracing import label
 from qtutor.plots import look
+from qtutor.words import in_bytes, in_decibels
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -67,7 +68,7 @@ class FusionExplorer(Explorer):
     """
 
     def __init__(self, model: nn.Module, example_input: Any, **start: Any):
-        data = FusionData(model, example_input if isinstance(example_input, tuple) else (example_input,))
+        data = FusionData(model, as_tuple(example_input))
         if not data.operators or not any(ribbon.size for ribbon in data.flow((), "float").ribbons):
             self.show_only("No operator moves floating-point values of this example: there is nothing to fuse.")
             return

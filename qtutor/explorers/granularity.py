@@ -7,9 +7,9 @@ from typing import Any
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
 from qtutor.affine.checks import check_floats
 from qtutor.explorers.explorer import Explorer, Stops, every, toggles
-from qtutor.explorers.words import in_decibels
 from qtutor.observers import MinMaxObserver
 from qtutor.plots import look
+from qtutor.words import in_decibels
 
 import ipywidgets
 import plotly.graph_objects as go

@@ -7,6 +7,7 @@ from typing import Any
 
 from qtutor.explorers.explorer import Explorer, Stops, every
 from qtutor.plots import look
+from qtutor.words import first_line
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -104,7 +105,7 @@ class IntegerLayer:
                 output = layer.forward(x)  # and no hooks, which may do more than the layer
                 weight, bias = layer.weight(), layer.bias() if callable(layer.bias) else layer.bias
         except (RuntimeError, ValueError) as error:
-            said = str(error).partition("\n")[0]
+            said = first_line(error)
             raise ValueError(f"{kind} cannot be walked through on an input of {tuple(x.shape)}: {said}") from error
         self.weights = weight.int_repr().long()
         codes, self.outputs = x.int_repr().long(), output.int_repr().long()

@@ -8,8 +8,8 @@ from typing import Any
 from qtutor.diagnosis import Diagnosis, Measured
 from qtutor.diagnosis.statistics import ChannelSums
 from qtutor.explorers.explorer import Explorer, Stops, choices, every, toggles
-from qtutor.explorers.words import in_decibels
 from qtutor.plots import look
+from qtutor.words import in_decibels
 
 import ipywidgets
 import plotly.graph_objects as go

@@ -10,7 +10,6 @@ from typing import Any
 from qtutor.affine import QParams, choose_qparams, decibels, grid
 from qtutor.explorers.dynamic_range import FACTORS, random_rows
 from qtutor.explorers.explorer import Explorer, Stops
-from qtutor.explorers.words import in_decibels
 from qtutor.observers import (
     BINS,
     HistogramObserver,
@@ -21,6 +20,7 @@ from qtutor.observers import (
     squared_error,
 )
 from qtutor.plots import look
+from qtutor.words import in_decibels
 
 import ipywidgets
 import plotly.graph_objects as go

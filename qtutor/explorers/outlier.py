@@ -6,10 +6,10 @@ from typing import Any
 
 from qtutor.affine import QParams, choose_qparams, dequantize, grid, quantize, sqnr
 from qtutor.explorers.explorer import Explorer, Stops, toggles
-from qtutor.explorers.words import in_decibels
 from qtutor.lowbit import hadamard, rotate, round_groups, smooth
 from qtutor.lowbit.checks import matrix
 from qtutor.plots import look
+from qtutor.words import in_decibels
 
 import ipywidgets
 import plotly.graph_objects as go

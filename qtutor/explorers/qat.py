@@ -6,8 +6,8 @@ from typing import Any
 
 from qtutor.affine import grid
 from qtutor.explorers.explorer import Explorer, Stops
-from qtutor.explorers.words import counted
 from qtutor.plots import look
+from qtutor.words import counted
 
 import ipywidgets
 import plotly.graph_objects as go

@@ -7,12 +7,11 @@ from typing import Any
 
 from qtutor.fusion.patterns import Fusion, patterns
 from qtutor.models.operators import kind_of
-from qtutor.models.tensors import tensors_in
+from qtutor.models.tensors import as_tuple, copies, tensors_in
 from qtutor.models.tracing import Tracer, function_name, label, trace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,11 @@ def traffic(
     for name, width in (("activation_bytes", activation_bytes), ("weight_bytes", weight_bytes)):
         if width is not None and not (isinstance(width, (int, float)) and 0 < width < math.inf):
             raise ValueError(f"traffic: {name} must be positive, got {width!r}: 1 stands for INT8")
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_tuple(example_input)
     with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version, which Meter needs
         tracer = trace(model, "traffic", inputs)
         meter = Meter(tracer, activation_bytes, weight_bytes)
-        meter.run(*(tree_map_only(Tensor, Tensor.clone, i) for i in inputs if tensors_in(i)))
+        meter.run(*copies([i for i in inputs if tensors_in(i)]))
     rows = dict(meter.rows)
     if getattr(model, "_counts_as_fused", False) if fused is None else fused:
         for fusion, nodes in patterns(tracer):

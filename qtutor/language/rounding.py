@@ -66,5 +66,4 @@ class RoundedLinear(nn.Module):
 def replace_linears(block: nn.Module, make: Callable[[str, nn.Linear], nn.Module]) -> None:
     """Put what `make` returns for the name and the layer in the place of each linear layer of a block."""
     for name, linear in linear_layers(block).items():
-        owner, _, last = name.rpartition(".")
-        setattr(block.get_submodule(owner), last, make(name, linear))
+        block.set_submodule(name, make(name, linear))

@@ -5,7 +5,7 @@ An operator that is not in the table has no trait, and is treated with the care 
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Flag, auto
 
 import torch
@@ -32,6 +32,8 @@ class Trait(Flag):
     """It adds or multiplies two numbers."""
     ROUNDS = auto()
     """PyTorch has an INT8 kernel, which rounds what it gives."""
+    NORM = auto()
+    """It gives each channel a mean and a variance."""
 
 
 _CLAMP = Trait.RELU | Trait.KEEPS_RANGE | Trait.CHOOSES
@@ -70,8 +72,8 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
         Trait.KEEPS_RANGE,
         (
             *("unflatten", "view", "reshape", "view_as", "permute", "transpose", "movedim", "t", "squeeze"),
-            *("unsqueeze", "expand", "chunk", "split", "unbind", "select", "narrow", "__getitem__", "pixel_shuffle"),
-            *("to", "float", "detach", "repeat", "flip", "roll", "amax", "max"),
+            *("unsqueeze", "expand", "chunk", "split", "unbind", "select", "narrow", "slice", "getitem"),
+            *("pixel_shuffle", "to", "float", "detach", "repeat", "flip", "roll", "amax", "max"),
         ),
     ),
     (
@@ -83,10 +85,15 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
             torch.cat,
         ),
     ),
+    (Trait.NORM, ("batch_norm",)),
     (
         Trait.ARITHMETIC | Trait.ROUNDS,
         (operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, "add", "mul"),
     ),
+)
+_PRODUCTS = (
+    *("linear", "conv", "embedding", "lstm", "gru", "rnn_", "matmul", "bmm", "mm", "addmm", "baddbmm"),
+    *("einsum", "tensordot", "bilinear", "scaled_dot_product"),
 )
 _TRAITS: dict[type | Callable | str, Trait] = {thing: traits for traits, things in _TABLE for thing in things}
 
@@ -106,6 +113,11 @@ def traits(target: type | Callable | str | None) -> Trait:
     return _TRAITS.get(target, Trait(0))
 
 
+def multiplies(name: str) -> bool:
+    """Whether a function of that name, such as "conv2d", multiplies numbers and adds up the products."""
+    return name.startswith(_PRODUCTS)
+
+
 def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:
     """Return what a node of a traced model calls: the class of a module, a function, a name; None where nothing."""
     if node.op == "call_module":
@@ -116,6 +128,18 @@ def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:
 def kind_of(value: object) -> str:
     """Return the name of the class."""
     return type(value).__name__
+
+
+def check_module(model: object, caller: str) -> None:
+    """Refuse what is no module, and say what to do with what people hand over instead: TypeError."""
+    if isinstance(model, nn.Module):
+        return
+    advice = ""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        advice = f": {model.__name__} is a class, pass {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        advice = ": if these are the weights of a model, build it, and call its load_state_dict with them"
+    raise TypeError(f"{caller} needs a torch.nn.Module, got {kind_of(model)}{advice}")
 
 
 def called(name: str, module: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """Run a model, and see whom it calls, what it gives, and whether that can be compared."""
 
 import linecache
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -96,20 +97,31 @@ def passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, 
 
 
 def agreement(exact: list[Tensor], other: list[Tensor]) -> float:
-    """Return the SQNR in dB of what a model gives against what it should: of the tensor that fares worst, that a large
-    one hide no other, or of all together if that is less; -inf where shapes differ, or one is not finite.
+    """Return the SQNR in dB of what a model gives against what it should, by `noise_of_the_worst` of its tensors; -inf
+    where shapes differ, or one is not finite.
 
     Whole numbers count where there is nothing else: an index may flip where scores hardly move.
     """
     if [x.shape for x in exact] != [x.shape for x in other]:
-        return -float("inf")
+        return -math.inf
     pairs = [*zip(exact, other, strict=True)]
     pairs = [(x, y) for x, y in pairs if x.is_floating_point() or x.is_complex()] or pairs
-    powers = [(_power(x), _power(x.to(_wide(x)) - y.to(_wide(x)))) for x, y in pairs]
+    noise = noise_of_the_worst([(_power(x), _power(x.to(_wide(x)) - y.to(_wide(x)))) for x, y in pairs])
+    return -math.inf if math.isnan(noise) else decibels(1.0, noise)
+
+
+def noise_of_the_worst(powers: list[tuple[float, float]]) -> float:
+    """Return noise over signal of an output, from both of each of its tensors; NaN where one of them is.
+
+    Of the tensor that fares worst: who reads boxes is not helped by good scores, which may be large, or many. Of all
+    together where that is more: a tensor of zeros has no ratio of its own.
+    """
     signal, noise = (sum(each) for each in zip(*powers, strict=True)) if powers else (0.0, 0.0)
-    if noise != noise:
-        return -float("inf")
-    return min([decibels(signal, noise), *(decibels(s, n) for s, n in powers if s)])
+    return max(_over(noise, signal), *(_over(n, s) for s, n in powers if s), 0.0)
+
+
+def _over(noise: float, signal: float) -> float:
+    return noise / signal if signal else math.inf * noise if noise else 0.0
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -158,7 +170,7 @@ def unsteady(model: nn.Module, one: list[Tensor], other: list[Tensor]) -> ValueE
 
     What two new copies of it give at their first call tells state, in which they begin alike, from chance.
     """
-    if agreement(one, other) == float("inf"):
+    if agreement(one, other) == math.inf:
         return ValueError(
             f"{kind_of(model)} itself gives another output at its next call for the same input, as forward keeps "
             "something in self from call to call: let forward take that as an input, and return what it becomes"

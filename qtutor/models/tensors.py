@@ -26,6 +26,11 @@ def copies(inputs: Any) -> Any:
     return tree_map_only(Tensor, Tensor.clone, inputs)
 
 
+def as_tuple(inputs: Any) -> tuple:
+    """Return the inputs of one call, which may be given as one alone."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
 def floats_in(tree: Any) -> list[Tensor]:
     """Return those that are floating-point, as dense ones."""
     return [tensor.to_dense() for tensor in tensors_in(tree) if tensor.is_floating_point()]

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from qtutor.models.copying import copy_model
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import check_module, kind_of
 from qtutor.models.running import at_line, passing
 from qtutor.models.tensors import tensors_in
 
@@ -121,8 +121,7 @@ class Tracer(Call):
 
 def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
     """Trace a copy of the model, for a trace may leave constants and stand-ins behind in the modules."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{caller} needs a torch.nn.Module, got {kind_of(model)}")
+    check_module(model, caller)
     if inputs is not None:
         if arrays := [kind_of(v) for v in tree_leaves(inputs) if hasattr(v, "__array__") and not isinstance(v, Tensor)]:
             raise TypeError(f"{caller} needs tensors, got {arrays[0]}: torch.as_tensor makes one of it")

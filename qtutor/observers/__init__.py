@@ -16,7 +16,7 @@ what the chosen ranges do to it.
 `divergence` judge ranges on the histogram of `streaming`, which `counting` fills at speed.
 """
 
-from qtutor.observers.extremes import MinMaxObserver, MovingAverageMinMaxObserver
+from qtutor.observers.extremes import MinMaxObserver, MovingAverageMinMaxObserver, round_min_max
 from qtutor.observers.histograms import BINS, HistogramObserver, PercentileObserver
 from qtutor.observers.hooks import observing, rounding_outputs
 from qtutor.observers.observer import Observer

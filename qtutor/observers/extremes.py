@@ -1,7 +1,9 @@
 """Ranges from the extremes of the batches."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from qtutor.affine import fake_quantize
 from qtutor.observers.observer import Observer
 
 import torch
@@ -58,3 +60,15 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
             low = before_low + self.averaging_constant * (low - before_low)
             high = before_high + self.averaging_constant * (high - before_high)
         self._ends = low, high
+
+
+def round_min_max(x: Tensor, **settings: Any) -> Tensor:
+    """Round a tensor to the grid over all of it, and back; `settings` are those of a `MinMaxObserver`.
+
+    Example:
+        >>> round_min_max(torch.tensor([-1.0, 0.2, 1.0]), quant_min=-2, quant_max=1)
+        tensor([-1.3333,  0.0000,  0.6667])
+    """
+    observer = MinMaxObserver(**settings)
+    observer.observe(x)
+    return fake_quantize(x, observer.qparams())

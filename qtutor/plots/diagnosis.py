@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtutor.plots import look
+from qtutor.words import in_decibels
 
 import plotly.graph_objects as go
 
@@ -108,7 +109,7 @@ def _of_layers(diagnosis: "Diagnosis") -> dict[str, Any]:
     if len(table):
         first, finding = table["layer"][0], table["finding"][0]
         said = f"No layer hurts; {first} comes first." if finding == "healthy" else f"{first} hurts most: {finding}."
-    facts = f"All layers rounded ({diagnosis.configuration}): SQNR of the output {rounded.sqnr:.1f} dB"
+    facts = f"All layers rounded ({diagnosis.configuration}): SQNR of the output {in_decibels(rounded.sqnr)}"
     if diagnosis.metric_name:
         facts += f", {diagnosis.metric_name} {rounded.metric:.4g} against {diagnosis.float_metric:.4g} in float"
     return {
@@ -118,7 +119,7 @@ def _of_layers(diagnosis: "Diagnosis") -> dict[str, Any]:
         "ranked": table[["layer", "kind", "harm", "finding", "suggestion"]],
         "ranked_by": "Layers, the most harmful first",
         "steps": steps.drop(columns="configuration"),
-        "given": "; ".join(f"{row.step}: SQNR {row.sqnr:.1f} dB" for row in steps.itertuples()),
+        "given": "; ".join(f"{row.step}: SQNR {in_decibels(row.sqnr)}" for row in steps.itertuples()),
         "repairs": _embedded(repairs(steps, diagnosis.metric_name, "What each repair gives"), script=False),
         "numbers": table.drop(columns=["kind", "finding", "suggestion", "harm"]),
     }

@@ -1,4 +1,4 @@
-"""Claimed against measured."""
+"""Verdicts on claims: numbers as claimed and as measured, and in words what has no number."""
 
 import math
 from collections.abc import Iterable

@@ -6,7 +6,7 @@ Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization a
 from qtutor.fusion import fuse
 from qtutor.fusion.folding import Uses, foldable_kind
 from qtutor.models.copying import eval_copy
-from qtutor.models.operators import Trait, kind_of, target_of, traits
+from qtutor.models.operators import Trait, check_module, target_of, traits
 from qtutor.models.tracing import trace
 
 import torch
@@ -41,8 +41,7 @@ def equalize(model: nn.Module, inputs: tuple | None = None, *, rounds: int = 5) 
         >>> equalize(model.eval())[0].weight.flatten().tolist()  # r = sqrt(8 / 2) = 2 and sqrt(1 / 1) = 1
         [4.0, 1.0]
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"equalize needs a torch.nn.Module, got {kind_of(model)}")
+    check_module(model, "equalize")
     fused = fuse(eval_copy(model), inputs)
     pairs = [(fused.get_submodule(first), fused.get_submodule(second)) for first, second in _pairs(fused)]
     if not pairs:

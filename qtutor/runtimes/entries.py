@@ -9,8 +9,10 @@ from typing import Any
 from qtutor.machine import describe
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
+from qtutor.models.operators import check_module
 from qtutor.runtimes import four_bits, onnx_runtime, openvino, pytorch
 from qtutor.runtimes.exported import Exported
+from qtutor.words import first_line, named
 from qtutor.workflows import Unavailable
 
 import torch
@@ -107,8 +109,7 @@ def build(
         >>> list(build(nn.Linear(8, 8), [torch.rand(4, 8)], ["eager FP32", "BF16"]))
         ['eager FP32', 'BF16']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"build needs an nn.Module, got {type(model).__name__}")
+    check_module(model, "build")
     names = [names] if isinstance(names, str) else list(NAMES if names is None else names)
     builders = _BUILDERS | _FOUR_BITS
     if unknown := [name for name in names if name not in builders]:
@@ -128,10 +129,8 @@ def build(
                 built[name] = Runtime(name, *builders[name](exported))
                 continue
             except Exception as error:
-                said = str(error).strip().partition("\n")[0]
-                reason = (
-                    said if isinstance(error, Unavailable) else f"{name} cannot take this model: {said or repr(error)}"
-                )
+                said = first_line(error) or named(error)
+                reason = said if isinstance(error, Unavailable) else f"{name} cannot take this model: {said}"
         built[name] = Runtime(name, missing=reason)
     return built
 

@@ -56,10 +56,13 @@ def train(
     return model.eval()
 
 
-def step(model: nn.Module, images: Tensor, labels: Tensor, optimizer: Optimizer, schedule: LRScheduler) -> None:
+def step(
+    model: nn.Module, images: Tensor, labels: Tensor, optimizer: Optimizer, schedule: LRScheduler | None = None
+) -> None:
     """Train a classifier on one batch, and move on to the next learning rate."""
     loss = nn.functional.cross_entropy(model(images), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    schedule.step()
+    if schedule is not None:
+        schedule.step()

@@ -144,7 +144,7 @@ class _Trace(TorchFunctionMode):
         self.dims: dict[str, int] = {}
         self.uses = Uses(model, self.calls, self.foreign, self.dims)
         self.owner = {
-            id(parameter_at(self.modules[name], path)): name for name, layer in layers.items() for path in layer.weights
+            id(self.modules[name].get_parameter(path)): name for name, layer in layers.items() for path in layer.weights
         }
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -161,9 +161,9 @@ class _Trace(TorchFunctionMode):
         results = tensors_in(output)
         if not results or not tags:
             return output
-        name = getattr(func, "__name__", "").removeprefix("_")
+        name = getattr(func, "__name__", "").strip("_")
         known = traits(name)
-        use = "relu" if Trait.RELU in known else "norm" if name == "batch_norm" else name
+        use = "relu" if Trait.RELU in known else "norm" if Trait.NORM in known else name
         for _, (layer, stage) in tags:
             self.followed[layer, stage].add(use)
         for result in results:
@@ -271,7 +271,7 @@ def gives(output: Any) -> Tensor | None:
 
 
 def _trouble(module: nn.Module, path: str) -> str:
-    weight = parameter_at(module, path)
+    weight = module.get_parameter(path)
     if not weight.is_floating_point():
         return f"its {path} is {weight.dtype}, not floating point"
     if weight.numel() == 0:
@@ -284,9 +284,3 @@ def _trouble(module: nn.Module, path: str) -> str:
 def _is_vector(parameter: Tensor) -> bool:
     """Whether a parameter is one number a channel, as of a norm, which no runtime quantizes."""
     return parameter.numel() == max(parameter.shape, default=1)
-
-
-def parameter_at(module: nn.Module, path: str) -> Tensor:
-    """Return the parameter of that name below a module."""
-    owner, _, name = path.rpartition(".")
-    return module.get_submodule(owner)._parameters[name]

@@ -15,15 +15,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from qtutor.affine import QParams, decibels, fake_quantize, grid
 from qtutor.fusion.folding import factor
 from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model, plain_copy
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import check_module
 from qtutor.models.running import no_fast_attention
-from qtutor.observers import HistogramObserver, MinMaxObserver, Observer, squared_error
-from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, gives, parameter_at
+from qtutor.observers import HistogramObserver, MinMaxObserver, Observer, round_min_max, squared_error
+from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, gives
 from qtutor.simulation.scheme import Scheme
 
 import torch
@@ -69,8 +70,7 @@ class Simulation:
     @classmethod
     def of(cls, model: nn.Module, batch: Batch) -> "Simulation":
         """Find the layers of a model by running a copy on one batch."""
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
+        check_module(model, "a simulation")
         simulation = cls(plain_copy(model).requires_grad_(False))
         found = find_layers(simulation.model, lambda: simulation.run(batch))
         return replace(simulation, layers=found.layers, skipped=found.skipped, before=found.before)
@@ -97,7 +97,7 @@ class Simulation:
     def weights(self, name: str) -> dict[str, Tensor]:
         """Return the weights of a layer by name, with the factors of its batch norm folded in."""
         module, layer = self.module(name), self.layers[name]
-        weights = {path: parameter_at(module, path).detach() for path in layer.weights}
+        weights = {path: module.get_parameter(path).detach() for path in layer.weights}
         if layer.norm:
             weights["weight"] = weights["weight"] * self.factor(name)
         return weights
@@ -149,9 +149,7 @@ class Simulation:
             axis = channel_axis(self.module(name)) if scheme.weights == "channel" else None
             weights[name] = {}
             for path, weight in self.weights(name).items():
-                observer = MinMaxObserver(quant_min=low, quant_max=high, symmetric=True, axis=axis)
-                observer.observe(weight)
-                rounded = fake_quantize(weight, observer.qparams())
+                rounded = round_min_max(weight, quant_min=low, quant_max=high, symmetric=True, axis=axis)
                 if layer.norm:
                     factor = self.factor(name)
                     rounded = torch.where(factor == 0, 0, rounded / factor)
@@ -171,8 +169,9 @@ class Simulation:
         known = known or {}
         with ExitStack() as stack:
             for name, outputs in known.items():
-                stack.enter_context(_forward(self.module(name), lambda x=None, *args, **kwargs: x))
-                stack.enter_context(_forward(self.module(self.layers[name].output), _replay(outputs)))
+                first, last = self.module(name), self.module(self.layers[name].output)
+                stack.enter_context(mock.patch.object(first, "forward", lambda x=None, *args, **kwargs: x))
+                stack.enter_context(mock.patch.object(last, "forward", _replay(outputs)))
             for name in set(names) - set(known):
                 layer, module = self.layers[name], self.module(name)
                 for path, weight in rounding.weights[name].items():
@@ -276,19 +275,6 @@ def _replaced(module: nn.Module, path: str, weight: Tensor) -> Iterator[None]:
         owner._parameters[name] = before
         if flat is not None:
             owner._flat_weights = [owner._parameters[key] for key in owner._flat_weights_names]
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def _replay(outputs: list[Tensor]) -> Callable:

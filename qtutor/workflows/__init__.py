@@ -8,6 +8,19 @@ function returns a new model and leaves the given one, and PyTorch's quantized e
     "fx"        a forward that torch.fx can trace               the kernels of a quantized engine
     "pt2e"      a forward that torch.export can capture         Inductor; without `compile=True` as
                                                                 a float simulation of the integers
+
+    flows              a float model into an INT8 one and into a file: what callers use
+    dynamic, int4      the two that need no data: INT8 weights, and weights of four bits
+    recipe             what was asked for: all that is needed to build the same model again
+    building           from a recipe to a model, compared at each step
+    eager, fx, pt2e    the steps of each flow
+    checks, limits     an INT8 model against the float one, warnings; what decibels mean
+    refusals           why a flow cannot take a model, in plain words
+    floats             the names of what stays in floating point
+    kernels, low_bits  kernels that compute something else, replaced; grids of fewer bits
+    backends, notices  what is installed here; what PyTorch says of its own plans
+    reference          FX's reference form, in which each rounding can be seen
+    model_file         tensors and numbers in a file, and no code
 """
 
 from qtutor.workflows.backends import Unavailable, needs_compiler

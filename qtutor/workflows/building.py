@@ -14,9 +14,6 @@ from qtutor.models.tracing import label, line_of, refuse_left_out, where, works_
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.checks import (
-    LEAST,
-    SAME,
-    USUAL,
     QuantizationWarning,
     Reference,
     listed,
@@ -26,6 +23,7 @@ from qtutor.workflows.checks import (
 )
 from qtutor.workflows.floats import left_in_floats
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
+from qtutor.workflows.limits import CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
 from qtutor.workflows.refusals import Refused, reason_of, stub_reason
@@ -363,7 +361,7 @@ def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Re
     worst, explained = what_hurts(float_copy(model), reference.batch, (*recipe.keep_float, *recipe.left_float))
     said = f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only"
     if explained > got + 10:
-        if got < 2 * LEAST:
+        if got < CLEAR:
             lost = f"{said}, while its layers explain {explained:.1f}: something in between gets lost{written}"
             raise _unseen(recipe, lost)
         worst = _between(explained)

@@ -1,4 +1,7 @@
-"""What a flow makes of a model is compared with the model, on the first batch, before anybody gets it."""
+"""What a flow makes of a model is compared with the model, on the first batch, before anybody gets it.
+
+Here stand also the warnings of all flows, `tell`, how they name layers, `listed`, and `what_hurts`.
+"""
 
 import re
 import sys
@@ -15,20 +18,11 @@ from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.simulation import Scheme, Simulation
+from qtutor.workflows.limits import CLEAR
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-
-SAME = 60.0
-"""SQNR in dB from which on two models are one in floats: folding and another order of adding give 100 and more."""
-
-USUAL = 20.0
-"""SQNR in dB that an INT8 model reaches, unless a layer of it cannot bear 8 bits: an error of a tenth of the signal."""
-
-LEAST = 5.0
-"""SQNR in dB below which it is another function, and nobody's INT8 model."""
-
 
 OFFSET = (
     "an output lies far from zero and varies little, and what varies is lost on a grid that has to reach there: take "
@@ -37,7 +31,6 @@ OFFSET = (
 """What to do where `offset_hides`."""
 
 _MANY = 6  # layers of one class, of which each is named
-_CLEAR = 10.0  # dB of what varies, below which it is lost
 _FEW = 2  # samples: what is wrong is wrong for each, and a check must cost little
 
 
@@ -116,7 +109,7 @@ def offset_hides(signal: float, spread: float, noise: float) -> bool:
         spread: the same about its mean over all values.
         noise: the sum of its squared errors.
     """
-    return varies_little(signal, spread) and decibels(spread, noise) < _CLEAR <= decibels(signal, noise)
+    return varies_little(signal, spread) and decibels(spread, noise) < CLEAR <= decibels(signal, noise)
 
 
 def repeats(model: nn.Module, inputs: tuple[Tensor, ...], found: list[Tensor]) -> bool:

@@ -8,22 +8,22 @@ from dataclasses import replace
 from types import MethodType
 from typing import Any
 
-from qtutor.affine import fake_quantize, sqnr
+from qtutor.affine import sqnr
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import through_layers
 from qtutor.models.operators import called, kind_of
 from qtutor.models.tracing import is_altered
-from qtutor.observers import MinMaxObserver
+from qtutor.observers import round_min_max
 from qtutor.simulation.layers import KINDS, outermost
 from qtutor.workflows.backends import at_work, swapped, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
+from qtutor.workflows.limits import WELL
 from qtutor.workflows.recipe import Recipe, float_copy, remember
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-_FINE = 25.0  # dB: healthy weights keep 30 to 45 at 8 bits
 _KINDS = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
@@ -110,7 +110,7 @@ def _check_weights(name: str, layer: nn.Module) -> None:
     for path, weight in layer.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity in its {path}: mend that before you quantize it")
-    if (coarse := _coarse(layer)) < _FINE:
+    if (coarse := _coarse(layer)) < WELL:
         tell(
             f"{name} keeps its weights to {coarse:.1f} dB only: each of its tensors has one scale, and a few weights "
             "are far larger than the rest. Equalize them; 16 bits would keep them, in a file as large as before"
@@ -148,8 +148,6 @@ def _coarse(layer: nn.Module) -> float:
     worst = math.inf
     for weight in layer.parameters():
         if weight.dim() > 1 and weight.numel():
-            observer = MinMaxObserver(symmetric=True)
-            observer.observe(weight.detach())
-            rounded = fake_quantize(weight.detach(), observer.qparams())
+            rounded = round_min_max(weight.detach(), symmetric=True)
             worst = min(worst, float(torch.as_tensor(sqnr(weight.detach(), rounded, axis=0)).median()))
     return worst

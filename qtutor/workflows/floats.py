@@ -1,8 +1,9 @@
-"""What stays in floating point in a converted model, by the names that its owner gave."""
+"""The names, as the owner gave them, of what a flow has left in floating point; what it leaves, the flow decides."""
 
 import functools
 from collections.abc import Collection, Iterator
 
+from qtutor.models.operators import Trait, multiplies, traits
 from qtutor.models.tracing import function_name
 from qtutor.simulation.layers import KINDS
 
@@ -10,10 +11,6 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 _WEIGHTED = (*KINDS, nn.Bilinear)
-_PRODUCTS = ("linear", "conv", "embedding", "lstm", "gru", "rnn_", "matmul", "bmm", "mm", "addmm", "baddbmm")
-_PRODUCTS += ("einsum", "tensordot", "bilinear", "scaled_dot_product")
-_VIEWS = {"t", "transpose", "permute", "movedim", "view", "reshape", "unsqueeze", "squeeze", "expand", "getitem"}
-_VIEWS |= {"contiguous", "select", "slice"}
 
 
 class Left(nn.Module):
@@ -54,9 +51,9 @@ def _multiplied(model: GraphModule) -> Iterator[str]:
     """The names of the parameters that go into a product, in the order of the products."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for node in model.graph.nodes:
-        if _called(node).startswith(_PRODUCTS):
+        if multiplies(_called(node)):
             for source in node.all_input_nodes:
-                while _called(source) in _VIEWS:
+                while Trait.KEEPS_RANGE in traits(_called(source)):
                     source = source.all_input_nodes[0]
                 if source.op == "get_attr" and source.target in parameters and parameters[source.target].dim() > 1:
                     yield source.target

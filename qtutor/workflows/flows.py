@@ -24,7 +24,8 @@ from qtutor.workflows.building import (
     static,
     without_data,
 )
-from qtutor.workflows.checks import USUAL, Reference, tell
+from qtutor.workflows.checks import Reference, tell
+from qtutor.workflows.limits import USUAL
 from qtutor.workflows.low_bits import keep_trained_scales
 from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
 from qtutor.workflows.refusals import Refused

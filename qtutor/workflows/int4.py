@@ -11,8 +11,9 @@ is meant for ARM. Where they were measured, on x86, they gave the right results 
 from qtutor.lowbit import integers
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import check_loaded, eval_copy
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import check_module, kind_of
 from qtutor.models.tracing import is_altered
+from qtutor.words import first_line, named
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 
 import torch
@@ -93,8 +94,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
         >>> quantize_weights(model)[2]
         Int4Linear(in_features=64, out_features=32, group=64)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"quantize_weights needs an nn.Module, got {kind_of(model)}")
+    check_module(model, "quantize_weights")
     if group not in GROUPS:
         raise ValueError(f"PyTorch's 4-bit kernel shares a scale among 32, 64, 128 or 256 inputs, not {group!r}")
     check_loaded(model)
@@ -107,7 +107,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
             try:
                 replaced[id(layer)] = Int4Linear(layer, group)
             except (RuntimeError, ValueError, NotImplementedError) as error:
-                kept[name] = str(error).splitlines()[0]
+                kept[name] = first_line(error) or named(error)
     said = listed(model, {name: kept[name] for name in layers if name in kept})
     if not replaced:
         raise ValueError(f"no linear layer can have 4-bit weights ({said or 'there is none'})")

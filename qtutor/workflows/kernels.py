@@ -92,10 +92,9 @@ def compute_in_floats(model: nn.Module, weights: Weights, names: Iterable[str]) 
     """Replace the kernels of some layers, in place."""
     for name in names:
         layer = model.get_submodule(name)
-        owner, _, attribute = name.rpartition(".")
         in_floats = InFloats(layer, *weights[layer])
         in_floats._forward_hooks = layer._forward_hooks  # which clip to fewer bits
-        setattr(model.get_submodule(owner), attribute, in_floats)
+        model.set_submodule(name, in_floats)
 
 
 def _first_wrong(model: nn.Module, weights: Weights, inputs: tuple[Tensor, ...]) -> str:

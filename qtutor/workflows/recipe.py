@@ -7,7 +7,7 @@ from typing import Any
 
 from qtutor.machine import describe
 from qtutor.models.copying import check_loaded, plain_copy
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import check_module, kind_of
 from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import SATURATING, at_work, choose
 from qtutor.workflows.numbers import travel_with_state
@@ -66,8 +66,7 @@ class Recipe:
             ValueError: the flow or the engine is unknown, or the engine computes a layer of the model wrongly.
             Unavailable: there is no engine.
         """
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"a torch.nn.Module is needed, got {kind_of(model)}")
+        check_module(model, "quantization")
         if flow not in (*FLOWS, "dynamic"):
             raise ValueError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
         engine = choose(engine, flow, model)

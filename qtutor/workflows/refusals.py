@@ -4,6 +4,7 @@ import re
 import traceback
 
 from qtutor.models.tracing import where
+from qtutor.words import first_line
 
 from torch import nn
 
@@ -49,7 +50,7 @@ def reason_of(error: BaseException) -> str:
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, said):
             return meaning
-    first = said.splitlines()[0] if said else ""
+    first = first_line(said)
     if not first or len(first) > 200 or _JARGON.search(first):
         return "PyTorch fails there, and does not say why in words that help"
     return first.rstrip(".")

@@ -7,8 +7,9 @@ manifest says that parts take. Every day has slack, which rounds its end where i
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
-from qtutor.course.reading import EXERCISE, MISSION
 from qtutor.manifest import LESSONS, Lesson
+
+from reading import EXERCISE, MISSION
 
 Row = tuple[int, str]
 """How many minutes something takes, and what it is."""

@@ -1,4 +1,4 @@
-"""Write what the manifest and the exercises decide into the files that show it: `python -m qtutor.course.generate`.
+"""Write what the manifest and the exercises decide into the files that show it: `python tests/generate.py`.
 
 README gets its table of lessons; the first cell of each lesson its title, what it needs and its times, lesson 10 its
 glossary; the pages for instructors their titles, the answers to the exercises, and the timetables. All else in these
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor import exercises
-from qtutor.course.glossary import TERMS
-from qtutor.course.plans import timetables
 from qtutor.exercises.exercise import Exercise
 from qtutor.manifest import COURSE, LESSONS, TEACHING, Lesson
 
 import nbformat
+from glossary import TERMS
+from plans import timetables
 
 
 def contents() -> dict[Path, str]:

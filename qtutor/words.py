@@ -1,0 +1,31 @@
+"""How numbers and errors are said in a sentence."""
+
+import math
+
+
+def counted(number: int, thing: str) -> str:
+    """Say how many there are: "1 step", "1,200 steps"."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def in_decibels(sqnr: float) -> str:
+    """Say an SQNR: "31.3 dB"."""
+    return "without error" if sqnr == math.inf else "not measured" if math.isnan(sqnr) else f"{sqnr:.1f} dB"
+
+
+def in_bytes(size: float) -> str:
+    """Say a number of bytes in the unit that leaves few digits: "812 B", "4.1 kB", "2.5 MB", "16 GB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size:.0f} B"
+
+
+def first_line(error: object) -> str:
+    """Return the first line of what an error or a warning says, "" where it says nothing."""
+    return f"{error}".strip().partition("\n")[0].rstrip()
+
+
+def named(error: BaseException) -> str:
+    """Say an error in a line, as Python does: its kind, and the first line of what it says."""
+    return ": ".join(filter(None, (type(error).__name__, first_line(error))))
