@@ -830,6 +830,79 @@ def test_inputs_show_along_which_axis_a_batch_norm_normalizes():
     assert diagnose(model, [x], progress=False).experiment.prepare(Configuration())[0].layers["0"].norm == ""
 
 
+def one_activation(self, x):
+    return self.out(self.act(self.second(self.act(self.first(x)))))
+
+
+def one_layer(self, x):
+    return self.out(self.first(x)) + self.second(self.first(x / 50))
+
+
+def relu_after_one_call(self, x):
+    return self.out(self.first(self.first(x).relu()))
+
+
+def norm_of_each_call(self, x):
+    return self.out(F.relu(self.norm(self.first(x))) + self.other(self.first(-x)))
+
+
+def called_twice(forward):
+    torch.manual_seed(0)
+    layers = {"first": nn.Linear(16, 16, bias=False), "second": nn.Linear(16, 16), "out": nn.Linear(16, 16)}
+    model = Forward(forward, **layers, act=nn.Hardswish(), norm=nn.BatchNorm1d(16), other=nn.BatchNorm1d(16))
+    nn.init.uniform_(model.other.weight)
+    model.other.running_mean.normal_()
+    with torch.no_grad():
+        model.second.weight *= 0.02
+        model.second.bias *= 0.02 if forward is one_activation else 1
+    return model.eval()
+
+
+CALLED_TWICE = (one_activation, one_layer, relu_after_one_call, norm_of_each_call)
+
+
+@pytest.mark.parametrize("forward", CALLED_TWICE)
+def test_each_call_of_a_module_gets_codes_that_hold_it(forward, tmp_path):
+    model = called_twice(forward)
+    quantized = quantize_static(model, [ROWS])
+    assert sqnr(model(ROWS).detach(), quantized(ROWS)) > 25
+    save(quantized, tmp_path / "model")
+    for same in (load(tmp_path / "model", model), copy.deepcopy(quantized)):
+        assert torch.equal(same(ROWS), quantized(ROWS))
+
+
+@pytest.mark.parametrize("forward", CALLED_TWICE)
+def test_what_is_called_twice_trains_as_one(forward):
+    model = called_twice(forward)
+    prepared = prepare_qat(model, ROWS)
+    weights = dict(prepared.named_parameters(remove_duplicate=False))
+    before = weights["first.weight"].clone()
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        prepared(ROWS).square().mean().backward()
+        optimizer.step()
+    assert not torch.equal(before, weights["first.weight"])
+    again = [w for name, w in weights.items() if name.startswith("first") and w.shape == before.shape]
+    assert all(w is again[0] for w in again)
+    copied = copy.deepcopy(prepared).eval()
+    assert len([*copied.parameters()]) == len([*prepared.parameters()])
+    filled = prepare_qat(model, ROWS)
+    filled.load_state_dict(prepared.state_dict())
+    assert torch.equal(filled.eval()(ROWS), copied(ROWS))
+    assert sqnr(copied(ROWS).detach(), convert(prepared)(ROWS)) > 25
+
+
+@pytest.mark.parametrize("forward", CALLED_TWICE[2:])
+def test_what_is_kept_in_floats_stays_so_at_each_call(forward):
+    model = called_twice(forward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QuantizationWarning)
+        quantized = quantize_static(model, [ROWS], keep_float="first")
+    assert sqnr(model(ROWS).detach(), quantized(ROWS)) > 25
+    assert not any(hasattr(m, "set_weight_bias") for name, m in quantized.named_modules() if name.startswith("first"))
+
+
 LEFT_ALONE = {
     "statistics": lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
     "a hook": lambda: tripled(nn.Hardswish()),
