@@ -408,6 +408,17 @@ def test_a_bad_loader_is_refused_in_words(loader, error, message):
         accuracy(torch.abs, loader)
 
 
+@pytest.mark.parametrize(("shape", "join"), [((6,), torch.stack), ((6, 1), torch.cat), ((6, 1, 4, 3), torch.cat)])
+def test_one_logit_is_no_class_and_the_advice_makes_two(shape, join):
+    x = torch.randn(shape)
+    truth = (x > 0).long() if shape == (6,) else (x > 0).long()[:, 0]
+    with pytest.raises(
+        ValueError, match=rf"of one logit x for each label, torch.{join.__name__}\(\[-x, x\], 1\) makes"
+    ):
+        accuracy(lambda x: x, [(x, truth)])
+    assert accuracy(lambda x: join([-x, x], 1), [(x, truth)]) == 1
+
+
 def test_pareto_joins_what_nothing_beats_and_leaves_failures_out(clock):
     from qtutor import plots
 

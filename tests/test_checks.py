@@ -13,7 +13,7 @@ from qtutor.diagnosis import diagnose
 from qtutor.diagnosis.trials import Score
 from qtutor.fusion import find_fusions, fuse
 from qtutor.models.batches import Batch
-from qtutor.models.copying import plain_copy
+from qtutor.models.copying import copy_model, plain_copy
 from qtutor.models.running import agreement, layer_outputs, lines_that_read_training
 from qtutor.simulation import Configuration, Simulation
 from qtutor.workflows import (
@@ -945,6 +945,178 @@ def test_inputs_show_along_which_axis_a_batch_norm_normalizes():
     assert norm.reason == "1 normalizes along axis 1, and 0 gives its channels along another"
     torch.testing.assert_close(fuse(model, (x,))(x), model(x))
     assert diagnose(model, [x], progress=False).experiment.prepare(Configuration())[0].layers["0"].norm == ""
+
+
+def one_activation(self, x):
+    return self.out(self.act(self.second(self.act(self.first(x)))))
+
+
+def one_layer(self, x):
+    return self.out(self.first(x)) + self.second(self.first(x / 50))
+
+
+def relu_after_one_call(self, x):
+    return self.out(self.first(self.first(x).relu()))
+
+
+def norm_of_each_call(self, x):
+    return self.out(F.relu(self.norm(self.first(x))) + self.other(self.first(-x)))
+
+
+def called_twice(forward):
+    torch.manual_seed(0)
+    layers = {"first": nn.Linear(16, 16, bias=False), "second": nn.Linear(16, 16), "out": nn.Linear(16, 16)}
+    model = Forward(forward, **layers, act=nn.Hardswish(), norm=nn.BatchNorm1d(16), other=nn.BatchNorm1d(16))
+    nn.init.uniform_(model.other.weight)
+    model.other.running_mean.normal_()
+    with torch.no_grad():
+        model.second.weight *= 0.02
+        model.second.bias *= 0.02 if forward is one_activation else 1
+    return model.eval()
+
+
+CALLED_TWICE = (one_activation, one_layer, relu_after_one_call, norm_of_each_call)
+
+
+@pytest.mark.parametrize("forward", CALLED_TWICE)
+def test_each_call_of_a_module_gets_codes_that_hold_it(forward, tmp_path):
+    model = called_twice(forward)
+    quantized = quantize_static(model, [ROWS])
+    assert sqnr(model(ROWS).detach(), quantized(ROWS)) > 25
+    save(quantized, tmp_path / "model")
+    for same in (load(tmp_path / "model", model), copy.deepcopy(quantized)):
+        assert torch.equal(same(ROWS), quantized(ROWS))
+
+
+@pytest.mark.parametrize("forward", CALLED_TWICE)
+def test_what_is_called_twice_trains_as_one(forward):
+    model = called_twice(forward)
+    prepared = prepare_qat(model, ROWS)
+    weights = dict(prepared.named_parameters(remove_duplicate=False))
+    before = weights["first.weight"].clone()
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        prepared(ROWS).square().mean().backward()
+        optimizer.step()
+    assert not torch.equal(before, weights["first.weight"])
+    again = [w for name, w in weights.items() if name.startswith("first") and w.shape == before.shape]
+    assert all(w is again[0] for w in again)
+    copied = copy.deepcopy(prepared).eval()
+    assert len([*copied.parameters()]) == len([*prepared.parameters()])
+    filled = prepare_qat(model, ROWS)
+    filled.load_state_dict(prepared.state_dict())
+    assert torch.equal(filled.eval()(ROWS), copied(ROWS))
+    assert sqnr(copied(ROWS).detach(), convert(prepared)(ROWS)) > 25
+
+
+@pytest.mark.parametrize("forward", CALLED_TWICE[2:])
+def test_what_is_kept_in_floats_stays_so_at_each_call(forward):
+    model = called_twice(forward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QuantizationWarning)
+        quantized = quantize_static(model, [ROWS], keep_float="first")
+    assert sqnr(model(ROWS).detach(), quantized(ROWS)) > 25
+    assert not any(hasattr(m, "set_weight_bias") for name, m in quantized.named_modules() if name.startswith("first"))
+
+
+class KeepsAList(nn.Module):
+    """Its layers stand under names too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 32)
+        self.plain = {"all": [self.first, (self.second,)]}
+
+    def forward(self, x):
+        first, (second,) = self.plain["all"]
+        return second(input=first(x).relu())
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+def test_layers_in_a_plain_list_are_quantized_there_too(convert, tmp_path):
+    model, x = KeepsAList(), torch.randn(8, 64)
+    quantized = convert(model)
+    assert not torch.equal(quantized(x), model(x))
+    assert sqnr(model(x).detach(), quantized(x).detach()) > 15
+    assert quantized.plain["all"][0] is quantized.first
+    torch.testing.assert_close(quantized(x[0]), quantized(x[:1])[0])
+    if convert is quantize_dynamic:
+        save(quantized, tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", KeepsAList())(x), quantized(x))
+
+
+def test_four_bit_weights_come_back_as_save_says(tmp_path):
+    model, other = (nn.Sequential(nn.Linear(64, 32)) for _ in range(2))
+    quantized = quantize_weights(model)
+    with pytest.raises(ValueError, match=r"with torch\.save\(.*load_state_dict\(torch\.load\(path\)\)$"):
+        save(quantized, tmp_path / "model")
+    torch.save(quantized.state_dict(), tmp_path / "state")
+    loaded = quantize_weights(other)
+    loaded.load_state_dict(torch.load(tmp_path / "state"))
+    assert torch.equal(loaded(torch.ones(2, 64)), quantized(torch.ones(2, 64)))
+
+
+@pytest.mark.parametrize("run", [*CONVERT.values(), lambda model, x: diagnose(model, [x], progress=False)])
+def test_a_compiled_part_is_named_with_a_way_that_holds(run):
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)), torch.randn(4, 64)
+    model[0] = torch.compile(model[0], backend="eager")
+    with pytest.raises(ValueError, match=r"0 is wrapped by torch.compile: write (.*) first$") as refused:
+        run(model, x)
+    exec(str(refused.value).split("write ")[1].removesuffix(" first"), {"model": model})
+    run(model, x)
+
+
+class KeepsAFunction(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.stem = wrap(lambda x: F.relu(self.norm(self.conv(x))))
+
+    def forward(self, x):
+        return self.stem["a"](x) if isinstance(self.stem, dict) else self.stem(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, partial, lambda f: {"a": f}])
+def test_a_function_that_knows_the_model_is_refused_and_another_is_copied(wrap, images):
+    model = KeepsAFunction(wrap)
+    for run in (lambda: diagnose(model, images, progress=False), lambda: quantize_static(model, images)):
+        with pytest.raises(ValueError, match=r"stem of this KeepsAFunction .* write it as a method of the class$"):
+            run()
+    assert not model.norm.num_batches_tracked
+    model.stem = wrap(partial(F.conv2d, weight=torch.ones(3, 3, 1, 1)))
+    assert torch.equal(copy_model(model)(images[0]), model(images[0]))
+
+
+SIZES = {
+    "the sizes as a tuple": (
+        lambda self, x: self.first(x) + torch.zeros(x.size(0), 1),
+        lambda self, x: self.first(x) + torch.zeros((x.size(0), 1)),
+    ),
+    "random": (
+        lambda self, x: self.first(x) + 0 * torch.randn(x.size(0), 1),
+        lambda self, x: self.first(x) + 0 * torch.randn((x.size(0), 1)),
+    ),
+    "x.narrow": (
+        lambda self, x: self.first(x) + self.steps[: x.size(0)],
+        lambda self, x: self.first(x) + self.steps.narrow(0, 0, x.size(0)),
+    ),
+    "compute with it as it is": (
+        lambda self, x: self.first(x) / torch.tensor(x.size(0)),
+        lambda self, x: self.first(x) / x.size(0),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_what_a_size_of_an_input_goes_into_is_named_with_a_way_that_holds(kind):
+    refused, taken = (Forward(forward, first=nn.Linear(16, 16)) for forward in SIZES[kind])
+    for model in (refused, taken):
+        model.register_buffer("steps", torch.ones(9, 1))
+    way = "tuple" if kind == "random" else kind
+    with pytest.raises(ValueError, match=rf"at .*test_checks.py.*: .* {way}"):
+        quantize_static(refused, [ROWS])
+    assert sqnr(taken(ROWS).detach(), quantize_static(taken, [ROWS])(ROWS)) > 25
 
 
 LEFT_ALONE = {

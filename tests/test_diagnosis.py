@@ -527,3 +527,9 @@ def test_repeating_what_earlier_layers_gave_changes_nothing(monkeypatch):
     quick = quiet(model, data)
     monkeypatch.setattr(trials, "_known", lambda *_: {})
     pd.testing.assert_frame_equal(quick.table, quiet(model, data).table)
+
+
+def test_one_logit_for_each_label_is_no_class():
+    rows = torch.randn(8, 16)
+    notes = diagnose(nn.Linear(16, 1), [(rows, torch.ones(8).long())], progress=False).notes
+    assert any("not one class for each row" in note for note in notes)

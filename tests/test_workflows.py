@@ -824,3 +824,16 @@ def test_a_file_of_before_every_flow_noted_its_reduced_range_loads(tmp_path, mon
     save(quantized, path)
     monkeypatch.undo()
     assert torch.equal(load(path, model)(ROWS[:, :8]), quantized(ROWS[:, :8]))
+
+
+def test_a_layer_stays_in_floats_in_eager_mode_as_the_refusal_says():
+    stubs = {"quant": ao.QuantStub(), "dequant": ao.DeQuantStub()}
+    model = nn.Sequential()
+    for name, layer in {"quant": stubs["quant"], "a": nn.Linear(8, 8), "dequant": stubs["dequant"]}.items():
+        model.add_module(name, layer)
+    model.add_module("b", nn.Linear(8, 4))
+    x = torch.randn(8, 8)
+    with pytest.raises(ValueError, match=r"keep the layer in float with (model.get_submodule\('b'\).qconfig) = None"):
+        quantize_static(model, [x], "eager")
+    model.get_submodule("b").qconfig = None
+    assert type(quantize_static(model, [x], "eager").b) is nn.Linear

@@ -10,7 +10,7 @@ from typing import Any
 
 from qtutor.models.batches import Batch, read
 from qtutor.models.operators import kind_of
-from qtutor.models.tensors import chosen, shape_of
+from qtutor.models.tensors import chosen, scores_of, shape_of
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,12 @@ def _classes(output: Any, labels: Tensor) -> Tensor:
     classes = chosen(output, labels)
     if classes is None:
         wanted = ", ".join(map(str, (len(labels), "classes", *labels.shape[1:])))
-        raise ValueError(f"a model must return ({wanted}) scores for {labels.numel()} labels, got {shape_of(output)}")
+        said = f"a model must return ({wanted}) scores for {labels.numel()} labels, got {shape_of(output)}"
+        scores = scores_of(output)
+        if scores is not None and scores.numel() == labels.numel():
+            join = "stack" if scores.shape == labels.shape else "cat"
+            said += f"; of one logit x for each label, torch.{join}([-x, x], 1) makes scores of two classes"
+        raise ValueError(said)
     return classes.flatten()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dis
+from collections.abc import Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -15,6 +16,9 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
+_PLAIN = {*vars(nn.Module())}
+"""What each module holds."""
+
 
 def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
     """Deep-copy a model, with some modules (by id) replaced wherever the model refers to them.
@@ -25,7 +29,9 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
     Raises:
         ValueError: the model holds what cannot be copied, or a copy would go on to use the given model.
     """
+    _check_compiled(model)
     _check_hooks(model)
+    _check_functions(model)
     memo = dict(replacements or {})
     for name, module in model.named_modules():
         kept = tensors_in(vars(module), records=False)
@@ -84,6 +90,43 @@ def _check_hooks(model: nn.Module) -> None:
                 )
 
 
+def _check_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules:
+            way = f"write model.set_submodule({name!r}, model.get_submodule({name!r})._orig_mod) first"
+            raise ValueError(
+                f"{name or 'this model'} is wrapped by torch.compile: {way if name else 'pass model._orig_mod'}"
+            )
+
+
+def _check_functions(model: nn.Module) -> None:
+    """Refuse functions, kept as attributes, that know the model as they do: those of a copy would use the given one."""
+    mine = {*model.modules()}
+    for name, module in model.named_modules():
+        for attribute in vars(module).keys() - {"forward", *_PLAIN}:
+            for function in _functions_in(vars(module)[attribute]):
+                if any(getattr(each, "__self__", each) in mine for each in _known_to(function) if _is_module(each)):
+                    raise ValueError(
+                        f"{attribute} of {called(name, module)} is or holds a function that knows the model, and a "
+                        "copy would go on to use the given one: write it as a method of the class"
+                    )
+
+
+def _functions_in(tree: Any, around: tuple[int, ...] = ()) -> Iterator[FunctionType]:
+    """The functions in nested containers, partials and methods."""
+    while isinstance(tree, (MethodType, partial)):
+        tree = tree.__func__ if isinstance(tree, MethodType) else tree.func
+    if isinstance(tree, FunctionType):
+        yield tree
+    elif isinstance(tree, (tuple, list, dict)) and id(tree) not in around:  # a container may hold itself
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _functions_in(each, (*around, id(tree)))
+
+
+def _is_module(each: Any) -> bool:
+    return isinstance(getattr(each, "__self__", each), nn.Module)
+
+
 def _runs_another(forward: Any, module: nn.Module | None) -> bool:
     """Whether a forward that was put on a module knows another module, or a method of one.
 
@@ -96,7 +139,7 @@ def _runs_another(forward: Any, module: nn.Module | None) -> bool:
         held = (forward.func, *forward.args, *forward.keywords.values())
         return any(_runs_another(each, module) for each in held)
     if isinstance(forward, FunctionType):
-        return any(isinstance(getattr(each, "__self__", each), nn.Module) for each in _known_to(forward))
+        return any(map(_is_module, _known_to(forward)))
     return isinstance(forward, nn.Module) and forward is not module
 
 

@@ -69,6 +69,8 @@ def kl_bits(exact: Tensor, other: Tensor) -> Tensor:
 def class_axis(scores: Tensor | None, labels: Any) -> int | None:
     """Return the axis of the classes in scores: the last, or axis 1 of a dense output; None if these are no classes.
 
+    Of one score for each label the highest says nothing, whatever the label.
+
     Args:
         scores: `(*labels.shape, classes)`, or `(N, classes, ...)` where labels are `(N, ...)`.
         labels: whole numbers, one for each row of scores.
@@ -76,9 +78,10 @@ def class_axis(scores: Tensor | None, labels: Any) -> int | None:
     whole = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
     if scores is None or not whole or scores.dim() != labels.dim() + 1:
         return None
-    if scores.shape[:-1] == labels.shape:
-        return scores.dim() - 1
-    return 1 if scores.shape[:1] + scores.shape[2:] == labels.shape else None
+    for axis in (scores.dim() - 1, 1):
+        if scores.shape[:axis] + scores.shape[axis + 1 :] == labels.shape and scores.shape[axis] > 1:
+            return axis
+    return None
 
 
 def chosen(output: Any, labels: Tensor) -> Tensor | None:

@@ -13,6 +13,7 @@ from qtutor.models.tensors import copies, tensors_in
 from qtutor.models.tracing import label, line_of, refuse_left_out, where, works_in_place
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
+from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import (
     QuantizationWarning,
     Reference,
@@ -185,7 +186,8 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
         recipe = replace(recipe, in_floats=wrong)
         remember(model, recipe)
         found = outputs(model, inputs)
-        tell(f"engine={recipe.engine!r} computes {', '.join(wrong)} wrongly: done in floats, on the same INT8 weights")
+        names = ", ".join(dict.fromkeys(map(given_name, wrong)))
+        tell(f"engine={recipe.engine!r} computes {names} wrongly: done in floats, on the same INT8 weights")
     if recipe.flow == "eager" and blind:
         tell(f"no batch reached {', '.join(blind)}, which keep a scale of 1")
     if not repeats(model, inputs, found):
@@ -273,8 +275,8 @@ def _cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], er
         return Refused(f"cannot convert it: {reason_of(error)}")
     node = fx.failing(model, inputs)
     name = fx.name_of(node)
-    if node.op == "call_module" and node.target not in recipe.left_float:
-        return _Unfit(replace(recipe, left_float=(*recipe.left_float, node.target)))
+    if node.op == "call_module" and (layer := given_name(node.target)) not in recipe.left_float:
+        return _Unfit(replace(recipe, left_float=(*recipe.left_float, layer)))
     if name and name not in recipe.float_operators:
         return _Unfit(replace(recipe, float_operators=(*recipe.float_operators, name)))
     return Refused(f"cannot run {label(node)} on codes{line_of(node)}: {reason_of(error)}")

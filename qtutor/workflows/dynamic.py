@@ -10,12 +10,12 @@ from typing import Any
 
 from qtutor.affine import sqnr
 from qtutor.models.bytecode import bound_by_code
-from qtutor.models.copying import through_layers
+from qtutor.models.copying import copy_model, through_layers
 from qtutor.models.operators import called, kind_of
 from qtutor.models.tracing import is_altered
 from qtutor.observers import round_min_max
 from qtutor.simulation.layers import KINDS, outermost
-from qtutor.workflows.backends import at_work, swapped, torch_ao
+from qtutor.workflows.backends import at_work, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 from qtutor.workflows.limits import WELL
 from qtutor.workflows.recipe import Recipe, float_copy, remember
@@ -59,20 +59,20 @@ def convert(copied: nn.Module, recipe: Recipe) -> nn.Module:
     """Return what a recipe makes of a float copy, which is used up; the engine is at work."""
     quantize = torch_ao("use torchao.quantization.quantize_ instead, for linear layers").quantize_dynamic
     through_layers(copied)
-    for name, module in copied.named_modules():
-        if name in recipe.left_float:
-            module.qconfig = None
-        elif type(module) in _KINDS[1:] and not module.bias:  # the kernels need biases, and zero is one
-            for path, weight in [*module.named_parameters(recurse=False)]:
-                setattr(module, path.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
-            module.bias = True
-    # PyTorch replaces the children of a module, never the module itself.
-    quantized = swapped(quantize, nn.Sequential(copied), {*_KINDS}, dtype=torch.qint8)[0]
-    for module in quantized.modules():
-        if type(module).__module__.startswith("torch.ao.") and hasattr(module, "hidden_size"):
-            module.forward = MethodType(_taking_one(type(module)), module)
+    kept = recipe.left_float
+    layers = [layer for name, layer in copied.named_modules() if type(layer) in _KINDS and name not in kept]
+    for layer in layers:
+        if type(layer) is not nn.Linear and not layer.bias:  # the kernels need biases, and zero is one
+            for path, weight in [*layer.named_parameters(recurse=False)]:
+                setattr(layer, path.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
+            layer.bias = True
+    swapped = quantize(nn.ModuleList(layers), {*_KINDS}, dtype=torch.qint8, inplace=True)
+    for module in swapped:
+        module.forward = MethodType(_taking_one(type(module)), module)
+        if hasattr(module, "hidden_size"):
             module.flatten_parameters = _nothing  # which a forward may call; packed weights need no flattening
-    return remember(quantized, recipe)
+    replaced = {id(layer): module for layer, module in zip(layers, swapped, strict=True)}
+    return remember(copy_model(copied, replaced), recipe)  # in the lists, too, that a model may keep them in
 
 
 def _obstacle(layer: nn.Module) -> str:
@@ -119,11 +119,15 @@ def _check_weights(name: str, layer: nn.Module) -> None:
 
 @functools.cache
 def _taking_one(kind: type[nn.Module]) -> Callable:
-    """The forward of a class of quantized recurrent layers that takes one sequence too, or one row of a cell.
+    """The forward of a class of quantized layers that takes one sample too: a row, or a sequence.
 
     A layer has it as a method; it wraps the one of the class, which TorchScript reads.
     """
     given, in_batch = kind.forward, 2 if kind.__name__.endswith("Cell") else 3
+
+    @functools.wraps(given)
+    def linear(self: nn.Module, input: Tensor) -> Tensor:
+        return given(self, input) if input.dim() > 1 else given(self, input[None])[0]
 
     @functools.wraps(given)
     def forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
@@ -136,7 +140,7 @@ def _taking_one(kind: type[nn.Module]) -> Callable:
         output, state = result
         return output.squeeze(axis), tree_map_only(Tensor, lambda h: h.squeeze(-2), state)
 
-    return forward
+    return linear if kind.__name__ == "Linear" else forward
 
 
 def _nothing() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from qtutor.models.operators import Trait, multiplies, traits
 from qtutor.models.tracing import function_name
 from qtutor.simulation.layers import KINDS
+from qtutor.workflows.calls import given_name
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -38,13 +39,14 @@ def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) 
     names = [
         name
         for name, module in model.named_modules()
-        if name in called and (name in left or any(isinstance(each, _WEIGHTED) for each in module.modules()))
+        if name in called
+        and (given_name(name) in left or any(isinstance(each, _WEIGHTED) for each in module.modules()))
     ]
     for parameter in _multiplied(model):
         path = parameter.split(".")
         owners = (".".join(path[:end]) for end in range(len(path)))
         names.append(next((name for name in owners if isinstance(modules.get(name), _WEIGHTED)), parameter))
-    return [*dict.fromkeys(names)]
+    return [*dict.fromkeys(map(given_name, names))]
 
 
 def _multiplied(model: GraphModule) -> Iterator[str]:

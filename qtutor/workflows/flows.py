@@ -25,6 +25,7 @@ from qtutor.workflows.building import (
     without_data,
 )
 from qtutor.workflows.checks import Reference, tell
+from qtutor.workflows.int4 import Int4Linear
 from qtutor.workflows.limits import USUAL
 from qtutor.workflows.low_bits import keep_trained_scales
 from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
@@ -70,8 +71,8 @@ def quantize_static(
         raise ValueError(f"keep_float names no module of the model: {', '.join(sorted(unknown))}")
     if kept and flow == "eager":
         raise ValueError(
-            "keep_float needs flow='fx' or 'pt2e': in eager mode the model itself puts a DeQuantStub before and a "
-            "QuantStub after what stays in floating point"
+            "keep_float needs flow='fx' or 'pt2e': in eager mode the model itself sets the qconfig of a layer to None, "
+            "and puts a DeQuantStub before and a QuantStub after it"
         )
     _check_compile(compile, flow)
     with at_work(recipe.engine):
@@ -157,7 +158,12 @@ def save(model: nn.Module, path: Path | str) -> None:
     model = model.model if isinstance(model, pt2e.Compiled) else model
     recipe = recipe_of(model)
     if not recipe or recipe.prepared:
-        fix = "convert it first" if recipe else "quantize it with qtutor.workflows first"
+        fix = "convert it first" if recipe else "quantize it with quantize_static, quantize_dynamic or convert first"
+        if any(isinstance(module, Int4Linear) for module in model.modules()):
+            fix = (
+                "4-bit weights go into a file with torch.save(model.state_dict(), path), and back with "
+                "quantize_weights(float_model).load_state_dict(torch.load(path))"
+            )
         raise ValueError(f"save takes a quantized model, got {kind_of(model)}: {fix}")
     with at_work(recipe.engine):
         model_file.write(Path(path), asdict(recipe), model)

@@ -15,6 +15,7 @@ from qtutor.models.tensors import copies
 from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, norm_dims, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
+from qtutor.workflows.calls import call_apart, copies_of, share_ranges
 from qtutor.workflows.floats import Left, left
 from qtutor.workflows.low_bits import narrow_qconfig, trained_qconfig
 from qtutor.workflows.recipe import Recipe
@@ -59,7 +60,9 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
             mapping.set_module_name(name, None)
     prepare = ao.quantize_fx.prepare_qat_fx if recipe.trained else ao.quantize_fx.prepare_fx
     with _tracing(model, inputs, recipe):
-        return prepare(model.train(recipe.trained), mapping, inputs)
+        prepared = prepare(model.train(recipe.trained), mapping, inputs)
+    share_ranges(prepared)
+    return prepared
 
 
 def _closed(module: nn.Module) -> bool:
@@ -92,6 +95,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
             root.train(recipe.trained)
             _repair(graph, root, recipe)
             _keep_apart(graph, root, dims)
+            call_apart(graph, root, _FOLDED, Left)
             return graph
 
     with mock.patch.object(quantize_fx, "QuantizationTracer", Tracer):
@@ -190,10 +194,9 @@ def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:
     if recipe.reduced:
         activation = mapping.global_qconfig.activation.with_args(reduce_range=True)  # 7 of 8 bits
         mapping.set_global(mapping.global_qconfig._replace(activation=activation))
-    for name, bits in recipe.edges.items():
-        mapping.set_module_name(name, narrow_qconfig(mapping.global_qconfig, bits))
-    for name in (*recipe.keep_float, *recipe.left_float):
-        mapping.set_module_name(name, None)
+    own = {name: narrow_qconfig(mapping.global_qconfig, bits) for name, bits in recipe.edges.items()}
+    for name, qconfig in (own | dict.fromkeys((*recipe.keep_float, *recipe.left_float))).items():
+        mapping.set_module_name(name, qconfig).set_module_name_regex(copies_of(name), qconfig)
     if recipe.trained:
         for kind in (nn.Embedding, nn.EmbeddingBag):  # which PyTorch would train in another precision, or not at all
             mapping.set_object_type(kind, None)

@@ -54,11 +54,11 @@ class Int4Linear(nn.Module):
         grouped = codes.values.float().unflatten(1, (-1, group))
         self._check(((grouped - 8) * scale + middle).flatten(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales)
-        output = product.to(x.dtype).view(*x.shape[:-1], self.out_features)
-        return output if self.bias is None else output + self.bias.to(x.dtype)
+        output = product.to(input.dtype).view(*input.shape[:-1], self.out_features)
+        return output if self.bias is None else output + self.bias.to(input.dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, group={self.group}"

@@ -10,10 +10,12 @@ are clipped once, and each output as it comes. The graph of a PT2E model clips b
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from qtutor.affine import grid
 from qtutor.models.operators import Trait, target_of, traits
+from qtutor.workflows.calls import given_name
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +88,11 @@ def keep_trained_scales(prepared: nn.Module) -> None:
         seen = getattr(getattr(module, "activation_post_process", None), "min_val", None)  # a sigmoid's range is fixed
         if hasattr(module, "fake_quant_enabled") and seen is not None and seen.isfinite().any():
             module.disable_observer()
-            module.calculate_qparams = lambda module=module: (module.scale, module.zero_point)
+            module.calculate_qparams = partial(_trained_qparams, module)  # which a copy takes along
+
+
+def _trained_qparams(fake_quantize: Any) -> tuple[Tensor, Tensor]:
+    return fake_quantize.scale, fake_quantize.zero_point
 
 
 def clip_codes(
@@ -105,7 +111,7 @@ def clip_codes(
         reduced: whether activations of 8 bits keep to 7.
     """
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "scale")}
-    widths = {name: edges.get(name, bits) for name in layers}
+    widths = {name: edges.get(given_name(name), bits) for name in layers}
     for name, module in layers.items():
         if hasattr(module, "set_weight_bias"):  # by 7.5 steps, a weight at the end of its range, convert gives code 8
             weight, bias = weights[module]

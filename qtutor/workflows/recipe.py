@@ -145,8 +145,6 @@ def float_copy(model: nn.Module) -> nn.Module:
         raise ValueError(f"{kind_of(model)} is quantized or prepared already: pass the floating-point model")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("this model is scripted or traced by torch.jit: pass the nn.Module that it was made of")
-    if hasattr(model, "_orig_mod"):
-        raise ValueError("this model is wrapped by torch.compile: pass model._orig_mod")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(f"this model is wrapped in {kind_of(model)}: pass model.module")
     check_loaded(model)

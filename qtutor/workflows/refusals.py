@@ -30,6 +30,18 @@ _MEANINGS = (
         r"is not an aten conv|padding_mode|Expected a value of type 'List\[int\]' for argument 'padding'",
         "no INT8 kernel pads like that",
     ),
+    (
+        r"^(zeros|ones|empty|rand|randn)\(\) |invalid combination of arguments - got \([^)]*Proxy",
+        "a tensor is made there in a size that an input has: give the sizes as a tuple, as in torch.zeros((n, 1))",
+    ),
+    (
+        r"^slice indices must be integers",
+        "a buffer is cut there to a size that an input has: x.narrow(0, 0, n) does what x[:n] does",
+    ),
+    (
+        r"__cuda_array_interface__|not 'Proxy'",
+        "a number that an input gives is made a float or a tensor there: compute with it as it is",
+    ),
     (r"'NoneType' object has no attribute 'named_children'", "its train() returns nothing: let it return self"),
     (r"requires_grad|cannot assign .* as parameter", "a parameter is computed there at each call"),
     (r"[Mm]issing a required argument|takes \d+ positional|unexpected keyword", "forward does not take these inputs"),
@@ -58,14 +70,17 @@ def reason_of(error: BaseException) -> str:
 
 def stub_reason(quantized: nn.Module, error: Exception) -> str:
     """Say what an eager model met that its stubs do not cover, and where."""
+    modules = {id(module): name for name, module in quantized.named_modules()}
+    frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
+    *_, innermost = ("", *(modules[id(f["self"])] for f in frames if id(f.get("self")) in modules))
     if "'quantized::" in str(error):
         reason = "it gets a floating-point tensor: call a QuantStub on what comes in"
+        reason += (
+            f", or keep the layer in float with model.get_submodule({innermost!r}).qconfig = None" if innermost else ""
+        )
     else:
         reason = (
             "it has no kernel for quantized tensors: a residual add, a product or a cat needs a FloatFunctional of "
             "torch.ao.nn.quantized (self.add.add(a, b)), anything else a DeQuantStub before it"
         )
-    modules = {id(module): name for name, module in quantized.named_modules()}
-    frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
-    *_, innermost = ("", *(modules[id(f["self"])] for f in frames if id(f.get("self")) in modules))
     return f"cannot run {innermost or 'forward'} of the quantized {type(quantized).__name__}{where(error)}: {reason}"
