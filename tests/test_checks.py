@@ -32,6 +32,7 @@ import torch
 import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from torch import nn
+from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
@@ -331,6 +332,61 @@ def test_an_infinite_mask_is_answered_with_a_boolean_one():
     mask = torch.full((4, 4), float("-inf")).triu(1)
     with pytest.raises(ValueError, match="masked_fill with a boolean one"):
         quantize_static(model, [((torch.randn(4, 4), mask), None)])
+
+
+class Masked(nn.Module):
+    """Attention to what came before, by a mask that is added or filled in."""
+
+    def __init__(self, fills=False):
+        super().__init__()
+        self.q, self.k, self.v, self.softmax = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64), nn.Softmax(-1)
+        self.fills = fills
+        self.register_buffer("mask", torch.full((32, 32), float("-inf")).triu(1))
+
+    def forward(self, x):
+        scores = self.q(x) @ self.k(x).transpose(1, 2) / 8
+        if self.fills:
+            return self.softmax(scores.masked_fill(self.mask < 0, float("-inf"))) @ self.v(x)
+        return (scores + self.mask).softmax(-1) @ self.v(x)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("fills", "told"),
+    [
+        (False, r"floating point what reads infinity, which no scale holds, at .*: `return \(scores \+ self.mask"),
+        (True, r"leaves in floating point: softmax \(Softmax\)$"),
+    ],
+)
+def test_an_int8_model_does_not_see_what_infinity_hides(fills, told, trained, tmp_path):
+    torch.manual_seed(0)
+    model, x = Masked(fills).eval(), torch.randn(2, 32, 64)
+    with pytest.warns(QuantizationWarning, match=told):
+        quantized = prepare_qat(model, x) if trained else quantize_static(model, [x])
+    if trained:
+        quantized(x)
+        quantized = convert(quantized)
+    assert sqnr(model(x).detach(), quantized(x).detach()) > 25
+    assert torch.equal(quantized(x)[:, :16], quantized(torch.cat([x[:, :16], -x[:, 16:]], 1))[:, :16])
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", Masked(fills))(x), quantized(x))
+
+
+def test_infinity_that_an_eager_model_adds_is_answered_with_a_stub():
+    model = Forward(
+        lambda s, x: s.leave(s.add.add(s.layer(s.enter(x)), s.enter_too(s.mask))).softmax(-1),
+        enter=QuantStub(),
+        enter_too=QuantStub(),
+        layer=nn.Linear(16, 16),
+        add=nnq.FloatFunctional(),
+        leave=DeQuantStub(),
+    ).eval()
+    model.register_buffer("mask", torch.zeros(16).masked_fill(torch.arange(16) < 4, float("-inf")))
+    with pytest.raises(ValueError, match=r"infinity, met by enter_too, add: call a DeQuantStub before.*'fx'"):
+        quantize_static(model, [ROWS], "eager")
+    del model.enter_too, model.add
+    model.function = lambda s, x: (s.leave(s.layer(s.enter(x))) + s.mask).softmax(-1)
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS], "eager")(ROWS)) > 25
 
 
 def test_weights_that_one_scale_cannot_hold_are_named_where_there_is_no_batch():

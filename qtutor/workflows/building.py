@@ -26,6 +26,7 @@ from qtutor.workflows.checks import (
     what_hurts,
 )
 from qtutor.workflows.floats import left_in_floats
+from qtutor.workflows.infinity import lines_that_read_infinity, noting_infinity, spared
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
@@ -127,9 +128,12 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
     """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
     for number, inputs in enumerate(batches):
         try:
-            found = outputs(prepared, inputs)
+            with noting_infinity(prepared) as observers:
+                found = outputs(prepared, inputs)
         except Exception as error:
             raise _failed(model, inputs, error) from error
+        if observers:
+            raise _Unfit(spared(prepared, recipe, observers))
         if number == 0:
             known = all(map(torch.equal, inputs, reference.batch))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
@@ -227,6 +231,9 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")
+    if recipe.infinite:
+        lines = " and".join(lines_that_read_infinity(model, recipe))
+        tell(f"flow={recipe.flow!r} computes in floating point what reads infinity, which no scale holds,{lines}")
 
 
 def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
@@ -339,7 +346,11 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
             module.disable_observer()
     if not rounds:
         raise Refused(_NOTHING)
-    _check_same(model, prepared, recipe, reference.agreement(exact), reference)
+    with noting_infinity(exact) as observers:
+        found = reference.agreement(exact)
+    if observers:
+        raise _Unfit(spared(exact, recipe, observers))
+    _check_same(model, prepared, recipe, found, reference)
 
 
 def without_data(prepared: nn.Module) -> list[str]:
