@@ -313,6 +313,74 @@ class Leaky(nn.Module):
         return mixed
 
 
+class CountsInPython(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x):
+        for place in range(x.shape[1]):
+            x = x + self.layer(x[:, place : place + 1])
+        return x
+
+
+@pytest.mark.parametrize("flow", ["pt2e"])
+def test_a_captured_model_takes_all_sizes_that_forward_leaves_free(flow, tmp_path):
+    torch.manual_seed(0)
+    model = two_layers(lambda self, x: self.second(self.first(x).relu()).sum(1) / x.shape[1])
+    short, long = torch.randn(4, 12, 16), torch.randn(3, 20, 16)
+    for data in ([short], [short, long]):
+        quantized = quantize_static(model, data, flow)
+        for x in (short, long):
+            assert sqnr(model(x).detach(), quantized(x).detach()) > 20
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", two_layers(model.function))(long), quantized(long))
+    counts, wanted = CountsInPython().eval(), r"captured where x.size\(\)\[1\] == 2, and got \(4, 3, 16\): it turns"
+    few, more = short[:, :2], short[:, :3]
+    with pytest.raises(ValueError, match=wanted):
+        quantize_static(counts, [few], flow)(more)
+    with pytest.raises(ValueError, match=f"flow='pt2e' cannot take all batches: forward was {wanted}"):
+        quantize_static(counts, [few, more], flow)
+    for batch_first in (True, False):
+        reader = Forward(lambda s, x: s.out(s.memory(s.first(x))[0]), first=nn.Linear(16, 8), out=nn.Linear(8, 4))
+        reader.memory = nn.GRU(8, 8, batch_first=batch_first)
+        assert (
+            sqnr(
+                reader.eval()(short).detach(),
+                quantize_static(reader, [short], flow, keep_float=["memory"])(short).detach(),
+            )
+            > 20
+        )
+
+
+@pytest.mark.parametrize("flow", ["pt2e"])
+def test_what_is_computed_without_gradients_is_quantized_and_what_is_in_other_precision_named(flow):
+    def without(self, x):
+        with torch.no_grad():
+            x = self.first(x)
+        return self.second(x.relu())
+
+    def with_autocast(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.first(x).relu()
+        return self.second(x)
+
+    def with_one_layer(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.first(x)
+        return self.second(x.relu())
+
+    for forward in (without, torch.no_grad()(lambda self, x: self.second(self.first(x).relu()))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", QuantizationWarning)
+            quantized = quantize_static(two_layers(forward), [ROWS], flow)
+        assert sqnr(two_layers()(ROWS).detach(), quantized(ROWS).detach()) > 25
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: first \(Linear\)$"):
+        quantize_static(two_layers(with_autocast), [ROWS], flow)
+    with pytest.raises(ValueError, match=r"as under torch.autocast: take it out of the block. flow='fx' can take it"):
+        quantize_static(two_layers(with_one_layer), [ROWS], flow)
+
+
 def test_state_is_told_from_chance_and_may_go_in_and_out():
     for quantize in (
         lambda model: quantize_static(model, [ROWS]),

@@ -78,6 +78,7 @@ def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
     reference = Reference.of(float_copy(model), batches.first)
     while True:
         prepared, recipe = prepare(model, recipe, reference)
+        reference = _taken(reference, prepared)
         try:
             _calibrate(model, prepared, recipe, reference, batches)
             written = _lines_in_place(prepared)
@@ -110,6 +111,7 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         raise _failed(model, inputs, error) from error
     if not recipe.trained:
         return prepared, recipe
+    reference = _taken(reference, prepared)
     try:
         _check_untrained(model, prepared, recipe, reference)
         tried = _tried(prepared, recipe, reference)
@@ -124,12 +126,21 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
     return prepared, recipe
 
 
+def _taken(reference: Reference, prepared: nn.Module) -> Reference:
+    """Return a reference of the whole batch where a captured model takes no fewer samples."""
+    if pt2e.takes(prepared, reference.inputs):
+        return reference
+    return replace(reference, inputs=reference.batch, outputs=reference.batch_outputs)
+
+
 def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference, batches: Batches) -> None:
     """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
     for number, inputs in enumerate(batches):
         try:
             with noting_infinity(prepared) as observers:
                 found = outputs(prepared, inputs)
+        except pt2e.OtherSizes as error:
+            raise Refused(f"cannot take all batches: {error}") from error
         except Exception as error:
             raise _failed(model, inputs, error) from error
         if observers:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 _WEIGHTED = (*KINDS, nn.Bilinear)
 _PRODUCTS = ("linear", "conv", "embedding", "lstm", "gru", "rnn_", "matmul", "bmm", "mm", "addmm", "baddbmm")
 _PRODUCTS += ("einsum", "tensordot", "bilinear", "scaled_dot_product")
+_PRODUCTS += ("wrap_with", "cond")  # blocks that were captured apart, as under autocast
 _VIEWS = {"t", "transpose", "permute", "movedim", "view", "reshape", "unsqueeze", "squeeze", "expand", "getitem"}
 _VIEWS |= {"contiguous", "select", "slice"}
 
