@@ -34,6 +34,7 @@ import torch
 import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from torch import nn
+from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
@@ -314,6 +315,74 @@ class Leaky(nn.Module):
         return mixed
 
 
+class CountsInPython(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x):
+        for place in range(x.shape[1]):
+            x = x + self.layer(x[:, place : place + 1])
+        return x
+
+
+@pytest.mark.parametrize("flow", ["pt2e"])
+def test_a_captured_model_takes_all_sizes_that_forward_leaves_free(flow, tmp_path):
+    torch.manual_seed(0)
+    model = two_layers(lambda self, x: self.second(self.first(x).relu()).sum(1) / x.shape[1])
+    short, long = torch.randn(4, 12, 16), torch.randn(3, 20, 16)
+    for data in ([short], [short, long]):
+        quantized = quantize_static(model, data, flow)
+        for x in (short, long):
+            assert sqnr(model(x).detach(), quantized(x).detach()) > 20
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", two_layers(model.function))(long), quantized(long))
+    counts, wanted = CountsInPython().eval(), r"captured where x.size\(\)\[1\] == 2, and got \(4, 3, 16\): it turns"
+    few, more = short[:, :2], short[:, :3]
+    with pytest.raises(ValueError, match=wanted):
+        quantize_static(counts, [few], flow)(more)
+    with pytest.raises(ValueError, match=f"flow='pt2e' cannot take all batches: forward was {wanted}"):
+        quantize_static(counts, [few, more], flow)
+    for batch_first in (True, False):
+        reader = Forward(lambda s, x: s.out(s.memory(s.first(x))[0]), first=nn.Linear(16, 8), out=nn.Linear(8, 4))
+        reader.memory = nn.GRU(8, 8, batch_first=batch_first)
+        assert (
+            sqnr(
+                reader.eval()(short).detach(),
+                quantize_static(reader, [short], flow, keep_float=["memory"])(short).detach(),
+            )
+            > 20
+        )
+
+
+@pytest.mark.parametrize("flow", ["pt2e"])
+def test_what_is_computed_without_gradients_is_quantized_and_what_is_in_other_precision_named(flow):
+    def without(self, x):
+        with torch.no_grad():
+            x = self.first(x)
+        return self.second(x.relu())
+
+    def with_autocast(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.first(x).relu()
+        return self.second(x)
+
+    def with_one_layer(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.first(x)
+        return self.second(x.relu())
+
+    for forward in (without, torch.no_grad()(lambda self, x: self.second(self.first(x).relu()))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", QuantizationWarning)
+            quantized = quantize_static(two_layers(forward), [ROWS], flow)
+        assert sqnr(two_layers()(ROWS).detach(), quantized(ROWS).detach()) > 25
+    with pytest.warns(QuantizationWarning, match=r"leaves in floating point: first \(Linear\)$"):
+        quantize_static(two_layers(with_autocast), [ROWS], flow)
+    with pytest.raises(ValueError, match=r"as under torch.autocast: take it out of the block. flow='fx' can take it"):
+        quantize_static(two_layers(with_one_layer), [ROWS], flow)
+
+
 def test_state_is_told_from_chance_and_may_go_in_and_out():
     for quantize in (
         lambda model: quantize_static(model, [ROWS]),
@@ -333,6 +402,61 @@ def test_an_infinite_mask_is_answered_with_a_boolean_one():
     mask = torch.full((4, 4), float("-inf")).triu(1)
     with pytest.raises(ValueError, match="masked_fill with a boolean one"):
         quantize_static(model, [((torch.randn(4, 4), mask), None)])
+
+
+class Masked(nn.Module):
+    """Attention to what came before, by a mask that is added or filled in."""
+
+    def __init__(self, fills=False):
+        super().__init__()
+        self.q, self.k, self.v, self.softmax = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64), nn.Softmax(-1)
+        self.fills = fills
+        self.register_buffer("mask", torch.full((32, 32), float("-inf")).triu(1))
+
+    def forward(self, x):
+        scores = self.q(x) @ self.k(x).transpose(1, 2) / 8
+        if self.fills:
+            return self.softmax(scores.masked_fill(self.mask < 0, float("-inf"))) @ self.v(x)
+        return (scores + self.mask).softmax(-1) @ self.v(x)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("fills", "told"),
+    [
+        (False, r"floating point what reads infinity, which no scale holds, at .*: `return \(scores \+ self.mask"),
+        (True, r"leaves in floating point: softmax \(Softmax\)$"),
+    ],
+)
+def test_an_int8_model_does_not_see_what_infinity_hides(fills, told, trained, tmp_path):
+    torch.manual_seed(0)
+    model, x = Masked(fills).eval(), torch.randn(2, 32, 64)
+    with pytest.warns(QuantizationWarning, match=told):
+        quantized = prepare_qat(model, x) if trained else quantize_static(model, [x])
+    if trained:
+        quantized(x)
+        quantized = convert(quantized)
+    assert sqnr(model(x).detach(), quantized(x).detach()) > 25
+    assert torch.equal(quantized(x)[:, :16], quantized(torch.cat([x[:, :16], -x[:, 16:]], 1))[:, :16])
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", Masked(fills))(x), quantized(x))
+
+
+def test_infinity_that_an_eager_model_adds_is_answered_with_a_stub():
+    model = Forward(
+        lambda s, x: s.leave(s.add.add(s.layer(s.enter(x)), s.enter_too(s.mask))).softmax(-1),
+        enter=QuantStub(),
+        enter_too=QuantStub(),
+        layer=nn.Linear(16, 16),
+        add=nnq.FloatFunctional(),
+        leave=DeQuantStub(),
+    ).eval()
+    model.register_buffer("mask", torch.zeros(16).masked_fill(torch.arange(16) < 4, float("-inf")))
+    with pytest.raises(ValueError, match=r"infinity, met by enter_too, add: call a DeQuantStub before.*'fx'"):
+        quantize_static(model, [ROWS], "eager")
+    del model.enter_too, model.add
+    model.function = lambda s, x: (s.leave(s.layer(s.enter(x))) + s.mask).softmax(-1)
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS], "eager")(ROWS)) > 25
 
 
 def test_weights_that_one_scale_cannot_hold_are_named_where_there_is_no_batch():

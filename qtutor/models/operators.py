@@ -94,6 +94,7 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
 _PRODUCTS = (
     *("linear", "conv", "embedding", "lstm", "gru", "rnn_", "matmul", "bmm", "mm", "addmm", "baddbmm"),
     *("einsum", "tensordot", "bilinear", "scaled_dot_product"),
+    *("wrap_with", "cond"),  # blocks that were captured apart, as under autocast
 )
 _TRAITS: dict[type | Callable | str, Trait] = {thing: traits for traits, things in _TABLE for thing in things}
 

@@ -52,6 +52,8 @@ def at_work(engine: str) -> Iterator[None]:
     with warnings.catch_warnings(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         hide_torch_notices()
         warnings.filterwarnings("ignore", message="must run observer before calling")  # `flows` names the layers
+        warnings.filterwarnings("ignore", message="torch.inf detected in input tensor")  # `infinity` sees to it
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? self\S*\._flat_weights")  # as an LSTM does
         try:
             torch.backends.quantized.engine = before if engine in INDUCTOR else engine
             yield

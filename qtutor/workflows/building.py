@@ -23,6 +23,7 @@ from qtutor.workflows.checks import (
     what_hurts,
 )
 from qtutor.workflows.floats import left_in_floats
+from qtutor.workflows.infinity import lines_that_read_infinity, noting_infinity, spared
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.limits import CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
@@ -75,6 +76,7 @@ def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
     reference = Reference.of(float_copy(model), batches.first)
     while True:
         prepared, recipe = prepare(model, recipe, reference)
+        reference = _taken(reference, prepared)
         try:
             _calibrate(model, prepared, recipe, reference, batches)
             written = _lines_in_place(prepared)
@@ -107,6 +109,7 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         raise _failed(model, inputs, error) from error
     if not recipe.trained:
         return prepared, recipe
+    reference = _taken(reference, prepared)
     try:
         _check_untrained(model, prepared, recipe, reference)
         tried = _tried(prepared, recipe, reference)
@@ -122,13 +125,25 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
     return prepared, recipe
 
 
+def _taken(reference: Reference, prepared: nn.Module) -> Reference:
+    """Return a reference of the whole batch where a captured model takes no fewer samples."""
+    if pt2e.takes(prepared, reference.inputs):
+        return reference
+    return replace(reference, inputs=reference.batch, outputs=reference.batch_outputs)
+
+
 def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference, batches: Batches) -> None:
     """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
     for number, inputs in enumerate(batches):
         try:
-            found = outputs(prepared, inputs)
+            with noting_infinity(prepared) as observers:
+                found = outputs(prepared, inputs)
+        except pt2e.OtherSizes as error:
+            raise Refused(f"cannot take all batches: {error}") from error
         except Exception as error:
             raise _failed(model, inputs, error) from error
+        if observers:
+            raise _Unfit(spared(prepared, recipe, observers))
         if number == 0:
             known = all(map(torch.equal, tensors_in(inputs), tensors_in(reference.batch)))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
@@ -230,6 +245,9 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")
+    if recipe.infinite:
+        lines = " and".join(lines_that_read_infinity(model, recipe))
+        tell(f"flow={recipe.flow!r} computes in floating point what reads infinity, which no scale holds,{lines}")
 
 
 def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
@@ -338,7 +356,11 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
             module.disable_observer()
     if not rounds:
         raise Refused(_NOTHING)
-    _check_same(model, prepared, recipe, reference.agreement(exact), reference)
+    with noting_infinity(exact) as observers:
+        found = reference.agreement(exact)
+    if observers:
+        raise _Unfit(spared(exact, recipe, observers))
+    _check_same(model, prepared, recipe, found, reference)
 
 
 def without_data(prepared: nn.Module) -> list[str]:

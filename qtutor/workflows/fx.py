@@ -119,7 +119,8 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
         operands = node.args if Trait.ARITHMETIC in traits(target_of(node, root)) else ()
         with_number = len(node.all_input_nodes) == 1 and len(operands) == 2
         # In training PyTorch would give what is computed with a number the range of its input.
-        if name_of(node) in recipe.float_operators or (recipe.trained and with_number):
+        stays = name_of(node) in recipe.float_operators or node.name in recipe.infinite
+        if stays or (recipe.trained and with_number):
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
 
 

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout, suppress
+from contextlib import AbstractContextManager, ExitStack, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 from unittest import mock
 
@@ -46,11 +46,15 @@ class Compiled(nn.Module):
         # compiled anew.
         with torch.inference_mode(False), torch.no_grad(), config.patch(freezing=True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
-            return self._run(*(copies(inputs) if self._writes else inputs))
+            try:
+                return self._run(*(copies(inputs) if self._writes else inputs))
+            except AssertionError:
+                self.model(*inputs)  # it says in words which sizes it takes
+                raise
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = False) -> GraphModule:
-    """Capture a model with torch.export for any batch size, each call of a module told apart.
+    """Capture a model with torch.export for any sizes that forward leaves free, each call of a module told apart.
 
     torchao groups the operators of a graph by the name of their module. Of one that is called twice it
     would take both calls for one, and refuse it; so later calls get a name of their own besides.
@@ -66,16 +70,21 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
     shapes = torch.export.ShapesCollection()
     for x in tensors_in(inputs):
         if x.dim():
-            shapes[x] = {0: torch.export.Dim.AUTO}
-    noisy = unlogged("torch.fx.experimental.symbolic_shapes"), unlogged("torch._subclasses.fake_tensor")
+            shapes[x] = dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO)
+    names = "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch._export.non_strict_utils"
     quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # the graph, on failure
-    with noisy[0], noisy[1], quiet[0], quiet[1], no_fast_attention():
+    # Without gradients: what forward computes without them, in a block, would become a graph of its own.
+    with ExitStack() as stack:
+        for context in (*map(unlogged, names), *quiet, no_fast_attention(), torch.no_grad()):
+            stack.enter_context(context)
         program = torch.export.export(model, inputs, dynamic_shapes=shapes)
         nested = any(getattr(n.target, "__module__", "").startswith("torch._functorch") for n in program.graph.nodes)
         # A vmap that stays in the graph cannot be observed, and a call that fails in it would leave it entered.
         captured = (program.run_decompositions({}) if functional or nested else program).module()
     if nested:
         _disown_rewritten(captured)
+    if hasattr(captured, "_guards_fn"):
+        captured._guards_fn = _Sizes(captured._guards_fn)
     for node in captured.graph.nodes:
         if len(node.all_input_nodes) == 1 and node.target in _WITH_NUMBER:  # which the quantizer takes for two tensors
             node.target = _WITH_NUMBER[node.target]
@@ -96,6 +105,39 @@ def _disown_rewritten(captured: GraphModule) -> None:
         if call not in whole:
             del node.meta["torch_fn"]
             node.meta.pop("nn_module_stack", None)
+
+
+class OtherSizes(ValueError):
+    """A captured model got inputs of sizes for which it was not captured."""
+
+
+class _Sizes(nn.Module):
+    """The first that a captured model calls: it refuses inputs of sizes for which it was not captured."""
+
+    _is_impure = True  # as torch.fx calls what must stay though nobody reads its output
+
+    def __init__(self, guards: nn.Module):
+        super().__init__()
+        self.guards = guards
+
+    def forward(self, *inputs: Tensor | None) -> None:
+        try:
+            self.guards(*inputs)
+        except AssertionError as error:
+            wanted = str(error).removeprefix("Guard failed: ")
+            given = ", ".join(str(tuple(x.shape)) for x in tensors_in(inputs))
+            raise OtherSizes(
+                f"forward was captured where {wanted}, and got {given}: it turns that size into a number, so quantize "
+                "the float model for each such size"
+            ) from None
+
+
+def takes(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a captured model takes inputs of these sizes."""
+    with suppress(OtherSizes):
+        getattr(model, "_guards_fn", lambda *inputs: None)(*inputs)
+        return True
+    return False
 
 
 def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:

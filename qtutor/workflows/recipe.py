@@ -40,6 +40,7 @@ class Recipe:
         float_operators: names of functions and methods that no kernel of the flow takes.
         functional: whether what works in place was rewritten when the model was captured.
         in_floats: names of INT8 layers whose kernel is wrong for their shapes.
+        infinite: names of nodes of an FX graph that read infinity.
     """
 
     flow: str
@@ -56,6 +57,7 @@ class Recipe:
     float_operators: tuple[str, ...] = ()
     functional: bool = False
     in_floats: tuple[str, ...] = ()
+    infinite: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, flow: str, inputs: tuple[Tensor, ...], engine: str | None, **asked: Any) -> "Recipe":

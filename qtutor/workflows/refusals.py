@@ -27,6 +27,10 @@ _MEANINGS = (
     ),
     (r"__len__|len\(\) of a|'Proxy' object cannot be interpreted", "Python counts there with the size of a tensor"),
     (
+        r"^getitem is not an aten",
+        "a layer stands in a block that PyTorch captures apart, as under torch.autocast: take it out of the block",
+    ),
+    (
         r"is not an aten conv|padding_mode|Expected a value of type 'List\[int\]' for argument 'padding'",
         "no INT8 kernel pads like that",
     ),
