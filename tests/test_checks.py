@@ -1102,20 +1102,22 @@ def called_twice(forward):
 CALLED_TWICE = (one_activation, one_layer, relu_after_one_call, norm_of_each_call)
 
 
+@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("forward", CALLED_TWICE)
-def test_each_call_of_a_module_gets_codes_that_hold_it(forward, tmp_path):
+def test_each_call_of_a_module_gets_codes_that_hold_it(forward, flow, tmp_path):
     model = called_twice(forward)
-    quantized = quantize_static(model, [ROWS])
+    quantized = quantize_static(model, [ROWS], flow)
     assert sqnr(model(ROWS).detach(), quantized(ROWS)) > 25
     save(quantized, tmp_path / "model")
     for same in (load(tmp_path / "model", model), copy.deepcopy(quantized)):
         assert torch.equal(same(ROWS), quantized(ROWS))
 
 
+@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("forward", CALLED_TWICE)
-def test_what_is_called_twice_trains_as_one(forward):
+def test_what_is_called_twice_trains_as_one(forward, flow):
     model = called_twice(forward)
-    prepared = prepare_qat(model, ROWS)
+    prepared = prepare_qat(model, ROWS, flow=flow)
     weights = dict(prepared.named_parameters(remove_duplicate=False))
     before = weights["first.weight"].clone()
     optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
@@ -1128,7 +1130,7 @@ def test_what_is_called_twice_trains_as_one(forward):
     assert all(w is again[0] for w in again)
     copied = copy.deepcopy(prepared).eval()
     assert len([*copied.parameters()]) == len([*prepared.parameters()])
-    filled = prepare_qat(model, ROWS)
+    filled = prepare_qat(model, ROWS, flow=flow)
     filled.load_state_dict(prepared.state_dict())
     assert torch.equal(filled.eval()(ROWS), copied(ROWS))
     assert sqnr(copied(ROWS).detach(), convert(prepared)(ROWS)) > 25

@@ -2,7 +2,9 @@
 
 import io
 import warnings
+from collections import defaultdict
 from contextlib import AbstractContextManager, ExitStack, redirect_stderr, redirect_stdout, suppress
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -22,6 +24,7 @@ from torch.fx import Graph, GraphModule
 from torch.utils._pytree import tree_map_only
 
 _aten = torch.ops.aten
+_FOLDING = ("_fuse_conv_bn_", "_fuse_linear_bn_", "_fuse_conv_bn_qat", "_fold_conv_bn_qat")
 _WITH_NUMBER = {each.Tensor: each.Scalar for each in (_aten.add, _aten.sub, _aten.mul)}
 
 
@@ -164,12 +167,26 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         if next(module.children(), None) is None and is_altered(module):
             module.__class__ = left(type(module))
     captured = export(model, inputs, recipe.functional)
-    utils._fuse_conv_bn_(captured)
+    _fold_norms(captured, utils)
     with _folded_already():
         prepared = observe(captured, quantizer)
     switchable = Prepared(prepared, prepared.graph)
     switchable.meta |= prepared.meta
     return switchable.train(recipe.trained)
+
+
+def _fold_norms(captured: GraphModule, utils: ModuleType) -> None:
+    """Fold batch norms as torchao does, in place, but for layers of which not all calls go on to one and the same."""
+    for name, fold in (("_is_conv_or_conv_transpose_node", "_fuse_conv_bn_"), ("_is_linear_node", "_fuse_linear_bn_")):
+        is_layer, behind = getattr(utils, name), defaultdict(set)
+        calls = [node for node in captured.graph.nodes if is_layer(node)]
+        for node in calls:
+            behind[node.args[1]] |= {user.args[3].target if utils._is_bn_node(user) else "" for user in node.users}
+        apart = {node for node in calls if len(behind[node.args[1]]) > 1}
+        with mock.patch.object(
+            utils, name, lambda node, is_layer=is_layer, apart=apart: node not in apart and is_layer(node)
+        ):
+            getattr(utils, fold)(captured)
 
 
 class Prepared(GraphModule):
@@ -195,7 +212,7 @@ class Prepared(GraphModule):
 def _folded_already() -> AbstractContextManager:
     """Keep torchao from looking for batch norms to fold: it would export a hundred patterns, one by one."""
     (flow,) = torchao(".quantize_pt2e")
-    return mock.patch.multiple(flow, **dict.fromkeys(("_fuse_conv_bn_qat", "_fold_conv_bn_qat"), lambda model: model))
+    return mock.patch.multiple(flow, **dict.fromkeys(_FOLDING, lambda model: model))
 
 
 def convert(prepared: nn.Module) -> nn.Module:
