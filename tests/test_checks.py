@@ -3,6 +3,7 @@
 import copy
 import functools
 import warnings
+from collections import OrderedDict
 from functools import partial
 from types import MethodType
 
@@ -298,6 +299,48 @@ def test_a_model_that_nobody_can_compare_or_quantize_is_refused_at_once(make, me
         quantize_static(model, [torch.randn(4, 3)])
     with pytest.raises(ValueError, match=message):
         prepare_qat(model, torch.randn(4, 3))
+
+
+class Named(OrderedDict):
+    """A mapping with attributes, as language models give it."""
+
+    def __getattr__(self, name):
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize(
+    ("form", "same"),
+    [
+        (lambda scores, hidden: Named(logits=scores, hidden=(hidden, None)), lambda got: type(got.hidden) is tuple),
+        (
+            lambda scores, hidden: {"logits": scores, "task": "choice", "sizes": [hidden.shape[0], 4]},
+            lambda got: [*got.values()][1:] == ["choice", [6, 4]],
+        ),
+    ],
+)
+def test_an_output_keeps_its_form_and_its_constants(form, same, tmp_path):
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return form(self.second(hidden), hidden)
+
+    quantized = quantize_static(two_layers(forward), [ROWS])
+    prepared = prepare_qat(two_layers(forward), ROWS)
+    prepared(ROWS)
+    save(quantized, tmp_path / "model")
+    for each in (quantized, convert(prepared), load(tmp_path / "model", two_layers(forward)), copy.deepcopy(quantized)):
+        assert type(each(ROWS)) is type(form(ROWS, ROWS))
+        assert same(each(ROWS))
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.5}, {"alpha": -1}])
+def test_a_sum_with_a_factor_keeps_it(options):
+    model = two_layers(lambda self, x: self.second(torch.add(self.first(x), self.first(-x).relu(), **options)))
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS])(ROWS)) > 25
+    prepared = prepare_qat(model, ROWS)
+    prepared(ROWS)
+    assert sqnr(prepared.eval()(ROWS).detach(), convert(prepared)(ROWS)) > 25
 
 
 class Leaky(nn.Module):
@@ -976,6 +1019,35 @@ def test_every_room_takes_an_input_that_is_left_out():
         assert sqnr(expected, found.apply()(*inputs)) > 25
     assert not any(compare(built, inputs, repeats=1, seconds=0.1).table.loc[["eager FP32", "FX INT8"], "error"])
     torch.testing.assert_close(fuse(model, inputs)(*inputs), model(*inputs))
+
+
+class TakesAMapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, batch):
+        return self.layer(batch["x"])
+
+
+def test_a_forward_that_takes_one_mapping_is_answered_with_a_module_around_it():
+    model = TakesAMapping().eval()
+    for data in ([{"x": ROWS}], [({"x": ROWS}, None)]):
+        with pytest.raises(TypeError, match=r"forward takes it as it is, .* whose forward\(self, x\) makes it"):
+            quantize_static(model, data)
+    wrapped = Forward(lambda self, x: self.model({"x": x}), model=model).eval()
+    assert sqnr(wrapped(ROWS).detach(), quantize_static(wrapped, [ROWS])(ROWS)) > 25
+
+
+def test_what_is_no_model_is_named(tmp_path):
+    save(quantize_static(two_layers(), [ROWS]), tmp_path / "model")
+    for given, said in ((TakesAMapping, "the class TakesAMapping: make a model of it"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"a torch.nn.Module is needed, got {said}"):
+            load(tmp_path / "model", given)
+    with pytest.raises(ValueError, match="convert needs a model that prepare_qat made, got NoneType"):
+        convert(None)
+    with pytest.raises(ValueError, match="save takes a quantized model, got NoneType"):
+        save(None, tmp_path / "other")
 
 
 def test_an_example_may_be_named_and_an_output_sparse():

@@ -522,8 +522,12 @@ def test_fewer_bits_never_give_a_better_output(seed, bits):
     assert coarse < fine
 
 
-def test_repeating_what_earlier_layers_gave_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("hooked", [(), (nn.Conv2d,), (nn.BatchNorm2d,)])
+def test_repeating_what_earlier_layers_gave_changes_nothing(hooked, monkeypatch):
     model, data = SlimResNet(8, classes=4).eval(), [torch.rand(8, 3, 16, 16) for _ in range(2)]
+    for layer in model.modules():
+        if isinstance(layer, hooked):
+            layer.register_forward_hook(lambda layer, given, output: 1.5 * output)
     quick = quiet(model, data)
     monkeypatch.setattr(trials, "_known", lambda *_: {})
     pd.testing.assert_frame_equal(quick.table, quiet(model, data).table)

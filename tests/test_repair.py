@@ -1,3 +1,4 @@
+import copy
 from itertools import combinations
 
 from qtutor.affine import choose_qparams, fake_quantize
@@ -79,6 +80,21 @@ def test_a_layer_whose_output_is_used_twice_or_clipped_is_left_alone():
 
     with pytest.raises(ValueError, match="no two layers in a row"):
         equalize(Twice().eval())
+
+
+def test_a_hook_ends_what_is_equalized():
+    for hooked in ("0", "1"):
+        model = nn.Sequential(nn.Sequential(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4)).eval()
+        model.get_submodule(hooked).register_forward_hook(lambda layer, given, output: output + 1)
+        with pytest.raises(ValueError, match="no two layers in a row"):
+            equalize(model)
+
+
+def test_a_bias_is_corrected_by_what_its_layer_gives_before_its_hooks():
+    plain, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(8, 16)
+    hooked = copy.deepcopy(plain)
+    hooked[0].register_forward_hook(lambda layer, given, output: 3 * output)
+    assert torch.equal(correct_bias(hooked, [x])[0].bias, correct_bias(plain, [x])[0].bias)
 
 
 def test_equalize_refuses_what_it_cannot_take():

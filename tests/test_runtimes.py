@@ -155,6 +155,47 @@ def test_a_model_that_a_runtime_cannot_take_leaves_the_others_alone(batches):
     assert "FX INT8 cannot take this model" in entries["FX INT8"].missing
 
 
+class WithNone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return None, {"scores": self.head(x), "loss": None}
+
+
+@pytest.mark.parametrize("name", runtimes.NAMES)
+def test_none_in_an_output_comes_back(name):
+    here(name)
+    model, x = WithNone().eval(), torch.randn(4, 8)
+    entry = runtimes.build(model, [x], [name])[name]
+    assert entry.missing == ""
+    first, found = entry(x)
+    assert first is None
+    assert found["loss"] is None
+    assert (found["scores"] - model(x)[1]["scores"]).abs().max() < 0.1
+
+
+class BranchesOnValues(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(x) if x.mean() > 0 else 2 * self.head(-x)
+
+
+@pytest.mark.parametrize("name", ["ONNX Runtime FP32", "ONNX Runtime INT8", "OpenVINO FP32"])
+def test_a_branch_that_a_trace_lost_is_told_of(name):
+    here(name)
+    x = torch.rand(4, 8)
+    entry = runtimes.build(BranchesOnValues().eval(), [x, -x], [name])[name]
+    said = rf"{name} computes another function, .* -?\d+\.\d dB only: .*a trace keeps one branch, and torch.where both"
+    assert re.match(said, entry.missing)
+    with pytest.raises(Unavailable, match="computes another function"):
+        entry(x)
+
+
 def test_the_given_model_stays_as_it_was(batches):
     model = SmallCNN(8, 3).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -111,7 +111,13 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
         try:
             bound = batch.bound(model)
         except TypeError as error:
-            raise TypeError(f"{name} does not fit forward: {error}") from None
+            way = ""
+            if len(inspect.signature(model.forward).parameters) == 1:
+                way = (
+                    ". A mapping gives inputs by name: where forward takes it as it is, wrap the model in a module "
+                    f"whose forward(self, {', '.join(batch.kwargs)}) makes it"
+                )
+            raise TypeError(f"{name} does not fit forward: {error}{way}") from None
         if bound.kwargs:
             taken = ", ".join([*[*bound.signature.parameters][: len(bound.args)], *bound.kwargs])
             raise TypeError(

@@ -50,6 +50,12 @@ class Call(fx.Tracer):
         node.stack_trace = "".join(traceback.StackSummary.extract(theirs[::-1]).format()) or None
         return node
 
+    def create_arg(self, a: Any) -> Any:
+        """Keep the class of a mapping with attributes, such as an output with logits, as torch.fx does of a record."""
+        if isinstance(a, dict) and type(a) is not dict and all(isinstance(name, str) for name in a):
+            return self.create_node("call_function", type(a), (), {name: self.create_arg(a[name]) for name in a})
+        return super().create_arg(a)
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple:
         def stand_in(name: str) -> fx.Proxy:
             return self.create_proxy("placeholder", name, (), {})

@@ -7,7 +7,7 @@ from qtutor.fusion import fuse
 from qtutor.fusion.folding import Uses, foldable_kind
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import Trait, check_module, target_of, traits
-from qtutor.models.tracing import trace
+from qtutor.models.tracing import is_altered, trace
 
 import torch
 from torch import fx, nn
@@ -74,9 +74,10 @@ def _pairs(model: nn.Module) -> list[tuple[str, str]]:
     found = []
     for node in filter(is_layer, tracer.graph.nodes):
         after, flattened = node, 0
-        while len(after.users) == 1:
+        while len(after.users) == 1 and after not in tracer.watched:  # by a hook of a block
             after = next(iter(after.users))
-            if Trait.PASSES_SCALE not in traits(target_of(after, tracer.root)):
+            altered = after.op == "call_module" and is_altered(modules[after.target])
+            if altered or Trait.PASSES_SCALE not in traits(target_of(after, tracer.root)):
                 break
             flattened += _flattens(after, modules)
         if after is not node and is_layer(after) and _fits(modules[node.target], modules[after.target], flattened):

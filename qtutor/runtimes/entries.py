@@ -14,6 +14,7 @@ from qtutor.runtimes import four_bits, onnx_runtime, openvino, pytorch
 from qtutor.runtimes.exported import Exported
 from qtutor.words import first_line, named
 from qtutor.workflows import Unavailable
+from qtutor.workflows.checks import LEAST, SAME
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ _EXTRA = {  # onnx, because PyTorch's exporter reads what it wrote
 }
 
 _COMPILED = ("torch.compile", "PT2E INT8")
+_EXACT = ("channels-last", "torch.compile", "ONNX Runtime FP32", "OpenVINO FP32")
 
 
 _BUILDERS: dict[str, Callable[[Exported], tuple[Callable, int]]] = {
@@ -90,7 +92,7 @@ def build(
     *,
     progress: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Runtime]:
-    """Bring a model into each runtime; one that is not here, or fails, gets an entry that says why.
+    """Bring a model into each runtime; one that is not here, fails, or differs gets an entry that says why.
 
     A model in training mode is taken as it is in eval mode. What compiles does so here, for the shapes
     of the first batch, and again when it meets others.
@@ -126,13 +128,30 @@ def build(
         reason = lacking(name)
         if not reason:
             try:
-                built[name] = Runtime(name, *builders[name](exported))
-                continue
+                entry = Runtime(name, *builders[name](exported))
+                reason = _differs(entry, exported)
+                if not reason:
+                    built[name] = entry
+                    continue
             except Exception as error:
                 said = first_line(error) or named(error)
                 reason = said if isinstance(error, Unavailable) else f"{name} cannot take this model: {said}"
         built[name] = Runtime(name, missing=reason)
     return built
+
+
+def _differs(entry: Runtime, exported: Exported) -> str:
+    """Say that what runs is not the model, which a trace may lose a branch of; "" where it is."""
+    if entry.run is exported.model:
+        return ""
+    least = SAME if entry.name in _EXACT else LEAST
+    if (found := exported.agreement(entry)) >= least:
+        return ""
+    also = "" if entry.name in _EXACT else "its numbers are too coarse for this model, or "
+    return (
+        f"{entry.name} computes another function, which agrees with the model to {found:.1f} dB only: {also}forward "
+        "branches on values, of which a trace keeps one branch, and torch.where both"
+    )
 
 
 def lacking(name: str) -> str:

@@ -1,5 +1,6 @@
 """A model on its way into a runtime: its batches, its ONNX file, and the quiet around what writes it."""
 
+import functools
 import shutil
 import tempfile
 import warnings
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qtutor.models.running import no_fast_attention
+from qtutor.models.running import agreement, no_fast_attention, outputs
 from qtutor.models.tensors import copies, tensors_in
 from qtutor.workflows import hide_torch_notices
 
@@ -42,6 +43,19 @@ class Exported:
         """Those of the first batch, copied each time: the model may write into them."""
         return copies(self.batches[0])
 
+    @functools.cached_property
+    def wanted(self) -> list[tuple[tuple[Tensor, ...], list[Tensor]]]:
+        """The first batch and the last of its shapes, each with what the model gives for it."""
+        shapes = [[x.shape for x in batch] for batch in self.batches]
+        last = max(place for place, each in enumerate(shapes) if each == shapes[0])
+        chosen = [self.batches[place] for place in sorted({0, last})]
+        return [(batch, outputs(self.model, batch)) for batch in chosen]
+
+    def agreement(self, run: Callable[..., Any]) -> float:
+        """Return the SQNR in dB of what a runtime gives against what the model does: of the batch that fares worst."""
+        pairs = [(wanted, tensors_in(run(*copies(batch)))) for batch, wanted in self.wanted]
+        return min(agreement(wanted, found) for wanted, found in pairs)
+
     @property
     def onnx(self) -> Path:
         path = self.folder.path / "float.onnx"
@@ -52,10 +66,12 @@ class Exported:
     def like_the_model(self, run: Callable[..., list[Tensor]]) -> Callable[..., Any]:
         """Give outputs the structure that the model's have, and keep the files while they may be read again."""
         with torch.no_grad():
-            structure = tree_flatten(self.model(*self.inputs))[1]
+            leaves, structure = tree_flatten(self.model(*self.inputs))
+        constants = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # a None is no output in a file
 
         def restructured(*inputs: Tensor, folder: Folder = self.folder) -> Any:
-            return tree_unflatten(run(*inputs), structure)
+            found = iter(run(*inputs))
+            return tree_unflatten([next(found) if each is Tensor else each for each in constants], structure)
 
         return restructured
 
@@ -78,8 +94,9 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) 
     if len(given) < len(inputs):  # the exporter would move what stands behind None to its place
         model, inputs = _Filled(model, inputs), tuple(tensors_in(inputs))
     with torch.no_grad():
-        outputs = [f"output{i}" for i in range(len(tree_flatten(model(*copies(inputs)))[0]))]
-        axes = {name: {0: "batch"} for name in (*given, *outputs)}
+        found = [leaf for leaf in tree_flatten(model(*copies(inputs)))[0] if isinstance(leaf, Tensor)]
+        names = [f"output{i}" for i in range(len(found))]
+        axes = {name: {0: "batch"} for name in (*given, *names)}
         with no_notices(), no_fast_attention():
             torch.onnx.export(
                 model,
@@ -87,7 +104,7 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) 
                 str(path),
                 dynamo=False,
                 input_names=given,
-                output_names=outputs,
+                output_names=names,
                 dynamic_axes=axes,
             )
 

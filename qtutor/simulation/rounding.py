@@ -23,6 +23,7 @@ from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model, plain_copy
 from qtutor.models.operators import check_module
 from qtutor.models.running import no_fast_attention
+from qtutor.models.tracing import has_hooks
 from qtutor.observers import HistogramObserver, MinMaxObserver, Observer, round_min_max, squared_error
 from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, gives
 from qtutor.simulation.scheme import Scheme
@@ -169,9 +170,11 @@ class Simulation:
         known = known or {}
         with ExitStack() as stack:
             for name, outputs in known.items():
-                first, last = self.module(name), self.module(self.layers[name].output)
-                stack.enter_context(mock.patch.object(first, "forward", lambda x=None, *args, **kwargs: x))
-                stack.enter_context(mock.patch.object(last, "forward", _replay(outputs)))
+                giver = self.module(self.layers[name].output)
+                idle = {self.module(name), giver}
+                for module in () if any(map(has_hooks, idle)) else idle:  # a hook expects what its layer gives
+                    stack.enter_context(mock.patch.object(module, "forward", lambda x=None, *args, **kwargs: x))
+                stack.enter_context(giver.register_forward_hook(_replay(outputs)))
             for name in set(names) - set(known):
                 layer, module = self.layers[name], self.module(name)
                 for path, weight in rounding.weights[name].items():
@@ -212,7 +215,7 @@ class Simulation:
     ) -> Iterator[None]:
         """Call `see(layer, exact, rounded)` when one of `products` runs in the block.
 
-        Both are `(channels, n)` float64: what the layer gives, and what it would give with rounded weights.
+        Both are `(channels, n)` float64: what the layer gives before its hooks, and would with rounded weights.
         """
 
         def compare(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
@@ -226,7 +229,7 @@ class Simulation:
         with ExitStack() as stack:
             for name in names:
                 hook = partial(compare, name)
-                stack.enter_context(self.module(name).register_forward_hook(hook, with_kwargs=True))
+                stack.enter_context(self.module(name).register_forward_hook(hook, with_kwargs=True, prepend=True))
             yield
 
     @contextmanager

@@ -23,10 +23,11 @@ from qtutor.workflows.recipe import Recipe
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _TENSORS = ("input", "weight", "bias")
-_ARGUMENTS = {"linear": _TENSORS}
+_ARGUMENTS = {"linear": _TENSORS, "add": ("input", "other"), "mul": ("input", "other")}
 _ARGUMENTS |= {f"conv{n}d": (*_TENSORS, "stride", "padding", "dilation", "groups") for n in (1, 2, 3)}
 _ARGUMENTS |= {f"conv_transpose{n}d": (*_TENSORS, "stride", "padding", "output_padding", "groups") for n in (1, 2, 3)}
 
@@ -88,6 +89,13 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
             return isinstance(m, Left) or super().is_leaf_module(m, module_qualified_name)
 
+        def create_node(self, kind: str, target: Any, args: tuple, *others: Any, **named: Any) -> Node:
+            """Let a node stand for each constant in the output, such as a name: the converter would refuse it."""
+            if kind == "output":
+                constant = functools.partial(self.create_node, "call_function", as_it_is, kwargs={})
+                args = map_aggregate(args, lambda each: each if isinstance(each, Node | None) else constant((each,)))
+            return super().create_node(kind, target, args, *others, **named)
+
         def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
             self.inputs = inputs
             root.eval()
@@ -120,7 +128,7 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
         with_number = len(node.all_input_nodes) == 1 and len(operands) == 2
         # In training PyTorch would give what is computed with a number the range of its input.
         stays = name_of(node) in recipe.float_operators or node.name in recipe.infinite
-        if stays or (recipe.trained and with_number):
+        if stays or (recipe.trained and with_number) or (operands and node.kwargs):  # add(x, y, alpha=2) has no kernel
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
 
 
@@ -146,6 +154,11 @@ def in_floats(name: str, *operands: Any, **options: Any) -> Any:
     """Call a function or method by its name; the converter does not know it, and gives it floats."""
     function = _function(name)
     return getattr(operands[0], name)(*operands[1:], **options) if function is None else function(*operands, **options)
+
+
+def as_it_is(value: Any) -> Any:
+    """Return a constant."""
+    return value
 
 
 class _Watched(fx.Interpreter):

@@ -94,7 +94,7 @@ def _ordinary(zeros: Tensor) -> Tensor:
 
 def recipe_of(model: nn.Module) -> Recipe | None:
     """Return the recipe of a model that a flow made, else None."""
-    return model.meta.get("qtutor") if isinstance(model, GraphModule) else vars(model).get("_qtutor")
+    return model.meta.get("qtutor") if isinstance(model, GraphModule) else getattr(model, "__dict__", {}).get("_qtutor")
 
 
 def example_of(prepared: nn.Module) -> tuple[Tensor, ...]:
@@ -143,6 +143,9 @@ def float_copy(model: nn.Module) -> nn.Module:
         ValueError: the model is quantized already, has no values yet, is not float32 on the CPU, or is wrapped or
             compiled beyond recognition.
     """
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}: make a model of it" if isinstance(model, type) else kind_of(model)
+        raise TypeError(f"a torch.nn.Module is needed, got {given}")
     if recipe_of(model):
         raise ValueError(f"{kind_of(model)} is quantized or prepared already: pass the floating-point model")
     if isinstance(model, torch.jit.ScriptModule):
