@@ -92,7 +92,7 @@ TERMS = (
     Term("NVFP4", "E2M1 with a float of 8 bits as the scale of 16 weights"),
     Term("observer", "watches values go by and chooses a range from what it saw"),
     Term("outlier", "a value far from the rest that would stretch the range"),
-    Term("outlier channel", "a channel that is loud at every token"),
+    Term("outlier channel", "a channel that is loud at many tokens"),
     Term("per channel", "one scale for each output channel of a weight"),
     Term("per tensor", "one scale for all of a tensor"),
     Term("per token", "one scale for each row of an activation"),

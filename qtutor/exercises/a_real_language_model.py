@@ -23,9 +23,9 @@ def _divides_both(x, weight, factors):
     inputs=_smoothed_layer,
     given=_divides_both,
     hints=[
-        "Compare x @ weight.T with what your two results give: floating point must not change at all.",
+        "Compare x @ weight.T with the product of your two results: apart from last digits it must not change.",
         "Output o is a sum over channels i of x[i] * weight[o, i]. What x[i] loses, weight[o, i] must gain.",
-        "Channels of the input are the columns of the weight: weight * factors.",
+        "Channels of the input are the columns of the weight: which operation undoes x / factors there?",
     ],
     because="x[i] / s[i] times weight[o, i] * s[i] is what it was; the columns of the weight are the channels of x.",
     tolerance=1e-9,
@@ -50,16 +50,18 @@ choose_axes = exercises.value(
     "choose_axes",
     "b",
     hints=[
-        "The lines above: which of the two has channels far louder than its others?",
-        "A loud channel costs nobody else if it has a scale of its own.",
+        "What layers read had one loud token, which a scale of its own kept apart. What is loud in keys: a token?",
+        "A loud channel takes codes from others wherever it shares a scale, and from none if it has its own.",
     ],
     mistakes={
-        "a": "A token's scale is set by its loudest channel, and keys have channels that are loud at every token.",
+        "a": "A token's scale is set by its loudest channel, and keys have channels that are loud at many tokens: each "
+        "of these tokens spoils itself.",
         "c": "Upside down: it is the keys that have loud channels.",
         "d": "That serves the keys. But values have hardly a loud channel, and with scales per channel a new token's "
         "values would have to wait for others, or change the scale of those that are stored.",
     },
-    because="Loud channels are the keys'; values have hardly any, and a token's scale is known when the token comes.",
+    because="Loud channels are the keys', and at their tokens a scale per token spares nobody. Values have hardly any, "
+    "and a token's scale is known when the token comes.",
 )
 
 # --- Go deeper: take a decision.
@@ -68,53 +70,63 @@ judge_lossless = exercises.value(
     "judge_lossless",
     "c",
     hints=[
-        "What were the weights of that file before anybody touched them?",
-        "Whoever rounds to a grid what lies on that grid loses nothing, and shows nothing.",
+        "On which values did the file's weights lie before they were rounded once more?",
+        "Which of the two would have lost nothing, had the file come in Q8_0?",
     ],
     mistakes={
-        "a": "The arithmetic is right, and says nothing of weights that are not on the grid already.",
-        "b": "The perplexity was measured correctly. Ask what it was compared with.",
-        "d": "More text narrows the interval of a difference. Here the difference is exactly 0, and means nothing.",
+        "a": "It loses less against weights that lie on its own grid. Of any other weights that says nothing.",
+        "b": "Steps of 8 bits are fine, and yet most of the file's values lie between them.",
+        "d": "More text narrows the interval of a KL. Here one KL is exactly 0, on any text.",
     },
-    because="The file's weights lie on Q4_1's grid. The float model, from before that, is the one to compare with.",
+    because="The file's weights lie on Q4_1's grid, so only Q4_1 gives them back; of a file in Q8_0, Q8_0 would. Both "
+    "should be compared on the float model, from before any rounding.",
 )
 
-# --- Go deeper: write code, fold the factors into a norm.
+# --- Go deeper: write code, fold a rotation away.
 
 
 def _norm_and_weight(generator: torch.Generator) -> tuple:
     norm = 0.2 + torch.rand(4, generator=generator, dtype=torch.float64)
     weight = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    return norm, weight, 0.5 + 4 * torch.rand(4, generator=generator, dtype=torch.float64)
+    return norm, weight, torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64)).Q
 
 
 @exercises.function(
     inputs=_norm_and_weight,
     hints=[
-        "A norm ends with a factor for each channel: y = norm * x / rms(x). Dividing y by s is the same as ...?",
-        "The norm's weight is divided, and the columns of the layer that reads it are multiplied.",
-        "return norm / factors, weight * factors",
+        "x @ R is as long as x, so rms stays. What stands between the norm's division by rms and the layer?",
+        "The norm's weight g, which multiplies channels, and R mixes them. Who else can multiply channel j by g[j]?",
+        "The columns of the layer: weight * norm, and then ones are left for the norm. Now the layer reads x @ R, "
+        "divided by rms: which factor turns that back?",
+        "(weight * norm) @ R, since R @ R.T is the identity.",
     ],
-    because="(norm / s) * x / rms(x) is the smoothed input already: no division is left to do when the model runs.",
+    because="With g in the columns, the norm sees lengths alone, which R keeps; (W diag(g) R)(R.T x) is W diag(g) x.",
     tolerance=1e-9,
 )
-def fold_into_norm(norm, weight, factors):
-    return norm / factors, weight * factors
+def fold_rotation(norm, weight, R):
+    return torch.ones_like(norm), (weight * norm) @ R
 
 
-@fold_into_norm.mistake("The norm now hands on smoothed inputs, and the layer still takes them for the old ones.")
-def _forgets_the_layer(norm, weight, factors):
-    return norm / factors, weight
+@fold_rotation.mistake("The norm's weight still multiplies channels, and after the rotation these are other ones.")
+def _leaves_the_norm(norm, weight, R):
+    return norm, weight @ R
 
 
-@fold_into_norm.mistake("The function stays, but you made the loud channels louder.")
-def _multiplies_the_norm(norm, weight, factors):
-    return norm * factors, weight / factors
+@fold_rotation.mistake(
+    "g belongs to the channels before they are turned: multiply it into the columns first, then turn."
+)
+def _turns_first(norm, weight, R):
+    return torch.ones_like(norm), (weight @ R) * norm
 
 
-@fold_into_norm.mistake("A root in each does not undo the other: what the norm loses the weight must gain, all of it.")
-def _halves_it(norm, weight, factors):
-    return norm / factors, weight * factors.sqrt()
+@fold_rotation.mistake("The layer turns the wrong way: it reads x @ R, and its weight must be turned likewise.")
+def _turns_the_other_way(norm, weight, R):
+    return torch.ones_like(norm), (weight * norm) @ R.T
+
+
+@fold_rotation.mistake("The layer takes over the norm's weight, and still reads its inputs as if nothing turned them.")
+def _does_not_turn(norm, weight, R):
+    return torch.ones_like(norm), weight * norm
 
 
 # --- Go deeper: compute by hand, when the cache outgrows the model.
@@ -174,7 +186,7 @@ def _one_scale_goal(explorer) -> str | None:
     why = {
         "as it is": "Who else could bear the outliers?",
         "smoothed": "Do the weights bear too much now, or too little?",
-        "rotated": "A rotation mixes the channels of a position, and position 0 stays as loud as a whole.",
+        "rotated": "No norm stands here, and a rotation keeps lengths: position 0 stays as loud as a whole.",
     }[explorer.state.prepared]
     return f"The median position has {explorer.result.median:.1f} dB; the mission is 25. {why}"
 

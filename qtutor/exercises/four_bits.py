@@ -37,12 +37,12 @@ def _layer(generator: torch.Generator) -> tuple:
 @exercises.function(
     inputs=_layer,
     hints=[
-        "U comes first: torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True).",
-        "Then a loop over j. Round weight[:, j] as it stands now, and keep (weight[:, j] - rounded) / U[j, j], the "
-        "error.",
-        "Put the rounded column into weight[:, j]. Then all columns to its right, weight[:, j + 1 :], lose "
-        "error[:, None] * U[j, j + 1 :].",
-        "Begin with weight = weight.clone(), end with return weight.",
+        "U comes first: which matrix does it belong to? The cell above made it for two columns. Then columns are "
+        "rounded one after the other, in a copy of the weight.",
+        "Which weight is rounded when the turn of column j comes: the one given, or the one that earlier errors have "
+        "moved? Its error is divided by U[j, j] before it is handed on.",
+        "A column has an error for each row, and row j of U says how much of it each column to the right takes: all "
+        "products of the two, error[:, None] * U[j, j + 1 :].",
     ],
     because="Each column is rounded as it has become, and those to its right take up what that broke.",
     tolerance=1e-6,
@@ -202,11 +202,13 @@ def _two_bugs(weight, hessian, scale):
     inputs=_undamped_layer,
     given=_two_bugs,
     hints=[
-        "Compare its result with plain rounding. Which tensor takes up the errors, and which one is rounded?",
+        "It returns what plain rounding returns. Which tensor takes up the errors, and which one is rounded?",
         "Errors go into `rounded`, yet the column that is rounded comes from `weight`, which never changes: read "
         "rounded[:, j].",
-        "The second bug stands in the first line. Inputs that nearly repeat each other make H nearly singular: add "
-        "0.01 * hessian.diagonal().mean() to its diagonal before it is inverted.",
+        "The second bug stands in the first line. Inputs that nearly repeat each other make H nearly singular: what "
+        "does one add to its diagonal before it is inverted, and how much?",
+        "A hundredth of the mean of the diagonal: 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), "
+        "dtype=hessian.dtype).",
     ],
     because="A column must be rounded as it has become. Damping keeps the inverse, and so the errors that are handed "
     "on, small where inputs nearly repeat each other.",
@@ -255,12 +257,12 @@ judge_fp4 = exercises.value(
     "judge_fp4",
     "c",
     hints=[
-        "Which two things differ between the two formats that the claim compares?",
-        "Their grids, and how many weights share a scale. What does the format of 4 bits with blocks as small do?",
+        "How many weights share a scale in each of the two formats, and what does that do to any grid?",
+        "Look at INT4 with blocks that are nearly as small, and at its bits, in the lines above.",
     ],
     mistakes={
-        "a": "The two numbers may be true. They differ in more than the kind of their grid.",
-        "b": "One model does not show what is always so, and it is not what is wrong with the claim.",
+        "a": "The measurement is right. But the codes are not all that a format stores, nor all that differs here.",
+        "b": "More bits are a reason to ask, and no proof: MXFP4 takes more than this INT4 too, and lost more.",
         "d": "This is about what is lost, and that does not depend on who computes it, or how fast.",
     },
     because="16 weights share a scale in one and 256 in the other: small blocks cost bits, and buy precision on any "
@@ -291,7 +293,8 @@ mend_three_bits = exercises.mission(
         ({"format": "INT3", "group": 64, "method": "rounding"}, "Who could mend the errors?"),
         ({"format": "INT3", "group": 0, "method": "GPTQ"}, "Smaller groups?"),
     ],
-    because="GPTQ hands on what each column lost. Rounded plainly, three bits get there with no group, however small.",
+    because="GPTQ hands on what each column lost. Plain rounding to three bits does not reach 18 dB, even in the "
+    "smallest groups.",
 )
 
 
@@ -305,7 +308,7 @@ def _thriftier_goal(explorer) -> str | None:
     if result.loss >= bar.loss:
         return (
             f"The outputs keep {result.output_sqnr:.1f} dB, and NVFP4 keeps {bar.output_sqnr:.1f}. "
-            "Which grid fits a group best that is not symmetric?"
+            "Which grids fit these weights better than E2M1's?"
         )
     return None
 
@@ -314,11 +317,14 @@ beat_nvfp4 = exercises.mission(
     "beat_nvfp4",
     _thriftier_goal,
     answer={"format": "INT4", "group": 64, "method": "rounding"},
-    hints=["Even steps, and a zero point.", "INT4 in groups of 64, not symmetric."],
+    hints=[
+        "In the table of formats two take fewer bits than NVFP4, and have a smaller KL.",
+        "One is NF4. The other has even steps and a zero point: INT4 in groups of 64, not symmetric.",
+    ],
     mistakes=[
         ({"format": "INT4", "group": 64, "method": "GPTQ"}, "by rounding alone"),
         ({"format": "INT4", "group": 16}, "Fewer scales?"),
-        ({"format": "MXFP4", "method": "rounding"}, "Which grid fits"),
+        ({"format": "MXFP4", "method": "rounding"}, "Which grids fit"),
     ],
     because="A zero point lets even steps reach from the least weight of a group to the largest, which does here what "
     "NVFP4's smaller blocks do, for fewer bits. So does NF4: its levels fit weights better than a float's.",
