@@ -14,7 +14,7 @@ from qtutor.runtimes import four_bits, onnx_runtime, openvino, pytorch
 from qtutor.runtimes.exported import Exported
 from qtutor.words import first_line, named
 from qtutor.workflows import Unavailable
-from qtutor.workflows.checks import LEAST, SAME
+from qtutor.workflows.limits import LEAST, SAME
 
 import torch
 from torch import Tensor, nn

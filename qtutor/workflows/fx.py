@@ -1,5 +1,6 @@
 """The FX flow: torch.fx traces the model, and PyTorch puts observers where integers can be."""
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -178,7 +178,8 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
 def _fold_norms(captured: GraphModule, utils: ModuleType) -> None:
     """Fold batch norms as torchao does, in place, but for layers of which not all calls go on to one and the same."""
     for name, fold in (("_is_conv_or_conv_transpose_node", "_fuse_conv_bn_"), ("_is_linear_node", "_fuse_linear_bn_")):
-        is_layer, behind = getattr(utils, name), defaultdict(set)
+        is_layer = getattr(utils, name)
+        behind: dict[Any, set[str]] = defaultdict(set)
         calls = [node for node in captured.graph.nodes if is_layer(node)]
         for node in calls:
             behind[node.args[1]] |= {user.args[3].target if utils._is_bn_node(user) else "" for user in node.users}
