@@ -20,7 +20,7 @@ from qtutor.workflows.recipe import Recipe, recipe_of, remember
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map_only
 
 _aten = torch.ops.aten
@@ -178,8 +178,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
 def _fold_norms(captured: GraphModule, utils: ModuleType) -> None:
     """Fold batch norms as torchao does, in place, but for layers of which not all calls go on to one and the same."""
     for name, fold in (("_is_conv_or_conv_transpose_node", "_fuse_conv_bn_"), ("_is_linear_node", "_fuse_linear_bn_")):
-        is_layer = getattr(utils, name)
-        behind: dict[Any, set[str]] = defaultdict(set)
+        is_layer, behind = getattr(utils, name), defaultdict[Node, set[str]](set)
         calls = [node for node in captured.graph.nodes if is_layer(node)]
         for node in calls:
             behind[node.args[1]] |= {user.args[3].target if utils._is_bn_node(user) else "" for user in node.users}
