@@ -67,6 +67,8 @@ def convert(copied: nn.Module, recipe: Recipe) -> nn.Module:
                 setattr(layer, path.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
             layer.bias = True
     swapped = quantize(nn.ModuleList(layers), {*_KINDS}, dtype=torch.qint8, inplace=True)
+    for layer in layers:
+        vars(layer).pop("qconfig", None)  # which holds the layer, and so its weights
     for module in swapped:
         module.forward = MethodType(_taking_one(type(module)), module)
         if hasattr(module, "hidden_size"):
