@@ -682,7 +682,7 @@ def test_a_file_of_another_model_is_refused(saved):
 
 
 def test_only_quantized_models_of_these_flows_are_saved(tmp_path):
-    with pytest.raises(ValueError, match=r"quantize it with qtutor\.workflows first"):
+    with pytest.raises(ValueError, match="quantize it with quantize_static, quantize_dynamic or convert first"):
         save(nn.Linear(8, 8), tmp_path / "model")
     with pytest.raises(ValueError, match="convert it first"):
         save(prepare_qat(nn.Sequential(nn.Linear(8, 8)), ROWS), tmp_path / "model")
