@@ -20,16 +20,17 @@ from qtutor.workflows.checks import (
     USUAL,
     QuantizationWarning,
     Reference,
+    agrees,
     listed,
     repeats,
     tell,
     what_hurts,
 )
-from qtutor.workflows.floats import left_in_floats
+from qtutor.workflows.floats import left_in_floats, why_left
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
-from qtutor.workflows.refusals import Refused, reason_of, stub_reason
+from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +131,7 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
         try:
             found = outputs(prepared, inputs)
         except Exception as error:
-            raise _failed(model, inputs, error) from error
+            raise _failed(model, inputs, error, prepared) from error
         if number == 0:
             known = all(map(torch.equal, inputs, reference.batch))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
@@ -185,7 +186,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
         recipe = replace(recipe, in_floats=wrong)
         remember(model, recipe)
         found = outputs(model, inputs)
-        tell(f"engine={recipe.engine!r} computes {', '.join(wrong)} wrongly: done in floats, on the same INT8 weights")
+        tell(f"engine={recipe.engine!r} computes {', '.join(wrong)} wrongly: it runs in floats, on its INT8 weights")
     if recipe.flow == "eager" and blind:
         tell(f"no batch reached {', '.join(blind)}, which keep a scale of 1")
     if not repeats(model, inputs, found):
@@ -223,11 +224,12 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
     asked = tuple(f"{name}." for name in recipe.keep_float)
     found = left_in_floats(given, model, recipe.left_float)
     if names := [name for name in found if not f"{name}.".startswith(asked)]:
-        tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, dict.fromkeys(names, ''))}")
+        reasons = why_left(float_copy(given), names, recipe)
+        tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, reasons)}")
     if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(float_copy(given))):
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
-        tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")
+        tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
 
 
 def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
@@ -236,7 +238,8 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
     try:
         outputs(trial, reference.inputs)
     except Exception as error:
-        raise Refused(f"cannot round what it computes: {reason_of(error)}") from error
+        place = fx.line_of_failing(trial, reference.inputs)
+        raise Refused(f"cannot round what it computes{place}: {reason_of(error)}") from error
     keep_trained_scales(trial)
     reference = replace(reference, outputs=outputs(trial, reference.inputs))
     with warnings.catch_warnings():
@@ -249,11 +252,11 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
 
 def check_trained(found: float) -> None:
     """Refuse an INT8 model that does not compute what the trained one does; say how far it is off where it is far."""
-    said = f"the INT8 model agrees with the trained one to {found:.1f} dB only"
+    said = agrees(found, "the model that trains")
     if found < LEAST:
-        raise Refused(f"gives another function: {said}")
+        raise Refused(f"is too far off: {said}")
     if found < USUAL:
-        tell(f"{said}, where {USUAL:.0f} are usual")
+        tell(said)
 
 
 class _Unfit(Exception):
@@ -276,31 +279,34 @@ def _cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], er
         return _Unfit(replace(recipe, left_float=(*recipe.left_float, node.target)))
     if name and name not in recipe.float_operators:
         return _Unfit(replace(recipe, float_operators=(*recipe.float_operators, name)))
-    return Refused(f"cannot run {label(node)} on codes{line_of(node)}: {reason_of(error)}")
+    return Refused(f"cannot run {label(node)} in INT8{line_of(node)}: {reason_of(error)}")
 
 
-def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
+def _failed(
+    model: nn.Module, inputs: tuple[Tensor, ...], error: Exception, prepared: nn.Module | None = None
+) -> Exception:
     copied = float_copy(model)
     outputs(copied, inputs)  # if the model itself cannot take the inputs, its own error says why
     hooked = [name for name, module in copied.named_modules() if isinstance(module, KINDS) and has_hooks(module)]
     if hooked and "is not an aten" in f"{error}":  # torchao takes what a hook computes for the layer
         reason = f"there are hooks on {_named(hooked)}: take them off with handle.remove()"
         return Refused(f"cannot take {kind_of(model)}: {reason}, or write what they do into forward")
-    return Refused(f"cannot take {kind_of(model)}{where(error)}: {reason_of(error)}")
+    place = where(error) or fx.line_of_failing(prepared, inputs)
+    return Untraced(f"cannot take {kind_of(model)}{place}: {reason_of(error)}")
 
 
 def _unseen(recipe: Recipe, said: str) -> Exception:
     """What to raise where a flow does not see all that a model does."""
     can_rewrite = recipe.flow == "pt2e" and not recipe.functional
-    return _Unfit(replace(recipe, functional=True)) if can_rewrite else Refused(said)
+    return _Unfit(replace(recipe, functional=True)) if can_rewrite else Untraced(said)
 
 
 def _check_same(model: nn.Module, prepared: nn.Module, recipe: Recipe, found: float, reference: Reference) -> None:
     if found < SAME:
         raise _unseen(
             recipe,
-            f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB "
-            f"only. {_lost(float_copy(model), prepared, recipe, reference.inputs)}",
+            f"loses a part of {kind_of(model)}: its copy differs before anything is rounded. "
+            f"{_lost(float_copy(model), prepared, recipe, reference.inputs)}",
         )
 
 
@@ -314,8 +320,8 @@ def _lost(model: nn.Module, prepared: nn.Module, recipe: Recipe, inputs: tuple[T
             "handle.remove()"
         )
     return (
-        f"Mostly a write in place gets lost{_lines_in_place(prepared)}: give the result a name of its own, "
-        "y = relu(x), and write torch.where or torch.cat for x[i] = y"
+        f"The usual cause is a write in place{_lines_in_place(prepared)}: write y = relu(x), and torch.where or "
+        "torch.cat for x[i] = y"
     )
 
 
@@ -365,12 +371,12 @@ def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Re
         reference.check_offset(quantized)
         return
     worst, explained = what_hurts(float_copy(model), reference.inputs, (*recipe.keep_float, *recipe.left_float))
-    said = f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only"
+    said = agrees(got, "the float one")
     if explained > got + 10:
         if got < 2 * LEAST:
-            lost = f"{said}, while its layers explain {explained:.1f}: something in between gets lost{written}"
-            raise _unseen(recipe, lost)
-        worst = f"its layers explain {explained:.1f} dB, so a sum, a product or a softmax between them hurts"
+            lost = f"is too far off: {said}; its layers alone would reach {explained:.1f} dB"
+            raise _unseen(recipe, f"{lost}, so something between them gets lost{written}")
+        worst = f"its layers alone would reach {explained:.1f} dB, so a sum, product or softmax between them hurts"
     if got < LEAST:
-        raise Refused(f"{said}; {worst}")
-    tell(f"the INT8 model agrees with the float one to {got:.1f} dB only, where {USUAL:.0f} are usual: {worst}")
+        raise Refused(f"is too far off: {said}; {worst}")
+    tell(f"{said}: {worst}")

@@ -30,7 +30,7 @@ class Compiled(nn.Module):
         self.model = model
         remember(self, recipe_of(model))
         self.__dict__["_run"] = torch.compile(model, dynamic=False)  # not a second copy in the state dict
-        with needs_compiler(", or leave compile=False and get the same numbers, slowly"):
+        with needs_compiler(", or leave compile=True out: the same numbers, slowly"):
             self(*copies(inputs))  # forward may write into them
 
     def forward(self, *inputs: Tensor) -> Any:
