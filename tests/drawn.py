@@ -468,10 +468,11 @@ def broken(way, case, advised=True):
 def _unclear(way, case, text, advised):
     if JARGON.search(text) or len(text) > 900:
         return f"unclear: {text[:300]}"
-    for flow in re.findall(r"flow='(\w+)'(?: or flow='\w+')? can take", text) if advised else ():
-        other = f"{way.split()[0]} {flow}"
+    others = [f"{way.split()[0]} {flow}" for flow in re.findall(r"flow='(\w+)'(?: or flow='\w+')? can take", text)]
+    others += ["dynamic"] * bool(re.search(r"can quantize_dynamic|quantize_dynamic\(model\) can", text))
+    for other in others if advised else ():
         if other in WAYS and other != way and (found := broken(other, case, advised=False)):
-            return f"advises {flow}, which is {found}"
+            return f"advises {other}, which is {found}"
     return "refused"
 
 

@@ -147,7 +147,10 @@ def test_it_runs_on_models_that_it_has_not_seen_and_stops_in_a_sentence_where_it
     assert "no labels that are classes, so the SQNR of the output judges" in told["unet"]
     assert "Chosen: static (FX), the smallest that reaches the goal." in told["unet"]
     assert "Labels are classes, so accuracy judges: " in told["tagger"]
-    assert "flow='fx' leaves in floating point: words (Embedding), memory (GRU)." in told["tagger"]
+    assert (
+        "flow='fx' leaves in floating point: words (Embedding); memory (GRU): quantize_dynamic takes it."
+        in told["tagger"]
+    )
     assert "Chosen: dynamic, the " in told["tagger"]
     assert "McNemar" in told["reader"]
     for name in ("unet", "tagger", "reader"):

@@ -110,7 +110,8 @@ class Diagnosis:
         if got < promised - TWICE:
             tell(
                 f"the INT8 model reaches {got:.1f} dB where the simulation of its layers promised {promised:.1f}: "
-                f"flow={flow!r} also rounds what stands between them, such as sums and products"
+                f"flow={flow!r} also rounds what stands between them, such as sums and products; measure "
+                "it on labelled data before you use it"
             )
         return quantized
 

@@ -107,29 +107,23 @@ def inputs_of(data: Iterable, model: nn.Module, *, keep: bool = False) -> Iterat
 def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     """Return the inputs of one call in the order in which `forward` takes them; raises as `inputs_of`."""
     inputs = batch.args
+    _check_fits(batch, model, name)
     if batch.kwargs:
-        try:
-            bound = batch.bound(model)
-        except TypeError as error:
-            way = ""
-            if len(inspect.signature(model.forward).parameters) == 1:
-                way = (
-                    ". A mapping gives inputs by name: where forward takes it as it is, wrap the model in a module "
-                    f"whose forward(self, {', '.join(batch.kwargs)}) makes it"
-                )
-            raise TypeError(f"{name} does not fit forward: {error}{way}") from None
+        bound = batch.bound(model)
         if bound.kwargs:
             taken = ", ".join([*[*bound.signature.parameters][: len(bound.args)], *bound.kwargs])
             raise TypeError(
-                f"{name}: a flow gives inputs by place, and there is none for {', '.join(bound.kwargs)}, by name only "
-                f"or after one left out: wrap the model in a module whose forward(self, {taken}) passes it by name"
+                f"{name}: a flow gives inputs by position, and there is none for {', '.join(bound.kwargs)}, by keyword "
+                f"only or after one left out: wrap the model in a module whose forward(self, {taken}) passes it so"
             )
         inputs = bound.args
     for tensor in inputs:
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
-            way = ": quantize_dynamic takes a model of such inputs" if isinstance(tensor, PackedSequence) else ""
+            way = ": quantize_dynamic takes a model of such inputs"
+            if not isinstance(tensor, PackedSequence):
+                way = ": pass torch.as_tensor(x)" if hasattr(tensor, "__array__") else ""
             raise TypeError(f"{name}: an input must be a tensor, got {type(tensor).__name__}{way}")
         if tensor.layout is not torch.strided or tensor.is_nested:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
@@ -141,6 +135,32 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
             how = ": a mask of -inf has no scale, use masked_fill with a boolean one" if tensor.isinf().any() else ""
             raise ValueError(f"{name}: an input of shape {tuple(tensor.shape)} holds NaN or infinity{how}")
     return inputs
+
+
+def _check_fits(batch: Batch, model: nn.Module, name: str) -> None:
+    """Refuse with a TypeError inputs that `forward` does not take; where labels are why, that is said."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (AttributeError, ValueError):  # it is no module, or no Python code
+        return
+    taken, given = [*signature.parameters], len(batch.args)
+    try:
+        batch.bound(model)
+    except TypeError as error:
+        if model._forward_pre_hooks and not batch.kwargs:  # which may add what is missing
+            return
+        why = f"{error}"
+        if isinstance(batch.labels, Tensor) and not batch.kwargs and len(taken) == given + 1:
+            got = ", ".join(taken[:given])
+            why = f"a pair is (inputs, labels), so forward got {got} only: pass (({', '.join(taken)}), None)"
+        elif not batch.kwargs and given > len(taken):
+            why = f"it holds {given} inputs, and forward takes {', '.join(taken)} only: leave the labels out"
+        elif batch.kwargs and len(taken) == 1:
+            why += (
+                ". A mapping gives inputs by name: where forward takes it as it is, wrap the model in a module whose "
+                f"forward(self, {', '.join(batch.kwargs)}) makes it"
+            )
+        raise TypeError(f"{name} does not fit forward: {why}") from None
 
 
 def call_of(inputs: Any, labels: Any = None) -> Batch:
@@ -166,5 +186,6 @@ def _batch(batch: Any, name: str) -> Batch:
         given, labels = batch, None
     call = call_of(given, labels)
     if not (call.kwargs or tensors_in(call.args)):
-        raise TypeError(f"{name} holds no tensor, but {type(given).__name__}")
+        way = ": torch.as_tensor(x) makes one of it" if hasattr(given, "__array__") else ""
+        raise TypeError(f"{name} holds no tensor, but {type(given).__name__}{way}")
     return call

@@ -145,8 +145,8 @@ def trace(model: nn.Module, caller: str, inputs: tuple | None = None) -> Tracer:
             problem, stars = error, tracer.asked_for(error)
     raise ValueError(
         f"{caller} cannot trace {kind_of(model)}{where(problem)}\n{kind_of(problem)}: {problem}\n"
-        "A trace passes stand-ins without values, so Python cannot branch, loop or compute on them. Write the line "
-        "with tensor operations (torch.where), or treat the submodules that have no such line one by one."
+        "forward is recorded without values, so Python cannot branch or loop on a tensor there. Write the line with "
+        f"tensor operations (torch.where), or call {caller} on the submodules that have no such line, one by one."
     )
 
 

@@ -37,8 +37,8 @@ def needs_compiler(otherwise: str = "") -> Iterator[None]:
         if not any(name in f"{error!r}" for name in ("InvalidCxxCompiler", "CppCompileError")):
             raise
         raise Unavailable(
-            "No working C++ compiler was found, and Inductor needs one: install g++ with Python's headers "
-            f"(or name another in CXX){otherwise}."
+            "torch.compile needs a C++ compiler, and none works here: install g++ with Python's headers (or name "
+            f"another in CXX){otherwise}."
         ) from error
 
 
@@ -102,7 +102,10 @@ def choose(engine: str | None, flow: str, model: nn.Module) -> str:
     if not here:
         raise Unavailable("This PyTorch has no quantized engine, so INT8 models cannot run: install an official build.")
     if engine not in (None, *here):
-        raise ValueError(f"flow={flow!r} has the engines {', '.join(here)} here, got {engine!r}")
+        raise ValueError(
+            f"engine says whose INT8 kernels run, of {', '.join(here)} for flow={flow!r} here, got {engine!r}: leave "
+            "it out to get the best"
+        )
     transposed = {name: m for name, m in model.named_modules() if isinstance(m, TRANSPOSED) and flow != "dynamic"}
     if engine is None and transposed and "fbgemm" in here:
         engine = "fbgemm"
@@ -112,7 +115,7 @@ def choose(engine: str | None, flow: str, model: nn.Module) -> str:
             engine == "qnnpack" and isinstance(module, nn.ConvTranspose3d)
         ):
             raise ValueError(
-                f"engine={engine!r} computes {name} ({kind_of(module)}) wrongly: leave it to choose another"
+                f"engine={engine!r} computes {name} ({kind_of(module)}) wrongly: leave engine out to get another"
             )
     return engine or here[0]
 

@@ -17,18 +17,19 @@ from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import (
     QuantizationWarning,
     Reference,
+    agrees,
     listed,
     repeats,
     tell,
     what_hurts,
 )
-from qtutor.workflows.floats import left_in_floats
+from qtutor.workflows.floats import left_in_floats, why_left
 from qtutor.workflows.infinity import lines_that_read_infinity, noting_infinity, spared
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.limits import CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
-from qtutor.workflows.refusals import Refused, reason_of, stub_reason
+from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +142,7 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
         except pt2e.OtherSizes as error:
             raise Refused(f"cannot take all batches: {error}") from error
         except Exception as error:
-            raise _failed(model, inputs, error) from error
+            raise _failed(model, inputs, error, prepared) from error
         if observers:
             raise _Unfit(spared(prepared, recipe, observers))
         if number == 0:
@@ -202,7 +203,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
         remember(model, recipe)
         found = outputs(model, inputs)
         names = ", ".join(dict.fromkeys(map(given_name, wrong)))
-        tell(f"engine={recipe.engine!r} computes {names} wrongly: done in floats, on the same INT8 weights")
+        tell(f"engine={recipe.engine!r} computes {names} wrongly: it runs in floats, on its INT8 weights")
     if recipe.flow == "eager" and blind:
         tell(f"no batch reached {', '.join(blind)}, which keep a scale of 1")
     if not repeats(model, inputs, found):
@@ -240,11 +241,12 @@ def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None
     asked = tuple(f"{name}." for name in recipe.keep_float)
     found = left_in_floats(given, model, recipe.left_float)
     if names := [name for name in found if not f"{name}.".startswith(asked)]:
-        tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, dict.fromkeys(names, ''))}")
+        reasons = why_left(float_copy(given), names, recipe)
+        tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, reasons)}")
     if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(float_copy(given))):
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
-        tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: left in floats")
+        tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
     if recipe.infinite:
         lines = " and".join(lines_that_read_infinity(model, recipe))
         tell(f"flow={recipe.flow!r} computes in floating point what reads infinity, which no scale holds,{lines}")
@@ -256,7 +258,8 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
     try:
         outputs(trial, reference.inputs)
     except Exception as error:
-        raise Refused(f"cannot round what it computes: {reason_of(error)}") from error
+        place = fx.line_of_failing(trial, reference.inputs)
+        raise Refused(f"cannot round what it computes{place}: {reason_of(error)}") from error
     keep_trained_scales(trial)
     found = outputs(trial, reference.inputs)
     reference = replace(reference, batch=reference.inputs, batch_outputs=found, outputs=found)
@@ -270,11 +273,11 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
 
 def check_trained(found: float) -> None:
     """Refuse an INT8 model that does not compute what the trained one does; say how far it is off where it is far."""
-    said = f"the INT8 model agrees with the trained one to {found:.1f} dB only"
+    said = agrees(found, "the model that trains")
     if found < LEAST:
-        raise Refused(f"gives another function: {said}")
+        raise Refused(f"is too far off: {said}")
     if found < USUAL:
-        tell(f"{said}, where {USUAL:.0f} are usual")
+        tell(said)
 
 
 class _Unfit(Exception):
@@ -297,26 +300,29 @@ def _cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], er
         return _Unfit(replace(recipe, left_float=(*recipe.left_float, layer)))
     if name and name not in recipe.float_operators:
         return _Unfit(replace(recipe, float_operators=(*recipe.float_operators, name)))
-    return Refused(f"cannot run {label(node)} on codes{line_of(node)}: {reason_of(error)}")
+    return Refused(f"cannot run {label(node)} in INT8{line_of(node)}: {reason_of(error)}")
 
 
-def _failed(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
+def _failed(
+    model: nn.Module, inputs: tuple[Tensor, ...], error: Exception, prepared: nn.Module | None = None
+) -> Exception:
     outputs(float_copy(model), inputs)  # if the model itself cannot take the inputs, its own error says why
-    return Refused(f"cannot take {kind_of(model)}{where(error)}: {reason_of(error)}")
+    place = where(error) or fx.line_of_failing(prepared, inputs)
+    return Untraced(f"cannot take {kind_of(model)}{place}: {reason_of(error)}")
 
 
 def _unseen(recipe: Recipe, said: str) -> Exception:
     """What to raise where a flow does not see all that a model does."""
     can_rewrite = recipe.flow == "pt2e" and not recipe.functional
-    return _Unfit(replace(recipe, functional=True)) if can_rewrite else Refused(said)
+    return _Unfit(replace(recipe, functional=True)) if can_rewrite else Untraced(said)
 
 
 def _check_same(model: nn.Module, prepared: nn.Module, recipe: Recipe, found: float, reference: Reference) -> None:
     if found < SAME:
         raise _unseen(
             recipe,
-            f"does not see all that {kind_of(model)} does: before a number is rounded, the two agree to {found:.0f} dB "
-            f"only. {_lost(float_copy(model), prepared, recipe, reference.inputs)}",
+            f"loses a part of {kind_of(model)}: its copy differs before anything is rounded. "
+            f"{_lost(float_copy(model), prepared, recipe, reference.inputs)}",
         )
 
 
@@ -330,8 +336,8 @@ def _lost(model: nn.Module, prepared: nn.Module, recipe: Recipe, inputs: tuple[T
             "handle.remove()"
         )
     return (
-        f"Mostly a write in place gets lost{_lines_in_place(prepared)}: give the result a name of its own, "
-        "y = relu(x), and write torch.where or torch.cat for x[i] = y"
+        f"The usual cause is a write in place{_lines_in_place(prepared)}: write y = relu(x), and torch.where or "
+        "torch.cat for x[i] = y"
     )
 
 
@@ -382,26 +388,27 @@ def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Re
     if got >= USUAL:
         reference.check_offset(quantized)
         return
-    worst, explained = what_hurts(float_copy(model), reference.batch, (*recipe.keep_float, *recipe.left_float))
-    said = f"gives another function: the INT8 model agrees with the float one to {got:.1f} dB only"
+    kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager"
+    worst, explained = what_hurts(float_copy(model), reference.batch, kept, can_keep=can_keep)
+    said = agrees(got, "the float one")
     if explained > got + 10:
         if got < CLEAR:
-            lost = f"{said}, while its layers explain {explained:.1f}: something in between gets lost{written}"
-            raise _unseen(recipe, lost)
+            lost = f"is too far off: {said}; its layers alone would reach {explained:.1f} dB"
+            raise _unseen(recipe, f"{lost}, so something between them gets lost{written}")
         worst = _between(explained)
     if got < LEAST:
-        raise Refused(f"{said}; {worst}")
-    tell(f"the INT8 model agrees with the float one to {got:.1f} dB only, where {USUAL:.0f} are usual: {worst}")
+        raise Refused(f"is too far off: {said}; {worst}")
+    tell(f"{said}: {worst}")
 
 
 def _between(explained: float) -> str:
-    return f"its layers explain {explained:.1f} dB, so a sum, a product or a softmax between them hurts"
+    return f"its layers alone would reach {explained:.1f} dB, so a sum, product or softmax between them hurts"
 
 
 def _tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe, reference: Reference) -> None:
     """Say what training has to make good, beside what fewer bits cost, for nothing is left to compare with then."""
     got = agreement(reference.outputs, outputs(tried, reference.inputs))
     if recipe.bits == 8 and not recipe.edges and got < USUAL:
-        worst, explained = what_hurts(float_copy(model), reference.inputs, recipe.left_float)
+        worst, explained = what_hurts(float_copy(model), reference.inputs, recipe.left_float, can_keep=False)
         worst = worst if explained < USUAL else _between(explained)
         tell(f"before it is trained, the INT8 model agrees with the float one to {got:.1f} dB only: {worst}")

@@ -3,6 +3,7 @@
 Here stand also the warnings of all flows, `tell`, how they name layers, `listed`, and `what_hurts`.
 """
 
+import math
 import re
 import sys
 import warnings
@@ -18,19 +19,20 @@ from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.simulation import Scheme, Simulation
-from qtutor.workflows.limits import CLEAR
+from qtutor.workflows.limits import CLEAR, USUAL
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 OFFSET = (
-    "an output lies far from zero and varies little, and what varies is lost on a grid that has to reach there: take "
-    "the constant out of the model and add it behind, or keep the layer that gives it in float"
+    "an output stays far from zero and varies by about one INT8 step, so that is lost: add the constant after the "
+    "model, or keep the layer that gives it in float (keep_float)"
 )
 """What to do where `offset_hides`."""
 
 _MANY = 6  # layers of one class, of which each is named
+_WORTH = 3.0  # dB: half of the noise
 _FEW = 2  # samples: what is wrong is wrong for each, and a check must cost little
 
 
@@ -112,6 +114,13 @@ def offset_hides(signal: float, spread: float, noise: float) -> bool:
     return varies_little(signal, spread) and decibels(spread, noise) < CLEAR <= decibels(signal, noise)
 
 
+def agrees(found: float, other: str) -> str:
+    """Say how little an INT8 model agrees with another, by the SQNR in dB."""
+    if found == -math.inf:
+        return f"the INT8 model gives NaN, or other shapes than {other}"
+    return f"the INT8 model agrees with {other} to {found:.1f} dB only, where {USUAL:.0f} are usual"
+
+
 def repeats(model: nn.Module, inputs: tuple[Tensor, ...], found: list[Tensor]) -> bool:
     """Whether a model gives the same again."""
     again = outputs(model, inputs)
@@ -155,13 +164,19 @@ def keep_off_fast_path(model: nn.Module) -> None:
     """Let a quantized model's encoders call their layers, and tell what changes by that."""
     if encoders := through_layers(model):
         tell(
-            f"{', '.join(encoders)}: at positions that a padding mask hides, the quantized model gives what its layers "
-            "compute, where PyTorch's fast path gives zeros"
+            f"{', '.join(encoders)}: outputs at positions that a padding mask hides are not zero any more: ignore "
+            "them there"
         )
 
 
-def what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], kept: Collection[str]) -> tuple[str, float]:
-    """Say which layer hurts most where all but `kept` are rounded to 8 bits, and the SQNR in dB that all explain."""
+def what_hurts(
+    model: nn.Module, inputs: tuple[Tensor, ...], kept: Collection[str], *, can_keep: bool
+) -> tuple[str, float]:
+    """Say which layer hurts most where all but `kept` are rounded to 8 bits, and the SQNR in dB that all explain.
+
+    Args:
+        can_keep: the caller takes `keep_float`, so what that would bring is measured and said too.
+    """
     simulation = Simulation.of(model, Batch(inputs))
     simulation.observe(Batch(inputs))
     rounding = simulation.round(Scheme(weights="channel"))
@@ -176,5 +191,8 @@ def what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], kept: Collection[st
         return "", float("inf")
     alone = {name: with_rounded([name]) for name in names}
     worst = min(alone, key=alone.__getitem__)
-    kind = simulation.layers[worst].kind
-    return f"{worst} ({kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded", with_rounded(names)
+    said = f"{worst} ({simulation.layers[worst].kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded"
+    everything, others = with_rounded(names), [name for name in names if name != worst]
+    if can_keep and others and (spared := with_rounded(others)) > everything + _WORTH:
+        said += f": keep_float={[worst]} would reach up to {spared:.0f} dB"
+    return said, everything

@@ -77,6 +77,11 @@ def convert(copied: nn.Module, recipe: Recipe) -> nn.Module:
     return remember(copy_model(copied, replaced), recipe)  # in the lists, too, that a model may keep them in
 
 
+def takes(layer: nn.Module) -> bool:
+    """Whether `quantize_dynamic` replaces a layer of some model."""
+    return type(layer) in _KINDS and not _obstacle(layer)
+
+
 def _obstacle(layer: nn.Module) -> str:
     """Why a layer cannot be replaced, or ""."""
     if is_altered(layer):
@@ -115,7 +120,7 @@ def _check_weights(name: str, layer: nn.Module) -> None:
     if (coarse := _coarse(layer)) < WELL:
         tell(
             f"{name} keeps its weights to {coarse:.1f} dB only: each of its tensors has one scale, and a few weights "
-            "are far larger than the rest. Equalize them; 16 bits would keep them, in a file as large as before"
+            "are far larger than the rest: try qtutor.repair.equalize(model) before"
         )
 
 

@@ -4,9 +4,11 @@ import functools
 from collections.abc import Collection, Iterator
 
 from qtutor.models.operators import Trait, multiplies, traits
-from qtutor.models.tracing import function_name
+from qtutor.models.tracing import function_name, is_altered
 from qtutor.simulation.layers import KINDS
+from qtutor.workflows import dynamic
 from qtutor.workflows.calls import given_name
+from qtutor.workflows.recipe import Recipe
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -47,6 +49,25 @@ def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) 
         owners = (".".join(path[:end]) for end in range(len(path)))
         names.append(next((name for name in owners if isinstance(modules.get(name), _WEIGHTED)), parameter))
     return [*dict.fromkeys(map(given_name, names))]
+
+
+def why_left(model: nn.Module, names: Collection[str], recipe: Recipe) -> dict[str, str]:
+    """Return names of a model's modules and parameters that stay, each with the reason, as far as it is known."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def reason(name: str) -> str:
+        module = modules.get(name)
+        if module is None:
+            return ""
+        if is_altered(module):
+            return "it has hooks or a forward of its own"
+        if dynamic.takes(module) and isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            return "quantize_dynamic takes it"
+        if recipe.flow == "fx" and next(module.children(), None) is not None:
+            return "FX does not look inside"
+        return "no INT8 kernel computes it" if name in recipe.left_float else ""
+
+    return {name: reason(name) for name in names}
 
 
 def _multiplied(model: GraphModule) -> Iterator[str]:

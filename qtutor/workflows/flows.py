@@ -1,12 +1,12 @@
 """The flows from a float model to an INT8 one and into a file; every function leaves what it was given as it was."""
 
+import difflib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from qtutor.affine import grid
 from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import copy_model, eval_copy
 from qtutor.models.operators import kind_of
@@ -29,7 +29,7 @@ from qtutor.workflows.int4 import Int4Linear
 from qtutor.workflows.limits import USUAL
 from qtutor.workflows.low_bits import keep_trained_scales
 from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
-from qtutor.workflows.refusals import Refused
+from qtutor.workflows.refusals import Refused, Untraced
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -68,7 +68,9 @@ def quantize_static(
     kept = (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
     recipe = Recipe.of(model, flow, batches.first, engine, keep_float=kept)
     if unknown := set(kept) - dict(model.named_modules()).keys():
-        raise ValueError(f"keep_float names no module of the model: {', '.join(sorted(unknown))}")
+        near = difflib.get_close_matches(min(unknown), dict(model.named_modules()), 3)
+        meant = f": did you mean {' or '.join(near)}?" if near else ": model.named_modules() lists them"
+        raise ValueError(f"keep_float names no module of the model: {', '.join(sorted(unknown))}{meant}")
     if kept and flow == "eager":
         raise ValueError(
             "keep_float needs flow='fx' or 'pt2e': in eager mode the model itself sets the qconfig of a layer to None, "
@@ -104,9 +106,8 @@ def prepare_qat(
     Raises as `quantize_static`.
     """
     for name, width in (("bits", bits), ("edge_bits", edge_bits)):
-        grid(width)
-        if width > 8:
-            raise ValueError(f"{name} must be from 2 to 8, got {width}: the codes are stored as 8-bit integers")
+        if width not in range(2, 9):
+            raise ValueError(f"{name} must be from 2 to 8, got {width!r}: the codes are stored as 8-bit integers")
     inputs = by_place(call_of(example_input), model, "example_input")
     recipe = Recipe.of(model, flow, inputs, engine, trained=True, prepared=True, bits=bits)
     with at_work(recipe.engine):
@@ -116,8 +117,9 @@ def prepare_qat(
         reference = Reference.of(float_copy(model), inputs)
         with _advised(model, inputs, recipe):
             prepared, recipe = prepare(model, recipe, reference)
-        if lines := lines_that_read_training(model, reference.inputs):
-            tell(f"trains as in eval mode, where forward reads self.training:{', '.join(lines)}")
+        lines = lines_that_read_training(model, reference.inputs) if flow != "eager" else []
+        if lines:
+            tell(f"forward takes its eval branch in training too, where it reads self.training:{', '.join(lines)}")
         return remember(prepared, recipe, inputs)
 
 
@@ -135,6 +137,7 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
     with at_work(recipe.engine):
         trained = eval_copy(model)
         without_data(trained)
+        _check_finite(trained)
         keep_trained_scales(trained)
         inputs = example_of(model)
         reference = Reference.of(trained, inputs)
@@ -185,7 +188,10 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
     recipe = Recipe.from_header(header)
     flow, engine, inputs = recipe.flow, recipe.engine, recipe.some_inputs()
     if engine not in engines(flow):
-        raise ValueError(f"{path} is for the engine {engine}, and this machine has {', '.join(engines(flow))}")
+        raise ValueError(
+            f"{path} is for the engine {engine}, and this machine has {', '.join(engines(flow))}: "
+            "quantize the float model on this machine"
+        )
     with at_work(engine):
         if flow == "dynamic":
             model = dynamic.convert(float_copy(float_model), recipe)
@@ -195,6 +201,14 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             model, _ = converted(prepared, recipe)
         model_file.fill(model, content, Path(path))
         return pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model
+
+
+def _check_finite(trained: nn.Module) -> None:
+    for name, parameter in trained.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(
+                f"the trained model holds NaN or infinity, first in {name}: train anew, with a smaller learning rate"
+            )
 
 
 def _check_compile(compile: bool, flow: str) -> None:
@@ -213,17 +227,23 @@ def _advised(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
         ]
         able = " or ".join(f"flow={flow!r}" for flow in others)
         way = f"{able} can take it as it is" if able else "No other flow takes it as it is"
-        if not able and recipe.flow != "eager":
-            way += "; flow='eager' does not trace it, and asks for stubs in the model instead"
+        if others == ["pt2e"]:
+            way += ", fast only with compile=True"
+        if "fx" not in others and _works(model, inputs, "dynamic", False):
+            way = f"{way}; so can quantize_dynamic(model)" if able else "quantize_dynamic(model) can take it as it is"
+        elif not able and isinstance(refused, Untraced) and recipe.flow != "eager":
+            way += "; flow='eager' does not read forward, and asks for a QuantStub and a DeQuantStub there"
         raise ValueError(f"flow={recipe.flow!r} {refused}. {way}") from refused
 
 
 def _works(model: nn.Module, inputs: tuple[Tensor, ...], flow: str, trained: bool) -> bool:
     """Whether a flow makes a sound model, on one batch."""
     try:
-        recipe = Recipe.of(model, flow, inputs, None, trained=trained)
+        recipe = Recipe.of(model, flow, () if flow == "dynamic" else inputs, None, trained=trained)
         with at_work(recipe.engine), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if flow == "dynamic":
+                return Reference.of(float_copy(model), inputs).agreement(dynamic.quantize_dynamic(model)) > USUAL
             if not trained:
                 static(model, recipe, Batches([Batch(inputs)], model))
                 return True

@@ -13,7 +13,7 @@ from qtutor.fusion.folding import along_channels, foldable_kind
 from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies
-from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, norm_dims, works_in_place
+from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, line_of, norm_dims, works_in_place
 from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.calls import call_apart, copies_of, share_ranges
@@ -182,6 +182,14 @@ def failing(model: GraphModule, inputs: tuple[Tensor, ...]) -> Node:
     except Exception:
         return watched.node
     raise AssertionError("it does not fail")
+
+
+def line_of_failing(model: nn.Module | None, inputs: tuple[Tensor, ...]) -> str:
+    """Return " at file:line: `code`" for what a traced model fails at, or at what that reads; else ""."""
+    if not isinstance(model, GraphModule):
+        return ""
+    node = failing(model, inputs)
+    return next(filter(None, map(line_of, (node, *node.all_input_nodes))), "")
 
 
 def name_of(node: Node) -> str:

@@ -113,7 +113,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
         raise ValueError(f"no linear layer can have 4-bit weights ({said or 'there is none'})")
     changed = replaced[id(model)].eval() if id(model) in replaced else eval_copy(model, replaced)
     if kept:
-        tell(f"quantize_weights leaves {len(kept)} linear layers as they are: {said}")
+        tell(f"quantize_weights leaves {len(kept)} of {len(layers)} linear layers as they are: {said}")
     keep_off_fast_path(changed)
     return changed
 
@@ -128,5 +128,8 @@ def _obstacle(layer: nn.Linear, group: int) -> str:
     if layer.out_features % _ROWS:
         return f"its {layer.out_features} outputs are no multiple of {_ROWS}"
     if layer.in_features % group:
-        return f"its {layer.in_features} inputs are no multiple of {group}"
+        fits = [each for each in GROUPS if layer.in_features % each == 0]
+        return f"its {layer.in_features} inputs are no multiple of {group}" + (
+            f": group={fits[-1]} would do" if fits else ""
+        )
     return ""

@@ -37,7 +37,7 @@ class Compiled(nn.Module):
         remember(self, recipe_of(model))
         self.__dict__["_run"] = torch.compile(model, dynamic=False)  # not a second copy in the state dict
         self._writes, given = False, copies(inputs)
-        with needs_compiler(", or leave compile=False and get the same numbers, slowly"):
+        with needs_compiler(", or leave compile=True out: the same numbers, slowly"):
             self(*given)
         # Inductor adds what a layer gives to an input in place, as of PyTorch 2.13; forward may write into one too.
         self._writes = not all(map(torch.equal, tensors_in(given), tensors_in(inputs)))

@@ -69,8 +69,9 @@ class Recipe:
             Unavailable: there is no engine.
         """
         check_module(model, "quantization")
-        if flow not in (*FLOWS, "dynamic"):
-            raise ValueError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
+        if flow not in FLOWS and (flow != "dynamic" or inputs):  # which is given none
+            way = ": quantize_dynamic(model) does that, and needs no data" if flow == "dynamic" else ""
+            raise ValueError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}{way}")
         engine = choose(engine, flow, model)
         shapes = tuple(x if x is None else (tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
         return cls(flow, engine, shapes, engine in SATURATING and not describe().has_int8_dot_product, **asked)
@@ -157,7 +158,9 @@ def float_copy(model: nn.Module) -> nn.Module:
         other = parameter.is_floating_point() and parameter.dtype != torch.float32
         if parameter.device.type != "cpu" or other:
             kind = f"{parameter.dtype} on {parameter.device}"
-            raise ValueError(f"{name} is {kind}: PyTorch quantizes float32 on the CPU, so pass model.cpu().float()")
+            raise ValueError(
+                f"{name} is {kind}: PyTorch quantizes float32 on the CPU, so pass copy.deepcopy(model).cpu().float()"
+            )
     copied = plain_copy(model)
     for module in copied.modules():
         if isinstance(module, _ConvNd) and isinstance(module.padding, str):

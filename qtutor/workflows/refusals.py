@@ -13,19 +13,38 @@ class Refused(ValueError):
     """A flow cannot take a model, or would give back another function; the text says what is in the way."""
 
 
+class Untraced(Refused):
+    """A flow cannot follow forward, or loses a part of it: eager mode, which does not read it, may do."""
+
+
 _MEANINGS = (
     (
-        r"used as inputs to control flow|GuardOnDataDependent|[Dd]ata-dependent",
-        "Python branches there on a value of a tensor",
+        r"not implemented for '(Long|Int|Short|Char|Byte|Bool)'|but found (Long|Int)",
+        "whole numbers are computed there, and only floats can be rounded: call .float() on them first",
+    ),
+    (r"used as inputs to control flow", "Python decides there by a tensor's value or size"),
+    (r"GuardOnDataDependent|[Dd]ata-dependent", "Python needs a tensor's value there, to decide or as a plain number"),
+    (
+        r"must be a string|list indices|'len' is not|__len__|len\(\) of a|cannot be interpreted|"
+        r"'(float|int)' object has|__round__|__format__",
+        "Python needs a plain number there: keep it a tensor, and write x.shape[0] for len(x)",
+    ),
+    (
+        r"takes \d+ positional",
+        "a size of a tensor is given to PyTorch there: write x.new_zeros(size) for torch.zeros(size)",
+    ),
+    (r"np\.ndarray|\.numpy\(\)", "forward leaves PyTorch for NumPy there: compute it with torch"),
+    (
+        r"not installed as a submodule",
+        "the layer is in a plain list or made in forward, where PyTorch does not find it: put it into an nn.ModuleList",
     ),
     (r"vmap", "no trace looks into torch.vmap: call what it maps on the whole batch"),
     (r"for 'Complex", "complex numbers have no range, and no INT8 kernel takes them"),
-    (r"Proxy object cannot be iterated|cannot be iterated", "Python loops there over a tensor, or unpacks it"),
+    (r"cannot be iterated", "Python loops there over a tensor or its shape, or unpacks it"),
     (
         r"does not support item (assignment|deletion)",
         "a part of a tensor is written there: torch.where or torch.cat can do that",
     ),
-    (r"__len__|len\(\) of a|'Proxy' object cannot be interpreted", "Python counts there with the size of a tensor"),
     (
         r"^getitem is not an aten",
         "a layer stands in a block that PyTorch captures apart, as under torch.autocast: take it out of the block",
@@ -48,15 +67,11 @@ _MEANINGS = (
     ),
     (r"'NoneType' object has no attribute 'named_children'", "its train() returns nothing: let it return self"),
     (r"requires_grad|cannot assign .* as parameter", "a parameter is computed there at each call"),
-    (r"[Mm]issing a required argument|takes \d+ positional|unexpected keyword", "forward does not take these inputs"),
-    (
-        r"C\+\+|torch\.ops|Unsupported|unsupported|not supported",
-        "PyTorch has no way to capture or to round what is done there",
-    ),
 )
 _JARGON = re.compile(
     r"eval_with_key|[Rr]eference node|prepack|\baten\b|::|Proxy|histogram_cpu|^\s*$|AssertionError|IndexError|KeyError|"
-    r"RecursiveScriptModule|-?nan|GraphModule|SymInt|0x[0-9a-f]+|fake_quant|_call_function|\bnode\b|\bNode\b"
+    r"RecursiveScriptModule|-?nan|GraphModule|SymInt|0x[0-9a-f]+|fake_quant|_call_function|\bnode\b|\bNode\b|"
+    r"C\+\+|torch\.ops|[Uu]nsupported|not supported"
 )
 
 
@@ -68,7 +83,7 @@ def reason_of(error: BaseException) -> str:
             return meaning
     first = first_line(said)
     if not first or len(first) > 200 or _JARGON.search(first):
-        return "PyTorch fails there, and does not say why in words that help"
+        return "PyTorch cannot follow what is done there"
     return first.rstrip(".")
 
 
@@ -85,6 +100,6 @@ def stub_reason(quantized: nn.Module, error: Exception) -> str:
     else:
         reason = (
             "it has no kernel for quantized tensors: a residual add, a product or a cat needs a FloatFunctional of "
-            "torch.ao.nn.quantized (self.add.add(a, b)), anything else a DeQuantStub before it"
+            "torch.ao.nn.quantized (self.add.add(a, b)), anything else a DeQuantStub before it and a QuantStub behind"
         )
     return f"cannot run {innermost or 'forward'} of the quantized {type(quantized).__name__}{where(error)}: {reason}"
