@@ -7,29 +7,29 @@ from typing import Any
 
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
-from qtutor.models.operators import kind_of
-from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
+from qtutor.models.running import agreement, outputs
 from qtutor.models.tensors import copies, tensors_in
-from qtutor.models.tracing import label, line_of, refuse_left_out, where, works_in_place
+from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.checks import (
-    QuantizationWarning,
-    Reference,
-    agrees,
-    listed,
-    repeats,
-    tell,
-    what_hurts,
+from qtutor.workflows.checks import QuantizationWarning, Reference, repeats, tell
+from qtutor.workflows.infinity import noting_infinity, spared
+from qtutor.workflows.judging import (
+    Unfit,
+    cannot_run,
+    check_same,
+    check_trained,
+    failed,
+    judge,
+    lines_in_place,
+    tell_what_hurts_untrained,
+    tell_what_stays,
 )
-from qtutor.workflows.floats import left_in_floats, why_left
-from qtutor.workflows.infinity import lines_that_read_infinity, noting_infinity, spared
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
-from qtutor.workflows.limits import CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
 from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
-from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
+from qtutor.workflows.refusals import Refused, reason_of
 
 import torch
 from torch import Tensor, nn
@@ -80,13 +80,13 @@ def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
         reference = _taken(reference, prepared)
         try:
             _calibrate(model, prepared, recipe, reference, batches)
-            written = _lines_in_place(prepared)
+            written = lines_in_place(prepared)
             quantized, recipe = build(prepared, recipe, reference)
-            _judge(model, quantized, recipe, reference, written)
-        except _Unfit as found:
+            judge(model, quantized, recipe, reference, written)
+        except Unfit as found:
             recipe = found.recipe
         else:
-            _tell_what_stays(model, quantized, recipe)
+            tell_what_stays(model, quantized, recipe)
             return quantized
 
 
@@ -107,22 +107,22 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
     except (Unavailable, Refused):
         raise
     except Exception as error:
-        raise _failed(model, inputs, error) from error
+        raise failed(model, inputs, error) from error
     if not recipe.trained:
         return prepared, recipe
     reference = _taken(reference, prepared)
     try:
         _check_untrained(model, prepared, recipe, reference)
         tried = _tried(prepared, recipe, reference)
-        _tell_what_stays(model, tried, recipe)
+        tell_what_stays(model, tried, recipe)
         reference.check_offset(tried)
-        _tell_what_hurts_untrained(model, tried, recipe, reference)
-    except _Unfit as found:
+        tell_what_hurts_untrained(model, tried, recipe, reference)
+    except Unfit as found:
         return prepare(model, found.recipe, reference)
     except (Unavailable, ValueError):
         raise
     except Exception as error:
-        raise _failed(model, inputs, error) from error
+        raise failed(model, inputs, error) from error
     return prepared, recipe
 
 
@@ -142,13 +142,13 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
         except pt2e.OtherSizes as error:
             raise Refused(f"cannot take all batches: {error}") from error
         except Exception as error:
-            raise _failed(model, inputs, error, prepared) from error
+            raise failed(model, inputs, error, prepared) from error
         if observers:
-            raise _Unfit(spared(prepared, recipe, observers))
+            raise Unfit(spared(prepared, recipe, observers))
         if number == 0:
             known = all(map(torch.equal, tensors_in(inputs), tensors_in(reference.batch)))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
-            _check_same(model, prepared, recipe, agreement(wanted, found), reference)
+            check_same(model, prepared, recipe, agreement(wanted, found), reference)
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -184,7 +184,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
 
     Raises:
         Refused: it does not run, or gives another output each time.
-        _Unfit: an operator has no kernel for what it is given, and may stay in floats.
+        Unfit: an operator has no kernel for what it is given, and may stay in floats.
     """
     blind = without_data(prepared)
     try:
@@ -197,7 +197,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
     try:
         found = outputs(model, inputs)
     except Exception as error:
-        raise _cannot_run(model, recipe, inputs, error) from error
+        raise cannot_run(model, recipe, inputs, error) from error
     if recipe.flow != "pt2e" and (wrong := mend(model, weights, inputs)):
         recipe = replace(recipe, in_floats=wrong)
         remember(model, recipe)
@@ -234,24 +234,6 @@ def _rounds(model: nn.Module) -> bool:
     return any(str(node.target).startswith(("quantized.", "quantized_decomposed.")) for node in nodes)
 
 
-def _tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
-    """Say which layers and parameters stay in floats, beside those that were asked to."""
-    if recipe.flow == "eager":  # where the model itself says it, with stubs
-        return
-    asked = tuple(f"{name}." for name in recipe.keep_float)
-    found = left_in_floats(given, model, recipe.left_float)
-    if names := [name for name in found if not f"{name}.".startswith(asked)]:
-        reasons = why_left(float_copy(given), names, recipe)
-        tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, reasons)}")
-    if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(float_copy(given))):
-        tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
-    if recipe.float_operators:
-        tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
-    if recipe.infinite:
-        lines = " and".join(lines_that_read_infinity(model, recipe))
-        tell(f"flow={recipe.flow!r} computes in floating point what reads infinity, which no scale holds,{lines}")
-
-
 def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
     """What a model to train is converted to before it is trained: what stands in the way of that is said at once."""
     trial = eval_copy(prepared)
@@ -271,86 +253,6 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
     return quantized
 
 
-def check_trained(found: float) -> None:
-    """Refuse an INT8 model that does not compute what the trained one does; say how far it is off where it is far."""
-    said = agrees(found, "the model that trains")
-    if found < LEAST:
-        raise Refused(f"is too far off: {said}")
-    if found < USUAL:
-        tell(said)
-
-
-class _Unfit(Exception):
-    """A recipe does not do for a model, and `recipe` may: it leaves more in floats, or rewrites what works in place."""
-
-    def __init__(self, recipe: Recipe):
-        super().__init__()
-        self.recipe = recipe
-
-
-def _cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
-    """What to raise where an INT8 model fails."""
-    if recipe.flow == "eager":
-        return Refused(stub_reason(model, error))
-    if recipe.flow == "pt2e":
-        return Refused(f"cannot convert it: {reason_of(error)}")
-    node = fx.failing(model, inputs)
-    name = fx.name_of(node)
-    if node.op == "call_module" and (layer := given_name(node.target)) not in recipe.left_float:
-        return _Unfit(replace(recipe, left_float=(*recipe.left_float, layer)))
-    if name and name not in recipe.float_operators:
-        return _Unfit(replace(recipe, float_operators=(*recipe.float_operators, name)))
-    return Refused(f"cannot run {label(node)} in INT8{line_of(node)}: {reason_of(error)}")
-
-
-def _failed(
-    model: nn.Module, inputs: tuple[Tensor, ...], error: Exception, prepared: nn.Module | None = None
-) -> Exception:
-    outputs(float_copy(model), inputs)  # if the model itself cannot take the inputs, its own error says why
-    place = where(error) or fx.line_of_failing(prepared, inputs)
-    return Untraced(f"cannot take {kind_of(model)}{place}: {reason_of(error)}")
-
-
-def _unseen(recipe: Recipe, said: str) -> Exception:
-    """What to raise where a flow does not see all that a model does."""
-    can_rewrite = recipe.flow == "pt2e" and not recipe.functional
-    return _Unfit(replace(recipe, functional=True)) if can_rewrite else Untraced(said)
-
-
-def _check_same(model: nn.Module, prepared: nn.Module, recipe: Recipe, found: float, reference: Reference) -> None:
-    if found < SAME:
-        raise _unseen(
-            recipe,
-            f"loses a part of {kind_of(model)}: its copy differs before anything is rounded. "
-            f"{_lost(float_copy(model), prepared, recipe, reference.inputs)}",
-        )
-
-
-def _lost(model: nn.Module, prepared: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> str:
-    """Say what a trace loses of a model, as far as that can be told."""
-    if lines := lines_that_enter_autocast(model, inputs):
-        return f"autocast gets lost, here{' and'.join(lines)}: take it out of forward"
-    if recipe.flow == "fx" and (blocks := fx.passed_by(model)):
-        return (
-            f"The hooks of {_named(blocks)} get lost: write what they do into forward, or take them off with "
-            "handle.remove()"
-        )
-    return (
-        f"The usual cause is a write in place{_lines_in_place(prepared)}: write y = relu(x), and torch.where or "
-        "torch.cat for x[i] = y"
-    )
-
-
-def _named(modules: list[str]) -> str:
-    return ", ".join(name or "the model itself" for name in modules)
-
-
-def _lines_in_place(model: nn.Module) -> str:
-    nodes = model.graph.nodes if isinstance(model, GraphModule) else ()
-    lines = dict.fromkeys(line_of(node) for node in nodes if works_in_place(node, model))
-    return f", here{' and'.join(filter(None, lines))}" if any(lines) else ""
-
-
 def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference) -> None:
     """Check that a model to train gives in eval mode, without rounding, what the float one does."""
     exact = eval_copy(prepared)
@@ -365,8 +267,8 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
     with noting_infinity(exact) as observers:
         found = reference.agreement(exact)
     if observers:
-        raise _Unfit(spared(exact, recipe, observers))
-    _check_same(model, prepared, recipe, found, reference)
+        raise Unfit(spared(exact, recipe, observers))
+    check_same(model, prepared, recipe, found, reference)
 
 
 def without_data(prepared: nn.Module) -> list[str]:
@@ -380,35 +282,3 @@ def without_data(prepared: nn.Module) -> list[str]:
     if blind and len(blind) == len(observers):
         raise ValueError("the prepared model has seen no data, so every scale would be 1: train it before convert")
     return [n.partition(".activation_post_process")[0] for n in blind if ".activation_post" in n]
-
-
-def _judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference, written: str) -> None:
-    """Compare an INT8 model with the float one: say what hurts where it is far off, and refuse another function."""
-    got = reference.agreement(quantized)
-    if got >= USUAL:
-        reference.check_offset(quantized)
-        return
-    kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager"
-    worst, explained = what_hurts(float_copy(model), reference.batch, kept, can_keep=can_keep)
-    said = agrees(got, "the float one")
-    if explained > got + 10:
-        if got < CLEAR:
-            lost = f"is too far off: {said}; its layers alone would reach {explained:.1f} dB"
-            raise _unseen(recipe, f"{lost}, so something between them gets lost{written}")
-        worst = _between(explained)
-    if got < LEAST:
-        raise Refused(f"is too far off: {said}; {worst}")
-    tell(f"{said}: {worst}")
-
-
-def _between(explained: float) -> str:
-    return f"its layers alone would reach {explained:.1f} dB, so a sum, product or softmax between them hurts"
-
-
-def _tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe, reference: Reference) -> None:
-    """Say what training has to make good, beside what fewer bits cost, for nothing is left to compare with then."""
-    got = agreement(reference.outputs, outputs(tried, reference.inputs))
-    if recipe.bits == 8 and not recipe.edges and got < USUAL:
-        worst, explained = what_hurts(float_copy(model), reference.inputs, recipe.left_float, can_keep=False)
-        worst = worst if explained < USUAL else _between(explained)
-        tell(f"before it is trained, the INT8 model agrees with the float one to {got:.1f} dB only: {worst}")

@@ -16,7 +16,6 @@ from qtutor.workflows.backends import at_work, engines
 from qtutor.workflows.building import (
     Batches,
     build,
-    check_trained,
     converted,
     prepare,
     rebuilt,
@@ -26,6 +25,7 @@ from qtutor.workflows.building import (
 )
 from qtutor.workflows.checks import Reference, tell
 from qtutor.workflows.int4 import Int4Linear
+from qtutor.workflows.judging import check_trained
 from qtutor.workflows.limits import USUAL
 from qtutor.workflows.low_bits import keep_trained_scales
 from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember

@@ -1,0 +1,148 @@
+"""What is said of what a flow made of a model, and what is raised where it cannot take one."""
+
+from dataclasses import replace
+
+from qtutor.models.operators import kind_of
+from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
+from qtutor.models.tracing import label, line_of, where, works_in_place
+from qtutor.workflows import fx
+from qtutor.workflows.calls import given_name
+from qtutor.workflows.checks import Reference, agrees, listed, tell, what_hurts
+from qtutor.workflows.floats import left_in_floats, why_left
+from qtutor.workflows.infinity import lines_that_read_infinity
+from qtutor.workflows.limits import CLEAR, LEAST, SAME, USUAL
+from qtutor.workflows.recipe import Recipe, float_copy
+from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+
+def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
+    """Say which layers and parameters stay in floats, beside those that were asked to."""
+    if recipe.flow == "eager":  # where the model itself says it, with stubs
+        return
+    asked = tuple(f"{name}." for name in recipe.keep_float)
+    found = left_in_floats(given, model, recipe.left_float)
+    if names := [name for name in found if not f"{name}.".startswith(asked)]:
+        reasons = why_left(float_copy(given), names, recipe)
+        tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, reasons)}")
+    if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(float_copy(given))):
+        tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
+    if recipe.float_operators:
+        tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
+    if recipe.infinite:
+        lines = " and".join(lines_that_read_infinity(model, recipe))
+        tell(f"flow={recipe.flow!r} computes in floating point what reads infinity, which no scale holds,{lines}")
+
+
+def check_trained(found: float) -> None:
+    """Refuse an INT8 model that does not compute what the trained one does; say how far it is off where it is far."""
+    said = agrees(found, "the model that trains")
+    if found < LEAST:
+        raise Refused(f"is too far off: {said}")
+    if found < USUAL:
+        tell(said)
+
+
+class Unfit(Exception):
+    """A recipe does not do for a model, and `recipe` may: it leaves more in floats, or rewrites what works in place."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.recipe = recipe
+
+
+def cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
+    """What to raise where an INT8 model fails."""
+    if recipe.flow == "eager":
+        return Refused(stub_reason(model, error))
+    if recipe.flow == "pt2e":
+        return Refused(f"cannot convert it: {reason_of(error)}")
+    node = fx.failing(model, inputs)
+    name = fx.name_of(node)
+    if node.op == "call_module" and (layer := given_name(node.target)) not in recipe.left_float:
+        return Unfit(replace(recipe, left_float=(*recipe.left_float, layer)))
+    if name and name not in recipe.float_operators:
+        return Unfit(replace(recipe, float_operators=(*recipe.float_operators, name)))
+    return Refused(f"cannot run {label(node)} in INT8{line_of(node)}: {reason_of(error)}")
+
+
+def failed(
+    model: nn.Module, inputs: tuple[Tensor, ...], error: Exception, prepared: nn.Module | None = None
+) -> Exception:
+    outputs(float_copy(model), inputs)  # if the model itself cannot take the inputs, its own error says why
+    place = where(error) or fx.line_of_failing(prepared, inputs)
+    return Untraced(f"cannot take {kind_of(model)}{place}: {reason_of(error)}")
+
+
+def unseen(recipe: Recipe, said: str) -> Exception:
+    """What to raise where a flow does not see all that a model does."""
+    can_rewrite = recipe.flow == "pt2e" and not recipe.functional
+    return Unfit(replace(recipe, functional=True)) if can_rewrite else Untraced(said)
+
+
+def check_same(model: nn.Module, prepared: nn.Module, recipe: Recipe, found: float, reference: Reference) -> None:
+    if found < SAME:
+        raise unseen(
+            recipe,
+            f"loses a part of {kind_of(model)}: its copy differs before anything is rounded. "
+            f"{_lost(float_copy(model), prepared, recipe, reference.inputs)}",
+        )
+
+
+def _lost(model: nn.Module, prepared: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> str:
+    """Say what a trace loses of a model, as far as that can be told."""
+    if lines := lines_that_enter_autocast(model, inputs):
+        return f"autocast gets lost, here{' and'.join(lines)}: take it out of forward"
+    if recipe.flow == "fx" and (blocks := fx.passed_by(model)):
+        return (
+            f"The hooks of {_named(blocks)} get lost: write what they do into forward, or take them off with "
+            "handle.remove()"
+        )
+    return (
+        f"The usual cause is a write in place{lines_in_place(prepared)}: write y = relu(x), and torch.where or "
+        "torch.cat for x[i] = y"
+    )
+
+
+def _named(modules: list[str]) -> str:
+    return ", ".join(name or "the model itself" for name in modules)
+
+
+def lines_in_place(model: nn.Module) -> str:
+    nodes = model.graph.nodes if isinstance(model, GraphModule) else ()
+    lines = dict.fromkeys(line_of(node) for node in nodes if works_in_place(node, model))
+    return f", here{' and'.join(filter(None, lines))}" if any(lines) else ""
+
+
+def judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference, written: str) -> None:
+    """Compare an INT8 model with the float one: say what hurts where it is far off, and refuse another function."""
+    got = reference.agreement(quantized)
+    if got >= USUAL:
+        reference.check_offset(quantized)
+        return
+    kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager"
+    worst, explained = what_hurts(float_copy(model), reference.batch, kept, can_keep=can_keep)
+    said = agrees(got, "the float one")
+    if explained > got + 10:
+        if got < CLEAR:
+            lost = f"is too far off: {said}; its layers alone would reach {explained:.1f} dB"
+            raise unseen(recipe, f"{lost}, so something between them gets lost{written}")
+        worst = _between(explained)
+    if got < LEAST:
+        raise Refused(f"is too far off: {said}; {worst}")
+    tell(f"{said}: {worst}")
+
+
+def _between(explained: float) -> str:
+    return f"its layers alone would reach {explained:.1f} dB, so a sum, product or softmax between them hurts"
+
+
+def tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe, reference: Reference) -> None:
+    """Say what training has to make good, beside what fewer bits cost, for nothing is left to compare with then."""
+    got = agreement(reference.outputs, outputs(tried, reference.inputs))
+    if recipe.bits == 8 and not recipe.edges and got < USUAL:
+        worst, explained = what_hurts(float_copy(model), reference.inputs, recipe.left_float, can_keep=False)
+        worst = worst if explained < USUAL else _between(explained)
+        tell(f"before it is trained, the INT8 model agrees with the float one to {got:.1f} dB only: {worst}")
