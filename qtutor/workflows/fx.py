@@ -4,7 +4,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -185,11 +185,12 @@ def failing(model: GraphModule, inputs: tuple[Tensor, ...]) -> Node:
 
 
 def line_of_failing(model: nn.Module | None, inputs: tuple[Tensor, ...]) -> str:
-    """Return " at file:line: `code`" for what a traced model fails at, or at what that reads; else ""."""
-    if not isinstance(model, GraphModule):
-        return ""
-    node = failing(model, inputs)
-    return next(filter(None, map(line_of, (node, *node.all_input_nodes))), "")
+    """Return " at file:line: `code`" where a traced model fails, or for what is read there; "" where none is known."""
+    with suppress(AssertionError, AttributeError):  # it fails before its first node, or not again
+        if isinstance(model, GraphModule):
+            node = failing(model, inputs)
+            return next(filter(None, map(line_of, (node, *node.all_input_nodes))), "")
+    return ""
 
 
 def name_of(node: Node) -> str:
