@@ -46,7 +46,7 @@ class Exported:
     @functools.cached_property
     def wanted(self) -> list[tuple[tuple[Tensor, ...], list[Tensor]]]:
         """The first batch and the last of its shapes, each with what the model gives for it."""
-        shapes = [[x.shape for x in batch] for batch in self.batches]
+        shapes = [[getattr(x, "shape", None) for x in batch] for batch in self.batches]
         last = max(place for place, each in enumerate(shapes) if each == shapes[0])
         chosen = [self.batches[place] for place in sorted({0, last})]
         return [(batch, outputs(self.model, batch)) for batch in chosen]

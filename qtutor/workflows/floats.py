@@ -65,7 +65,7 @@ def why_left(model: nn.Module, names: Collection[str], recipe: Recipe) -> dict[s
             return "quantize_dynamic takes it"
         if recipe.flow == "fx" and next(module.children(), None) is not None:
             return "FX does not look inside"
-        return "no INT8 kernel computes it" if name in recipe.left_float else ""
+        return "no INT8 kernel does what it does here" if name in recipe.left_float else ""
 
     return {name: reason(name) for name in names}
 

@@ -162,7 +162,7 @@ def save(model: nn.Module, path: Path | str) -> None:
     recipe = recipe_of(model)
     if not recipe or recipe.prepared:
         fix = "convert it first" if recipe else "quantize it with quantize_static, quantize_dynamic or convert first"
-        if any(isinstance(module, Int4Linear) for module in model.modules()):
+        if isinstance(model, nn.Module) and any(isinstance(module, Int4Linear) for module in model.modules()):
             fix = (
                 "4-bit weights go into a file with torch.save(model.state_dict(), path), and back with "
                 "quantize_weights(float_model).load_state_dict(torch.load(path))"

@@ -29,10 +29,6 @@ _MEANINGS = (
         r"'(float|int)' object has|__round__|__format__",
         "Python needs a plain number there: keep it a tensor, and write x.shape[0] for len(x)",
     ),
-    (
-        r"takes \d+ positional",
-        "a size of a tensor is given to PyTorch there: write x.new_zeros(size) for torch.zeros(size)",
-    ),
     (r"np\.ndarray|\.numpy\(\)", "forward leaves PyTorch for NumPy there: compute it with torch"),
     (
         r"not installed as a submodule",
