@@ -348,7 +348,7 @@ def test_size_of_a_model_that_torchao_quantized_is_found_in_a_comparison_too():
 
 
 def test_only_a_model_has_a_size():
-    with pytest.raises(TypeError, match=r"needs an nn\.Module, got function"):
+    with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got function"):
         size_bytes(fail)
 
 

@@ -273,7 +273,7 @@ def test_nothing_is_reported_over_the_network(network, batches):
 @pytest.mark.parametrize(
     ("model", "data", "names", "error", "message"),
     [
-        (torch.abs, [torch.rand(2, 3)], None, TypeError, r"needs an nn\.Module, got builtin"),
+        (torch.abs, [torch.rand(2, 3)], None, TypeError, r"needs a torch\.nn\.Module, got builtin"),
         (nn.Linear(3, 2), [], None, ValueError, "calibration_data holds no batch"),
         (nn.Linear(3, 2), torch.rand(2, 3), None, TypeError, "an iterable of batches, got one batch"),
         (nn.Linear(3, 2), [torch.rand(2, 3)], ["eager"], ValueError, "no runtime 'eager': choose from eager FP32"),

@@ -145,7 +145,7 @@ def traffic(
     with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version, which Meter needs
         tracer = trace(model, "traffic", inputs)
         meter = Meter(tracer, activation_bytes, weight_bytes)
-        meter.run(*copies([i for i in inputs if tensors_in(i)]))
+        meter.run(*copies([i for i in inputs if i is None or tensors_in(i)]))
     rows = dict(meter.rows)
     if getattr(model, "_counts_as_fused", False) if fused is None else fused:
         for fusion, nodes in patterns(tracer):
