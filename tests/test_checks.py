@@ -1459,7 +1459,9 @@ def test_pt2e_leaves_a_layer_in_floats_that_does_more_than_its_class(alter, trai
         model.head.register_forward_hook(lambda block, given, output: 3 * output)
     else:
         model.head.forward = MethodType(scaled, model.head)
-    with pytest.warns(QuantizationWarning, match=r"floating point: head \(Linear\): it has hooks or a forward of its own$"):
+    with pytest.warns(
+        QuantizationWarning, match=r"floating point: head \(Linear\): it has hooks or a forward of its own$"
+    ):
         quantized = prepare_qat(model, ROWS, flow="pt2e") if trained else quantize_static(model, [ROWS], "pt2e")
     if trained:
         quantized(ROWS)
