@@ -63,16 +63,13 @@ def read(data: Iterable, name: str = "data", *, keep: bool = False) -> Iterator[
         raise TypeError(f"{name} is an iterable of batches, got one batch ({type(data).__name__}): put it in a list")
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise TypeError(f"{name} is an iterable of batches, got {type(data).__name__}")
+    refilled = keep and not isinstance(data, (list, tuple))
     for number, given in enumerate(iter(data)):
         batch = given if isinstance(given, Batch) else _batch(given, f"batch {number} of {name}")
         for tensor in tensors_in([batch.args, batch.kwargs]):
             if tensor.numel() == 0:
                 raise ValueError(f"batch {number} of {name}: an input of shape {tuple(tensor.shape)} is empty")
-        yield (
-            batch
-            if not keep or isinstance(data, (list, tuple))
-            else Batch(*copies((batch.args, batch.kwargs, batch.labels)))
-        )
+        yield Batch(*copies((batch.args, batch.kwargs, batch.labels))) if refilled else batch
 
 
 def read_some(data: Iterable, most: int) -> tuple[list[Batch], bool]:

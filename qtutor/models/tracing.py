@@ -61,8 +61,10 @@ class Call(fx.Tracer):
             return self.create_proxy("placeholder", name, (), {})
 
         def taken(name: str, value: Any) -> Any:
-            proxy = stand_in(name) if value is None or tensors_in(value) else value
-            return None if value is None else proxy  # what is left out keeps its place
+            if value is None:
+                stand_in(name)  # what is left out keeps its place
+                return None
+            return stand_in(name) if tensors_in(value) else value
 
         signature = inspect.signature(self.root.forward)
         if self.inputs is not None:

@@ -76,7 +76,7 @@ class Exported:
         return restructured
 
 
-def named(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def by_name(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Return the inputs that are given as they are called in an ONNX file: input0, input1, ..."""
     return {f"input{i}": tensor for i, tensor in enumerate(tensors_in(inputs))}
 
@@ -88,9 +88,9 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) 
 
     Args:
         model: in eval mode, float or quantized by FX.
-        inputs: one batch; in the file they are called as by `named`.
+        inputs: one batch; in the file they are called as by `by_name`.
     """
-    given = [*named(inputs)]
+    given = [*by_name(inputs)]
     if len(given) < len(inputs):  # the exporter would move what stands behind None to its place
         model, inputs = _Filled(model, inputs), tuple(tensors_in(inputs))
     with torch.no_grad():

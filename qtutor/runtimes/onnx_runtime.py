@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qtutor.machine import describe, on_arm
-from qtutor.runtimes.exported import Batches, Exported, Folder, Session, named
+from qtutor.runtimes.exported import Batches, Exported, Folder, Session, by_name
 from qtutor.workflows.notices import unlogged
 
 import torch
@@ -59,7 +59,7 @@ def quantize_onnx(
 
         def get_next(self) -> dict | None:
             batch = next(self.left, None)
-            return batch and {name: tensor.numpy() for name, tensor in named(batch).items()}
+            return batch and {name: tensor.numpy() for name, tensor in by_name(batch).items()}
 
     unsigned = not on_arm() if unsigned is None else unsigned
     settings = {"activation_type": quantization.QuantType.QUInt8 if unsigned else quantization.QuantType.QInt8}

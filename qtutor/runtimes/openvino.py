@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 from qtutor.machine import describe, on_arm
-from qtutor.runtimes.exported import Exported, Session, named
+from qtutor.runtimes.exported import Exported, Session, by_name
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def int8(exported: Exported) -> tuple[Callable, int]:
     import openvino
 
     nncf = _quiet_nncf()
-    batches = [{name: tensor.numpy() for name, tensor in named(batch).items()} for batch in exported.batches]
+    batches = [{name: tensor.numpy() for name, tensor in by_name(batch).items()} for batch in exported.batches]
     model = openvino.Core().read_model(exported.onnx)
     options = {}
     if not (describe().has_int8_dot_product or on_arm()):  # sums of two products overflow 16 bits, as in ONNX Runtime

@@ -4,10 +4,9 @@ import importlib
 import platform
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
 
 from qtutor.machine import choose_engine, on_arm
 from qtutor.models.operators import kind_of
@@ -120,17 +119,22 @@ def choose(engine: str | None, flow: str, model: nn.Module) -> str:
     return engine or here[0]
 
 
-def swapped(swap: Callable[..., nn.Module], model: nn.Module, *args: Any, **options: Any) -> nn.Module:
+def swapped(swap: Callable[..., nn.Module], model: nn.Module) -> nn.Module:
     """Let PyTorch swap layers in place; of a layer with several names it would leave all but the first as they were."""
     places = defaultdict(list)
     for owner in model.modules():
         for name, layer in owner._modules.items():
             if layer is not None:
                 places[layer].append((owner, name))
-    model = swap(model, *args, inplace=True, **options)
+    model = swap(model, inplace=True)
     for (first, name), *others in places.values():
         for owner, other in others:
             setattr(owner, other, getattr(first, name))
-    for layer in places.keys() - {*model.modules()}:
-        vars(layer).pop("qconfig", None)  # which holds the layer, and so its weights
+    let_go(places.keys() - {*model.modules()})
     return model
+
+
+def let_go(layers: Iterable[nn.Module]) -> None:
+    """Take off layers, which others replace, the qconfig that PyTorch gave them: it holds the layer and its weights."""
+    for layer in layers:
+        vars(layer).pop("qconfig", None)

@@ -15,7 +15,7 @@ from qtutor.models.operators import called, kind_of
 from qtutor.models.tracing import is_altered
 from qtutor.observers import round_min_max
 from qtutor.simulation.layers import KINDS, outermost
-from qtutor.workflows.backends import at_work, torch_ao
+from qtutor.workflows.backends import at_work, let_go, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 from qtutor.workflows.limits import WELL
 from qtutor.workflows.recipe import Recipe, float_copy, remember
@@ -67,8 +67,7 @@ def convert(copied: nn.Module, recipe: Recipe) -> nn.Module:
                 setattr(layer, path.replace("weight", "bias"), nn.Parameter(torch.zeros(len(weight))))
             layer.bias = True
     swapped = quantize(nn.ModuleList(layers), {*_KINDS}, dtype=torch.qint8, inplace=True)
-    for layer in layers:
-        vars(layer).pop("qconfig", None)  # which holds the layer, and so its weights
+    let_go(layers)
     for module in swapped:
         module.forward = MethodType(_taking_one(type(module)), module)
         if hasattr(module, "hidden_size"):
