@@ -15,6 +15,7 @@ from qtutor.workflows import Unavailable, quantize_static
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 pytestmark = [
     pytest.mark.slow,
@@ -118,6 +119,20 @@ def test_a_comparison_of_all_has_a_row_for_each(network, batches):
     assert tuple(table.index) == runtimes.NAMES
     assert set(table.index[table["error"] != ""]) == set(runtimes.missing())
     assert table.loc[table["error"] == "", "size_mb"].notna().all()
+
+
+@pytest.mark.parametrize("name", ["torch.compile", "PT2E INT8"])
+def test_neither_inference_mode_nor_what_it_made_is_compiled_anew(name, network, batches):
+    here(name)
+    entry, graphs = runtimes.build(network, batches, [name])[name], counters["stats"]
+    before = graphs["unique_graphs"]
+    expected = entry(batches[0])
+    with torch.inference_mode():
+        assert torch.equal(entry(batches[0]), expected)
+        assert torch.equal(entry(batches[0].clone()), expected)
+    assert graphs["unique_graphs"] == before
+    entry(batches[0][:3])
+    assert graphs["unique_graphs"] == before + 1
 
 
 @pytest.mark.parametrize("gone", [{"onnxruntime", "openvino"}, {"onnx"}])

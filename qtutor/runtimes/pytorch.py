@@ -9,6 +9,7 @@ from qtutor.models.copying import copy_model
 from qtutor.runtimes.exported import Exported, no_notices
 from qtutor.workflows import needs_compiler, quantize_static
 from qtutor.workflows.backends import at_work
+from qtutor.workflows.inductor import lower
 from qtutor.workflows.recipe import recipe_of
 
 import torch
@@ -40,16 +41,8 @@ def bf16(exported: Exported) -> tuple[Callable, int]:
 
 
 def compiled(exported: Exported) -> tuple[Callable, int]:
-    from torch._inductor import config
-
     with no_notices():
-        compiled = torch.compile(exported.model, dynamic=False)
-
-    def run(*inputs: Tensor) -> Any:
-        with torch.no_grad(), config.patch(freezing=True):
-            return compiled(*inputs)
-
-    run = quiet_where_new(run)
+        run = quiet_where_new(lower(exported.model))
     with needs_compiler():
         run(*exported.inputs)
     return run, size_bytes(exported.model)

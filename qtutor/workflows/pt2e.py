@@ -1,7 +1,6 @@
 """The PT2E flow of torchao: torch.export captures the model, and Inductor can lower it."""
 
 import io
-import warnings
 from collections import defaultdict
 from contextlib import AbstractContextManager, ExitStack, redirect_stderr, redirect_stdout, suppress
 from types import ModuleType
@@ -14,6 +13,7 @@ from qtutor.models.tensors import copies, tensors_in
 from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
 from qtutor.workflows.floats import left
+from qtutor.workflows.inductor import lower
 from qtutor.workflows.low_bits import narrow_config, trained_config
 from qtutor.workflows.notices import unlogged
 from qtutor.workflows.recipe import Recipe, recipe_of, remember
@@ -35,7 +35,7 @@ class Compiled(nn.Module):
         super().__init__()
         self.model = model
         remember(self, recipe_of(model))
-        self.__dict__["_run"] = torch.compile(model, dynamic=False)  # not a second copy in the state dict
+        self.__dict__["_run"] = lower(model)  # not a second copy in the state dict
         self._writes, given = False, copies(inputs)
         with needs_compiler(", or leave compile=True out: the same numbers, slowly"):
             self(*given)
@@ -43,17 +43,11 @@ class Compiled(nn.Module):
         self._writes = not all(map(torch.equal, tensors_in(given), tensors_in(inputs)))
 
     def forward(self, *inputs: Tensor) -> Any:
-        from torch._inductor import config
-
-        # Without freezing the weights would not be packed for INT8 kernels. Inference mode is left, for each mode is
-        # compiled anew.
-        with torch.inference_mode(False), torch.no_grad(), config.patch(freezing=True), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="To copy construct from a tensor", module=r"torch\._inductor")
-            try:
-                return self._run(*(copies(inputs) if self._writes else inputs))
-            except AssertionError:
-                self.model(*inputs)  # it says in words which sizes it takes
-                raise
+        try:
+            return self._run(*(copies(inputs) if self._writes else inputs))
+        except AssertionError:
+            self.model(*inputs)  # it says in words which sizes it takes
+            raise
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = False) -> GraphModule:
