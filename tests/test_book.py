@@ -119,7 +119,7 @@ def site(tmp_path_factory):
     environment = {**os.environ, "QTUTOR_HOME": str(tmp_path_factory.mktemp("home"))}
     command = [sys.executable, "-m", "qtutor.cli", "book", str(out)]
     for _ in range(2):  # the second replaces the first
-        built = subprocess.run(command, cwd=COURSE, env=environment, capture_output=True, text=True, timeout=1500)
+        built = subprocess.run(command, cwd=COURSE, env=environment, capture_output=True, text=True, timeout=7200)
         assert built.returncode == 0, built.stderr
         assert built.stderr == ""
     assert "once" not in built.stdout
