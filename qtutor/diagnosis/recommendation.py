@@ -10,7 +10,7 @@ from qtutor.diagnosis.experiment import Experiment, Measured
 from qtutor.repair.search import fewest
 from qtutor.simulation import Configuration
 from qtutor.words import first_line, named
-from qtutor.workflows.limits import CLEAR, USUAL
+from qtutor.workflows.limits import BETTER, CLEAR, USUAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,4 +122,4 @@ class Search:
 def _is_better(new: Measured, old: Measured) -> bool:
     if math.isnan(new.sqnr) or new.sqnr == old.sqnr:
         return new.metric > old.metric
-    return new.sqnr > old.sqnr + 0.2
+    return new.sqnr > old.sqnr + BETTER

@@ -12,7 +12,7 @@ from qtutor.affine import decibels, fake_quantize, noise_over_signal
 from qtutor.models.batches import Batch
 from qtutor.simulation import Rounding, Simulation
 from qtutor.simulation.layers import activation_axis, channel_axis
-from qtutor.workflows.limits import HARMLESS, WELL
+from qtutor.workflows.limits import HALF, HARMLESS, WELL
 
 import torch
 from torch import Tensor
@@ -241,7 +241,7 @@ def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
             "equalize, or keep it in float",
         )
     rms = math.sqrt(float(sums.signal.sum() / (sums.count * len(sums.signal))))
-    if gain >= 3:
+    if gain >= HALF:
         return (
             f"badly calibrated: rare values set the range of its {side}, {gain:.0f} dB could be won",
             "ranges of least squared error",

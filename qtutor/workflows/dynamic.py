@@ -117,9 +117,13 @@ def _check_weights(name: str, layer: nn.Module) -> None:
         if not weight.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity in its {path}: mend that before you quantize it")
     if (coarse := _coarse(layer)) < WELL:
+        way = "try qtutor.repair.equalize(model) before"
+        if type(layer) is not nn.Linear:
+            call = f"torch.ao.quantization.quantize_dynamic(model, {{torch.nn.{kind_of(layer)}}}, dtype=torch.float16)"
+            way = f"{call} keeps them, at half the size of float32"
         tell(
             f"{name} keeps its weights to {coarse:.1f} dB only: each of its tensors has one scale, and a few weights "
-            "are far larger than the rest: try qtutor.repair.equalize(model) before"
+            f"are far larger than the rest: {way}"
         )
 
 

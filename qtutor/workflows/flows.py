@@ -95,8 +95,8 @@ def prepare_qat(
     """Return a model to train, in training mode, that rounds weights and activations as INT8 will.
 
     Narrower codes are still stored in 8 bits: fewer bits show what they cost, and save nothing. Activations of
-    8 bits keep to 7, as PyTorch's default does, only where two products of 8 bits overflow: on the engines x86
-    and fbgemm, where the processor has no INT8 dot product.
+    8 bits keep to 7, as PyTorch's default does, only where two products of 8 bits overflow: on the engines for
+    x86 processors, where this one has no INT8 dot product.
 
     Args:
         example_input: what the model takes: a tensor, a tuple of several, or a mapping of named ones.
