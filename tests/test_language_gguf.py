@@ -107,10 +107,7 @@ def test_a_file_is_read_as_gguf_reads_it(form, model, tmp_path):
     assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
     for tensor in theirs.tensors:
         expected = gguf.quants.dequantize(np.array(tensor.data), tensor.tensor_type)
-        found = ours.tensor(tensor.name)
-        assert torch.equal(found, torch.from_numpy(expected))
-        if found.dim() == 2:
-            assert torch.equal(ours.tensor(tensor.name, slice(3, 5)), found[3:5])
+        assert torch.equal(ours.tensor(tensor.name), torch.from_numpy(expected))
 
 
 def test_a_model_that_is_read_computes_what_was_written(path, model):
@@ -252,8 +249,6 @@ def test_a_model_that_is_read_whole_is_its_readers_own(path):
     before = parts.embedding.clone()
     whole.embedding.weight.data.zero_()
     assert torch.equal(parts.embedding, before)
-    with pytest.raises(ValueError, match="rows must follow one another"):
-        parts.file.tensor("token_embd.weight", slice(None, None, -1))
 
 
 def test_a_file_that_changes_after_it_was_opened_is_noticed(path, tmp_path):
