@@ -12,8 +12,8 @@ from qtutor.language import (
     bits_per_character,
     generate,
     hessians,
-    inputs_of,
     kl,
+    layer_inputs,
     linear_layers,
     predictions,
     small,
@@ -254,7 +254,7 @@ def test_hessians_are_of_what_layers_read():
 def test_a_layer_that_never_runs_has_no_inputs():
     model = tiny()
     model.idle = torch.nn.Linear(3, 3)
-    for ask in (lambda: hessians(model, TOKENS.flatten(), 5), lambda: inputs_of(model, "idle", TOKENS.flatten(), 5)):
+    for ask in (lambda: hessians(model, TOKENS.flatten(), 5), lambda: layer_inputs(model, "idle", TOKENS.flatten(), 5)):
         with pytest.raises(ValueError, match="Llama never calls idle"):
             ask()
 

@@ -8,7 +8,7 @@ from qtutor.language import Llama, LlamaConfig, smollm
 from qtutor.language.calibrating import linear_layers
 from qtutor.language.gguf import read_gguf
 from qtutor.language.llama_file import LlamaFile
-from qtutor.language.streaming import Change, InMemory, Judge, watch
+from qtutor.language.streaming import Change, Judge, watch
 from qtutor.language.tokenizer import BytePairs, byte_letters, pieces, tokenizer_of
 from qtutor.lowbit import FORMATS
 
@@ -306,7 +306,7 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
         rough(layer, block)
     assert outcomes["rough"].kl.mean == pytest.approx(kl(changed, model, tokens, 24).mean, abs=1e-6)
     assert judge({"again": Change(rough)})["again"].kl.mean == outcomes["rough"].kl.mean
-    assert Judge(InMemory(model), tokens, 24)(changes)["rough"].kl.mean == outcomes["rough"].kl.mean
+    assert Judge(model, tokens, 24)(changes)["rough"].kl.mean == outcomes["rough"].kl.mean
     with pytest.raises(ValueError, match="two windows of 60"):
         Judge(parts, tokens, window=60)
 
@@ -314,7 +314,7 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
 def test_everything_that_flows_can_be_watched(model):
     seen = {}
     tokens = torch.arange(12).view(2, 6)
-    watch(InMemory(model), tokens, lambda name, x: seen.setdefault(name, x))
+    watch(model, tokens, lambda name, x: seen.setdefault(name, x))
     assert seen["blocks.1.feed_forward.down"].shape == (2, 6, CONFIG.hidden)
     assert seen["blocks.1.keys"].shape == (2, CONFIG.key_value_heads, 6, 16)
     assert len(seen) == CONFIG.layers * 10
