@@ -23,7 +23,7 @@ from qtutor.diagnosis.experiment import Experiment, Stored
 from qtutor.diagnosis.recommendation import Goal, Search
 from qtutor.diagnosis.result import Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
-from qtutor.diagnosis.trials import Metric, Score, Trial, spread
+from qtutor.diagnosis.trials import Metric, Score, Trial, sweep_by_workers
 from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
 from qtutor.models.batches import Batch, read_some
 from qtutor.models.copying import plain_copy
@@ -163,7 +163,7 @@ def diagnose(
     scores: dict[Trial, Score] = {}
     with tqdm(total=len(trials) * len(batches), desc="Diagnosing", unit="pass", disable=not progress) as shown:
         try:
-            spread(simulation, rounding, batches, trials, metric, shown.update, scores)
+            sweep_by_workers(simulation, rounding, batches, trials, metric, shown.update, scores)
             stopped = ""
         except KeyboardInterrupt:
             stopped = "Interrupted"

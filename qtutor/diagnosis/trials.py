@@ -155,7 +155,7 @@ def _known(simulation: Simulation, name: str | None, given: dict[str, list[Tenso
     return {other: given[other] for other in simulation.before.get(name or "", ()) if other in given}
 
 
-def spread(
+def sweep_by_workers(
     simulation: Simulation,
     rounding: Rounding,
     batches: list[Batch],
