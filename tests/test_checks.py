@@ -1066,8 +1066,8 @@ def test_a_forward_that_takes_one_mapping_is_answered_with_a_module_around_it():
 
 def test_what_is_no_model_is_named(tmp_path):
     save(quantize_static(two_layers(), [ROWS]), tmp_path / "model")
-    for given, said in ((TakesAMapping, "the class TakesAMapping: make a model of it"), (None, "NoneType")):
-        with pytest.raises(TypeError, match=f"a torch.nn.Module is needed, got {said}"):
+    for given, said in ((TakesAMapping, "type: TakesAMapping is a class, pass TakesAMapping"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"quantization needs a torch.nn.Module, got {said}"):
             load(tmp_path / "model", given)
     with pytest.raises(ValueError, match="convert needs a model that prepare_qat made, got NoneType"):
         convert(None)

@@ -144,9 +144,7 @@ def float_copy(model: nn.Module) -> nn.Module:
         ValueError: the model is quantized already, has no values yet, is not float32 on the CPU, or is wrapped or
             compiled beyond recognition.
     """
-    if not isinstance(model, nn.Module):
-        given = f"the class {model.__name__}: make a model of it" if isinstance(model, type) else kind_of(model)
-        raise TypeError(f"a torch.nn.Module is needed, got {given}")
+    check_module(model, "quantization")
     if recipe_of(model):
         raise ValueError(f"{kind_of(model)} is quantized or prepared already: pass the floating-point model")
     if isinstance(model, torch.jit.ScriptModule):
