@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qtutor.diagnosis.experiment import Experiment, Measured
 from qtutor.repair.search import fewest
 from qtutor.simulation import Configuration
-from qtutor.words import first_line, named
+from qtutor.words import said_by
 from qtutor.workflows.limits import BETTER, CLEAR, USUAL
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Search:
         try:
             better = _is_better(self.experiment.measure(candidate), self.experiment.measure(self.best))
         except (TypeError, ValueError) as error:  # the repair does not fit the model
-            self.steps.append({"step": f"{step}: {first_line(error) or named(error)}", "kept": False})
+            self.steps.append({"step": f"{step}: {said_by(error)}", "kept": False})
             return
         self._note(step, better, candidate)
         self.best = candidate if better else self.best
