@@ -11,10 +11,10 @@ from typing import Any
 from qtutor.affine import sqnr
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import copy_model, through_layers
-from qtutor.models.operators import called, kind_of
+from qtutor.models.operators import KINDS, called, kind_of
 from qtutor.models.tracing import is_altered
 from qtutor.observers import round_min_max
-from qtutor.simulation.layers import KINDS, outermost
+from qtutor.simulation.layers import outermost
 from qtutor.workflows.backends import at_work, let_go, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 from qtutor.workflows.limits import WELL

@@ -3,9 +3,8 @@
 import functools
 from collections.abc import Collection, Iterator
 
-from qtutor.models.operators import Trait, multiplies, traits
+from qtutor.models.operators import KINDS, Trait, multiplies, traits
 from qtutor.models.tracing import function_name, is_altered
-from qtutor.simulation.layers import KINDS
 from qtutor.workflows import dynamic
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.recipe import Recipe
