@@ -1069,6 +1069,8 @@ def test_what_is_no_model_is_named(tmp_path):
     for given, said in ((TakesAMapping, "type: TakesAMapping is a class, pass TakesAMapping"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"quantization needs a torch.nn.Module, got {said}"):
             load(tmp_path / "model", given)
+        with pytest.raises(TypeError, match=f"quantization needs a torch.nn.Module, got {said}"):
+            quantize_static(given, [{"batch": ROWS}])
     with pytest.raises(ValueError, match="convert needs a model that prepare_qat made, got NoneType"):
         convert(None)
     with pytest.raises(ValueError, match="save takes a quantized model, got NoneType"):

@@ -8,7 +8,7 @@ from typing import Any
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.running import agreement, outputs
-from qtutor.models.tensors import copies, tensors_in
+from qtutor.models.tensors import tensors_in
 from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
@@ -47,14 +47,13 @@ class Batches:
 
     def __init__(self, data: Iterable, model: nn.Module):
         self._data, self._model, self._once = data, model, isinstance(data, Iterator)
-        self._left = inputs_of(data, model)
-        first = next(self._left, None)
-        if first is None:
+        self._left = inputs_of(data, model, keep=True)
+        self.first = next(self._left, None)
+        if self.first is None:
             raise ValueError(
                 "calibration_data holds no batch, and without one every scale would be 1: pass a few batches of "
                 "training inputs, and make a new generator if this one is used up"
             )
-        self.first = copies(first)  # a loader may fill one buffer again and again
         self._kept, self._room = [self.first], _KEPT if self._once else 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -62,10 +61,10 @@ class Batches:
         for inputs in self._left:
             self._room -= sum(x.nbytes for x in tensors_in(inputs))
             if self._room > 0:
-                self._kept.append(copies(inputs))
+                self._kept.append(inputs)
             yield inputs
         if not self._once:  # read to its end: it begins anew, a loader that shuffles in another order
-            self._kept, self._left = [], inputs_of(self._data, self._model)
+            self._kept, self._left = [], inputs_of(self._data, self._model, keep=True)
 
 
 def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
