@@ -14,6 +14,7 @@ from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import QuantizationWarning, Reference, repeats, tell
+from qtutor.workflows.floats import without_kernel
 from qtutor.workflows.infinity import noting_infinity, spared
 from qtutor.workflows.judging import (
     Unfit,
@@ -28,7 +29,7 @@ from qtutor.workflows.judging import (
 )
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
-from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
+from qtutor.workflows.recipe import Recipe, float_copy, remember
 from qtutor.workflows.refusals import Refused, reason_of
 
 import torch
@@ -96,7 +97,7 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         Refused: the flow cannot take the model.
     """
     copied, inputs = float_copy(model), reference.batch
-    unfitting = () if recipe.flow == "pt2e" else unfit(copied)
+    unfitting = () if recipe.flow == "pt2e" else without_kernel(copied)
     left = (*recipe.left_float, *(name for name in unfitting if name not in recipe.keep_float))
     recipe = replace(recipe, left_float=tuple(dict.fromkeys(left)))
     if recipe.flow == "eager":

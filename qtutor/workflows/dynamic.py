@@ -12,7 +12,6 @@ from qtutor.affine import sqnr
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import copy_model, through_layers
 from qtutor.models.operators import KINDS, called, kind_of
-from qtutor.models.tracing import is_altered
 from qtutor.observers import round_min_max
 from qtutor.simulation.layers import outermost
 from qtutor.workflows.backends import at_work, let_go, torch_ao
@@ -83,8 +82,6 @@ def takes(layer: nn.Module) -> bool:
 
 def _obstacle(layer: nn.Module) -> str:
     """Why a layer cannot be replaced, or ""."""
-    if is_altered(layer):
-        return "it has hooks or a forward of its own, which would be lost"
     if getattr(layer, "proj_size", 0):
         return (
             "it has a proj_size, and PyTorch has no INT8 kernel for that in any flow: project with a linear layer "

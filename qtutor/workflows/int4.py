@@ -12,7 +12,6 @@ from qtutor.lowbit import integers
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import check_loaded, eval_copy
 from qtutor.models.operators import check_module, kind_of
-from qtutor.models.tracing import is_altered
 from qtutor.words import said_by
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 
@@ -121,8 +120,6 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
 def _obstacle(layer: nn.Linear, group: int) -> str:
     if type(layer) is not nn.Linear:
         return f"it is a {kind_of(layer)}"
-    if is_altered(layer):
-        return "it has hooks or a forward of its own, which would be lost"
     if "weight" not in layer._parameters:
         return "its weight is computed anew at each call"
     if layer.out_features % _ROWS:
