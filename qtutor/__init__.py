@@ -17,7 +17,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     language     a language model in plain torch, one that ships, and what rounding it costs in bits
     simulation   any model as if some of its layers were integers
     workflows    PyTorch's own quantization flows behind thin, stable names; every conversion checks itself
-    repair       equalize, correct biases, choose layers to keep in floating point
+    repair       equalize layers, correct biases
     diagnosis    which layer hurts, on any model, and what helps
     benchmark    size, accuracy and latency, compared fairly
     shipping     from a diagnosis to a model that is shipped, and what came out, in sentences

@@ -29,3 +29,8 @@ def first_line(error: object) -> str:
 def named(error: BaseException) -> str:
     """Say an error in a line, as Python does: its kind, and the first line of what it says."""
     return ": ".join(filter(None, (type(error).__name__, first_line(error))))
+
+
+def said_by(error: BaseException) -> str:
+    """Return the first line of what an error says; its kind where it says nothing."""
+    return first_line(error) or named(error)

@@ -113,11 +113,6 @@ def test_takes_several_inputs_and_batches_larger_than_given():
     assert set(sizes) == {(64, 64)}
 
 
-def test_few_timings_allow_few_runs():
-    explorer = BenchmarkExplorer({"a": torch.abs}, torch.rand(2), timings=1 + torch.rand(3, 24))
-    assert explorer.state.runs == 5
-
-
 def test_while_one_run_goes_on_no_other_begins():
     def again(x):
         assert explorer.run() is None
@@ -141,9 +136,6 @@ def test_opens_without_arguments():
         (({"a": 3}, torch.rand(2)), {}, TypeError, "entry 'a' must be a model or a function"),
         (({"a": torch.abs}, [1.0]), {}, TypeError, "needs a tensor or a tuple of tensors, got list"),
         (({"a": torch.abs}, torch.rand(0, 3)), {}, ValueError, r"needs a batch, got an input of shape \(0, 3\)"),
-        (({"a": torch.abs}, torch.rand(2)), {"timings": torch.rand(5)}, ValueError, r"\(rows, n\) with n at least 12"),
-        (({"a": torch.abs}, torch.rand(2)), {"timings": -torch.ones(2, 20)}, ValueError, "positive and finite"),
-        (({"a": torch.abs}, torch.rand(2)), {"timings": [1, 2]}, TypeError, "timings must be a tensor"),
         (({"a": torch.abs}, torch.rand(2)), {"order": "at random"}, ValueError, "order cannot be 'at random'"),
         (({"a": torch.abs}, torch.rand(2)), {"runs": 4}, ValueError, "runs cannot be 4"),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 import warnings
 from collections import OrderedDict
 from functools import partial
@@ -515,6 +516,20 @@ def test_weights_that_one_scale_cannot_hold_are_named_where_there_is_no_batch():
     x = torch.randn(32, 64)
     other, equal = ((model(x) - each(x)).detach()[:, 1:].norm() for each in (quantized, equalized))
     assert equal < 0.5 * other
+
+
+def test_a_recurrent_layer_that_one_scale_cannot_hold_is_not_sent_to_equalize():
+    model = nn.Sequential(nn.GRU(8, 8)).eval()
+    model[0].weight_hh_l0.data[0] = 100
+    with pytest.warns(QuantizationWarning, match="GRU") as told:
+        quantized = quantize_dynamic(model)
+    (way,) = re.findall(r"rest: (.*\)) keeps them, at half", f"{told[0].message}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        halved = eval(way, {"torch": torch, "model": model})
+    x = torch.randn(5, 2, 8)
+    expected, advised, given = (each(x)[0].detach() for each in (model, halved, quantized))
+    assert sqnr(expected, advised) > max(50, sqnr(expected, given) + 10)
 
 
 def test_a_parametrization_becomes_permanent_on_a_copy_and_stays_on_the_model():
@@ -1051,9 +1066,11 @@ def test_a_forward_that_takes_one_mapping_is_answered_with_a_module_around_it():
 
 def test_what_is_no_model_is_named(tmp_path):
     save(quantize_static(two_layers(), [ROWS]), tmp_path / "model")
-    for given, said in ((TakesAMapping, "the class TakesAMapping: make a model of it"), (None, "NoneType")):
-        with pytest.raises(TypeError, match=f"a torch.nn.Module is needed, got {said}"):
+    for given, said in ((TakesAMapping, "type: TakesAMapping is a class, pass TakesAMapping"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"quantization needs a torch.nn.Module, got {said}"):
             load(tmp_path / "model", given)
+        with pytest.raises(TypeError, match=f"quantization needs a torch.nn.Module, got {said}"):
+            quantize_static(given, [{"batch": ROWS}])
     with pytest.raises(ValueError, match="convert needs a model that prepare_qat made, got NoneType"):
         convert(None)
     with pytest.raises(ValueError, match="save takes a quantized model, got NoneType"):

@@ -10,6 +10,7 @@ from qtutor.diagnosis import Configuration, diagnose, trials
 from qtutor.fusion import fuse
 from qtutor.plots import report
 from qtutor.samples import SlimResNet
+from qtutor.simulation import Simulation
 
 import joblib
 import pandas as pd
@@ -529,7 +530,7 @@ def test_repeating_what_earlier_layers_gave_changes_nothing(hooked, monkeypatch)
         if isinstance(layer, hooked):
             layer.register_forward_hook(lambda layer, given, output: 1.5 * output)
     quick = quiet(model, data)
-    monkeypatch.setattr(trials, "_known", lambda *_: {})
+    monkeypatch.setattr(Simulation, "known", lambda *_: {})
     pd.testing.assert_frame_equal(quick.table, quiet(model, data).table)
 
 

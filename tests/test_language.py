@@ -12,18 +12,18 @@ from qtutor.language import (
     bits_per_character,
     generate,
     hessians,
-    inputs_of,
     kl,
+    layer_inputs,
     linear_layers,
     predictions,
     small,
     text,
-    train,
 )
 from qtutor.language.llama import position_turns, rotate_by_position
 
 import pytest
 import torch
+import train_small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -254,7 +254,7 @@ def test_hessians_are_of_what_layers_read():
 def test_a_layer_that_never_runs_has_no_inputs():
     model = tiny()
     model.idle = torch.nn.Linear(3, 3)
-    for ask in (lambda: hessians(model, TOKENS.flatten(), 5), lambda: inputs_of(model, "idle", TOKENS.flatten(), 5)):
+    for ask in (lambda: hessians(model, TOKENS.flatten(), 5), lambda: layer_inputs(model, "idle", TOKENS.flatten(), 5)):
         with pytest.raises(ValueError, match="Llama never calls idle"):
             ask()
 
@@ -324,10 +324,10 @@ def test_another_file_is_refused(tmp_path):
 @pytest.mark.slow
 def test_training_repeats_itself_and_learns():
     config = LlamaConfig(vocabulary=128, width=32, layers=1, heads=2, key_value_heads=2, hidden=32)
-    first, again = (train.train(1, steps=30, config=config) for _ in range(2))
+    first, again = (train_small.train(1, steps=30, config=config) for _ in range(2))
     assert all(map(torch.equal, first.parameters(), again.parameters()))
     tokens = small.encode(small.held_out_text())[:2049]
-    untrained = train.initialized(config, torch.Generator().manual_seed(1))
+    untrained = train_small.initialized(config, torch.Generator().manual_seed(1))
     assert bits_per_character(first, tokens).minus(bits_per_character(untrained, tokens)).high < -0.5  # of seven
 
 
@@ -335,7 +335,7 @@ def test_an_orthogonal_step_keeps_directions_and_evens_sizes():
     """The polynomial brings singular values between 0.68 and 1.14, says its source."""
     matrix = torch.randn(24, 10, generator=torch.Generator().manual_seed(4))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    step = train.orthogonal(matrix)
+    step = train_small.orthogonal(matrix)
     found = u.T @ step @ v.T
     assert ((found.diag() > 0.6) & (found.diag() < 1.3)).all()
     torch.testing.assert_close(found, found.diag().diag(), rtol=0, atol=1e-4)

@@ -8,7 +8,7 @@ from qtutor.language import Llama, LlamaConfig, smollm
 from qtutor.language.calibrating import linear_layers
 from qtutor.language.gguf import read_gguf
 from qtutor.language.llama_file import LlamaFile
-from qtutor.language.streaming import Change, InMemory, Judge, watch
+from qtutor.language.streaming import Change, Judge, watch
 from qtutor.language.tokenizer import BytePairs, byte_letters, pieces, tokenizer_of
 from qtutor.lowbit import FORMATS
 
@@ -107,10 +107,7 @@ def test_a_file_is_read_as_gguf_reads_it(form, model, tmp_path):
     assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
     for tensor in theirs.tensors:
         expected = gguf.quants.dequantize(np.array(tensor.data), tensor.tensor_type)
-        found = ours.tensor(tensor.name)
-        assert torch.equal(found, torch.from_numpy(expected))
-        if found.dim() == 2:
-            assert torch.equal(ours.tensor(tensor.name, slice(3, 5)), found[3:5])
+        assert torch.equal(ours.tensor(tensor.name), torch.from_numpy(expected))
 
 
 def test_a_model_that_is_read_computes_what_was_written(path, model):
@@ -252,8 +249,6 @@ def test_a_model_that_is_read_whole_is_its_readers_own(path):
     before = parts.embedding.clone()
     whole.embedding.weight.data.zero_()
     assert torch.equal(parts.embedding, before)
-    with pytest.raises(ValueError, match="rows must follow one another"):
-        parts.file.tensor("token_embd.weight", slice(None, None, -1))
 
 
 def test_a_file_that_changes_after_it_was_opened_is_noticed(path, tmp_path):
@@ -311,7 +306,7 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
         rough(layer, block)
     assert outcomes["rough"].kl.mean == pytest.approx(kl(changed, model, tokens, 24).mean, abs=1e-6)
     assert judge({"again": Change(rough)})["again"].kl.mean == outcomes["rough"].kl.mean
-    assert Judge(InMemory(model), tokens, 24)(changes)["rough"].kl.mean == outcomes["rough"].kl.mean
+    assert Judge(model, tokens, 24)(changes)["rough"].kl.mean == outcomes["rough"].kl.mean
     with pytest.raises(ValueError, match="two windows of 60"):
         Judge(parts, tokens, window=60)
 
@@ -319,7 +314,7 @@ def test_versions_walk_together_and_the_unchanged_one_costs_nothing(path, model)
 def test_everything_that_flows_can_be_watched(model):
     seen = {}
     tokens = torch.arange(12).view(2, 6)
-    watch(InMemory(model), tokens, lambda name, x: seen.setdefault(name, x))
+    watch(model, tokens, lambda name, x: seen.setdefault(name, x))
     assert seen["blocks.1.feed_forward.down"].shape == (2, 6, CONFIG.hidden)
     assert seen["blocks.1.keys"].shape == (2, CONFIG.key_value_heads, 6, 16)
     assert len(seen) == CONFIG.layers * 10

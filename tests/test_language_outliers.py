@@ -4,7 +4,7 @@ from qtutor.language import Llama, LlamaConfig
 from qtutor.language.calibrating import linear_layers
 from qtutor.language.planting import CHANNELS, HUGE_CHANNEL, LOUDER, plant
 from qtutor.language.rounding import RoundedLinear, replace_linears
-from qtutor.language.streaming import InMemory, watch
+from qtutor.language.streaming import watch
 from qtutor.lowbit import hadamard, integers
 
 import pytest
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused(given, why):
 
 
 def test_every_linear_layer_of_a_block_is_replaced(model):
-    block = InMemory(model).block(0)
+    block = model.block(0)
     replace_linears(block, lambda name, linear: RoundedLinear(linear, inputs=torch.zeros_like))
     assert not linear_layers(block)
     assert len(linear_layers(model.blocks[0])) == 7
@@ -68,8 +68,8 @@ def test_loud_channels_and_keys_leave_every_logit_as_it_is(model):
     with torch.no_grad():
         assert torch.equal(loud(tokens), model(tokens))
     before, after = {}, {}
-    watch(InMemory(model), tokens, lambda name, x: before.setdefault(name, x.abs().flatten(0, -2).amax(0)))
-    watch(InMemory(loud), tokens, lambda name, x: after.setdefault(name, x.abs().flatten(0, -2).amax(0)))
+    watch(model, tokens, lambda name, x: before.setdefault(name, x.abs().flatten(0, -2).amax(0)))
+    watch(loud, tokens, lambda name, x: after.setdefault(name, x.abs().flatten(0, -2).amax(0)))
     for name in ("blocks.1.attention.query", "blocks.0.feed_forward.gate"):
         expected = before[name].clone()
         expected[list(CHANNELS)] *= LOUDER
@@ -81,7 +81,7 @@ def test_loud_channels_and_keys_leave_every_logit_as_it_is(model):
 def test_a_huge_first_token_stays_the_first(model):
     tokens = torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(0))
     flow = {}
-    watch(InMemory(plant(model)), tokens, lambda name, x: flow.setdefault(name, x.abs()))
+    watch(plant(model), tokens, lambda name, x: flow.setdefault(name, x.abs()))
     for layer in range(2):
         x = flow[f"blocks.{layer}"]
         assert divmod(int(x[0].argmax()), 96) == (0, HUGE_CHANNEL)

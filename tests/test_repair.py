@@ -2,8 +2,8 @@ import copy
 from itertools import combinations
 
 from qtutor.affine import choose_qparams, fake_quantize
-from qtutor.diagnosis import Configuration, diagnose
-from qtutor.repair import choose_float_layers, correct_bias, equalize
+from qtutor.diagnosis import Configuration, choose_float_layers, diagnose
+from qtutor.repair import correct_bias, equalize
 from qtutor.samples import DepthwiseNet, SlimResNet
 
 import pytest

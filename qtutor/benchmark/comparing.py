@@ -21,6 +21,7 @@ from qtutor.machine import describe
 from qtutor.models.batches import read
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import as_tuple, copies
+from qtutor.words import named
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def compare(
     times = times[[name for name in entries if name not in contest.failed]]
 
     table, found = summarize(times, entries, confidence, extras)
-    table["error"] = [_describe(contest.failed[name]) if name in contest.failed else "" for name in entries]
+    table["error"] = [named(contest.failed[name]) if name in contest.failed else "" for name in entries]
     return Comparison(table, times, found, machine, timing.versions())
 
 
@@ -122,7 +123,7 @@ class _Contest:
                 except Exception as error:
                     self.failed[name] = error
         if len(self.failed) == len(self.runs):
-            errors = "; ".join(f"{name}: {_describe(error)}" for name, error in self.failed.items())
+            errors = "; ".join(f"{name}: {named(error)}" for name, error in self.failed.items())
             raise RuntimeError(f"every entry failed: {errors}") from next(iter(self.failed.values()))
         return found
 
@@ -182,7 +183,3 @@ def _check_range(name: str, value: Any, kind: type, need: str, fits: Callable[[A
         raise TypeError(f"{name} must be {need}, got {value!r}")
     if not fits(value):
         raise ValueError(f"{name} must be {need}, got {value!r}")
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip(": ")

@@ -46,20 +46,6 @@ html_copy_source = html_show_sourcelink = False
 mathjax_path = "mathjax.js"
 """
 
-_STYLE = """
-.qtutor-picture { margin: 0.5em 0; overflow-x: auto; background: white; }
-.qtutor-picture > div { min-width: 640px; }
-.main { min-width: 0; }
-.content { box-sizing: border-box; width: 62em; max-width: 100%; }
-.cell_input pre, .cell_output pre { white-space: pre-wrap; font-size: 0.8rem; }
-.output:has(table) { overflow-x: auto; }
-.output table { border: 0; border-collapse: collapse; font-size: 0.9rem; }
-.output :is(th, td) { border-width: 0 0 1px; padding: 0.2em 0.6em; }
-.qtutor-form { margin: 0.6em 0; padding: 0.6em 1em; border-left: 4px solid #0072b2; }
-.qtutor-form input, .qtutor-form button { font: inherit; padding: 0.2em 0.6em; }
-.qtutor-form p { margin: 0.4em 0 0; }
-"""
-
 
 class Unbuilt(Exception):
     """The book could not be built; its text says why."""
@@ -203,10 +189,9 @@ def _furnish(source: Path, paths: list[Path]) -> None:
     mathjax = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg-full.js"
     shutil.copyfile(mathjax, static / "mathjax.js")
     shutil.copyfile(Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js", static / "plotly.js")
-    for program in (Path(explorers.__file__).parent / "player.js", Path(__file__).with_name("reader.js")):
-        shutil.copyfile(program, static / program.name)
-    shutil.copyfile(Path(explorers.__file__).parent / "player.css", static / "player.css")
-    static.joinpath("book.css").write_text(_STYLE, encoding="utf-8")
+    players = [(explorers.__file__, name) for name in ("player.js", "player.css")]
+    for module, name in (*players, (__file__, "reader.js"), (__file__, "book.css")):
+        shutil.copyfile(Path(module).with_name(name), static / name)
     source.joinpath("conf.py").write_text(_CONFIGURATION, encoding="utf-8")
     entries = "\n".join(path.stem for path in paths)
     source.joinpath("index.md").write_text(

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from qtutor.diagnosis.experiment import Experiment, Stored
 from qtutor.diagnosis.recommendation import Goal, Search
-from qtutor.diagnosis.result import Diagnosis, verdict
+from qtutor.diagnosis.result import COLUMNS, Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
-from qtutor.diagnosis.trials import Metric, Score, Trial, spread
+from qtutor.diagnosis.trials import Metric, Score, Trial, sweep_by_workers
 from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
+from qtutor.diagnosis.writing import skipped_table
 from qtutor.models.batches import Batch, read_some
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, check_outputs, unsteady
@@ -40,11 +41,6 @@ from torch import nn
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLUMNS = (
-    *("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_metric", "all_but_metric"),
-    *("weight_sqnr", "weight_median", "weight_worst", "activation_sqnr", "activation_median", "activation_worst"),
-    *("weight_spread", "activation_spread", "bias_shift", "parameters", "finding", "suggestion"),
-)
 _NOTHING: Trial = frozenset()
 
 
@@ -163,12 +159,12 @@ def diagnose(
     scores: dict[Trial, Score] = {}
     with tqdm(total=len(trials) * len(batches), desc="Diagnosing", unit="pass", disable=not progress) as shown:
         try:
-            spread(simulation, rounding, batches, trials, metric, shown.update, scores)
+            sweep_by_workers(simulation, rounding, batches, trials, metric, shown.update, scores)
             stopped = ""
         except KeyboardInterrupt:
             stopped = "Interrupted"
         except Exception as error:
-            stopped = f"Stopped by {type(error).__name__}: {error}"
+            stopped = f"Stopped by {named(error)}"
         _check(scores, everything, len(batches), stopped, notes)
         for trial, score in scores.items():
             if len(trial) >= len(everything) - 1 and not score.error:
@@ -224,7 +220,7 @@ def _tables(
     """The layers that were measured, the most harmful first; and what was not, with the reason."""
     import pandas as pd
 
-    table = pd.DataFrame(rows, columns=[*_COLUMNS])
+    table = pd.DataFrame(rows, columns=[*COLUMNS])
     table = table.sort_values("harm", ascending=False, kind="stable", ignore_index=True)
     both = ["alone_metric", "all_but_metric"]
     if metric_name:
@@ -236,7 +232,7 @@ def _tables(
         score = scores.get(frozenset({name})) or scores.get(everything - {name})
         reason = f"rounded, it makes the model raise {score.error}" if score and score.error else "not measured"
         skipped[name] = simulation.layers[name].kind, reason
-    return table, pd.DataFrame([(name, *rest) for name, rest in skipped.items()], columns=["layer", "kind", "reason"])
+    return table, skipped_table(skipped)
 
 
 def _first_runs(
@@ -276,7 +272,7 @@ def _first_runs(
 
 
 def _nothing_ran(model: nn.Module, batch: Batch, problem: Exception) -> ValueError:
-    said = f"{type(problem).__name__}: {problem}"
+    said = named(problem)
     try:
         Simulation(plain_copy(model)).run(batch)
     except Exception:

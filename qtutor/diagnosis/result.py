@@ -8,7 +8,7 @@ from qtutor import workflows
 from qtutor.diagnosis.experiment import Experiment, Measured
 from qtutor.diagnosis.recommendation import Goal
 from qtutor.diagnosis.statistics import LayerStatistics
-from qtutor.diagnosis.writing import rows, written
+from qtutor.diagnosis.writing import as_text, rows, skipped_lines, written
 from qtutor.simulation import Configuration
 from qtutor.words import in_bytes, in_decibels
 from qtutor.workflows.checks import OFFSET, tell
@@ -20,10 +20,17 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import pandas as pd
 
-_SHOWN = (
-    *("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_accuracy", "all_but_accuracy"),
-    *("alone_metric", "all_but_metric", "weight_sqnr", "weight_worst", "activation_sqnr", "finding", "suggestion"),
-)
+_NOTEBOOK, _TEXT, _TABLE = "notebook and text", "text", ""
+COLUMNS = {
+    **dict.fromkeys(("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_metric"), _NOTEBOOK),
+    **dict.fromkeys(("all_but_metric", "weight_sqnr"), _TEXT),
+    "weight_median": _TABLE,
+    **dict.fromkeys(("weight_worst", "activation_sqnr"), _TEXT),
+    **dict.fromkeys(("activation_median", "activation_worst", "weight_spread", "activation_spread"), _TABLE),
+    **dict.fromkeys(("bias_shift", "parameters"), _TABLE),
+    **dict.fromkeys(("finding", "suggestion"), _NOTEBOOK),
+}
+"""The columns of a diagnosis, in order, each with where it is shown beside the table itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +132,14 @@ class Diagnosis:
             found[side] = simulation.histogram(name, side)
         return found
 
+    @property
+    def finding(self) -> str:
+        """What the table says, in a sentence."""
+        if not len(self.table):
+            return "Nothing was measured."
+        first, finding = self.table["layer"][0], self.table["finding"][0]
+        return f"No layer hurts; {first} comes first." if finding == "healthy" else f"{first} hurts most: {finding}."
+
     def to_json(self, path: Path | str | None = None) -> str | None:
         """Return the whole diagnosis as JSON, or write it; NaN and infinity become null."""
         return written(
@@ -145,24 +160,21 @@ class Diagnosis:
         )
 
     def __str__(self) -> str:
-        columns = [c for c in _SHOWN if c in self.table.columns]
-        table = self.table[columns].rename(columns=lambda name: name.replace("_", " "))
-        parts = [*self.notes, table.to_string(index=False, float_format=lambda v: f"{v:.3g}")]
-        if len(self.skipped):
-            parts += ["Skipped:", *(f"  {r.layer} ({r.kind}): {r.reason}" for r in self.skipped.itertuples())]
-        return "\n".join(parts)
+        return as_text(self.notes, self._shown("text"), self.skipped)
 
     def _repr_html_(self) -> str:
         import html
 
-        columns = ("layer", "kind", "harm", "alone_sqnr", "all_but_sqnr", "alone_accuracy", "alone_metric")
-        shown = self.table[[c for c in (*columns, "finding", "suggestion") if c in self.table.columns]]
-        shown = shown.rename(columns=lambda name: name.replace("_", " "))
-        notes = [*self.notes, *(f"Skipped: {r.layer} ({r.kind}): {r.reason}" for r in self.skipped.itertuples())]
+        notes = [*self.notes, *(f"Skipped: {line}" for line in skipped_lines(self.skipped))]
         words = "<style>.qtutor-diagnosis :is(td, th):nth-last-child(-n+2) {text-align: left; min-width: 16em}</style>"
-        table = shown.to_html(index=False, float_format=lambda value: f"{value:.3g}", border=0)
+        table = self._shown("notebook").to_html(index=False, float_format=lambda value: f"{value:.3g}", border=0)
         said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
         return f"<div class='qtutor-diagnosis'>{words}{table}{said}</div>"
+
+    def _shown(self, where: str) -> "pd.DataFrame":
+        columns = {name.replace("metric", self.metric_name): shown for name, shown in COLUMNS.items()}
+        table = self.table[[name for name in self.table if where in columns.get(name, "")]]
+        return table.rename(columns=lambda name: name.replace("_", " "))
 
 
 def verdict(

@@ -12,7 +12,7 @@ from qtutor.affine import decibels, fake_quantize, noise_over_signal
 from qtutor.models.batches import Batch
 from qtutor.simulation import Rounding, Simulation
 from qtutor.simulation.layers import activation_axis, channel_axis
-from qtutor.workflows.limits import HARMLESS, WELL
+from qtutor.workflows.limits import HALF, HARMLESS, WELL
 
 import torch
 from torch import Tensor
@@ -99,11 +99,6 @@ class LayerStatistics:
     gain: dict[str, float] = field(default_factory=dict)
 
     @property
-    def weight_range(self) -> Tensor:
-        """`(channels,)` largest magnitude of each output channel's weights."""
-        return self.weights.range
-
-    @property
     def worst_side(self) -> str:
         """The side whose rounding adds more noise, or "" where nothing is rounded but weights."""
         return max(self.sides, key=lambda side: self.sides[side].blur, default="")
@@ -143,7 +138,7 @@ class LayerStatistics:
         return {
             **dict(zip(("weight_sqnr", "weight_median", "weight_worst"), self.weights.decibels(), strict=True)),
             **dict(zip(("activation_sqnr", "activation_median", "activation_worst"), activation, strict=True)),
-            "weight_spread": unevenness(self.weight_range),
+            "weight_spread": unevenness(self.weights.range),
             "activation_spread": math.nan if ranges is None else unevenness(ranges),
             "bias_shift": self.bias_shift,
             "parameters": self.parameters,
@@ -203,7 +198,7 @@ def explain(statistics: LayerStatistics) -> tuple[str, str]:
 def _of_the_weights(statistics: LayerStatistics) -> tuple[str, str]:
     if statistics.amplified:
         return "amplified: its weights are fine, its input is extreme", "repair the layer before it, or correct_bias"
-    ranges = statistics.weight_range
+    ranges = statistics.weights.range
     widest, ratio = int(ranges.argmax()), unevenness(ranges)
     output = statistics.spread
     if ratio >= UNEVEN:
@@ -241,7 +236,7 @@ def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
             "equalize, or keep it in float",
         )
     rms = math.sqrt(float(sums.signal.sum() / (sums.count * len(sums.signal))))
-    if gain >= 3:
+    if gain >= HALF:
         return (
             f"badly calibrated: rare values set the range of its {side}, {gain:.0f} dB could be won",
             "ranges of least squared error",

@@ -139,7 +139,7 @@ def sweep(
                         name, given = only.get(trial), exact
                         if name is None:
                             name, given = all_but.get(trial), rounded
-                        with simulation.rounded(rounding, trial, _known(simulation, name, given)):
+                        with simulation.rounded(rounding, trial, simulation.known(name, given)):
                             output = simulation.run(batch)
                     score.add(reference, done.get(trial, output), batch.labels, metric, batch.size)
                 except Exception as error:
@@ -150,12 +150,7 @@ def sweep(
     return scores
 
 
-def _known(simulation: Simulation, name: str | None, given: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    """What came out in another run until this layer's turn: it need not be computed again."""
-    return {other: given[other] for other in simulation.before.get(name or "", ()) if other in given}
-
-
-def spread(
+def sweep_by_workers(
     simulation: Simulation,
     rounding: Rounding,
     batches: list[Batch],

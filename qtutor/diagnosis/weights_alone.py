@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtutor.affine import sqnr
-from qtutor.diagnosis.writing import rows, written
+from qtutor.diagnosis.writing import as_text, rows, skipped_table, written
 from qtutor.lowbit import round_groups
 from qtutor.models.batches import Batch
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import check_module
 from qtutor.models.tensors import kl_bits, scores_of
 from qtutor.simulation import Rounding, Simulation
-from qtutor.simulation.layers import find_layers
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +82,7 @@ class WeightDiagnosis:
         return written({name: getattr(self, name) for name in names} | tables, path)
 
     def __str__(self) -> str:
-        table = self.table.to_string(index=False, float_format=lambda value: f"{value:.3g}")
-        parts = [*self.notes, table]
-        if len(self.skipped):
-            parts += ["Skipped:", *(f"  {r.layer} ({r.kind}): {r.reason}" for r in self.skipped.itertuples())]
-        return "\n".join([*parts, self.finding])
+        return f"{as_text(self.notes, self.table, self.skipped)}\n{self.finding}"
 
 
 @dataclass
@@ -149,7 +144,7 @@ def diagnose_weights(
             notes.append("Interrupted: the table holds what was measured until then.")
     return WeightDiagnosis(
         table=_table(simulation, trials.alone, bits, group),
-        skipped=_frame([(name, *why) for name, why in skipped.items()], ["layer", "kind", "reason"]),
+        skipped=skipped_table(skipped),
         all_rounded=trials.together.mean,
         bits=bits,
         group=group,
@@ -168,9 +163,7 @@ def _sharing(model: nn.Module, batch: Batch) -> Simulation:
     embeddings = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
     written = {id(module.weight) for module in embeddings if module.max_norm is not None}
     shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in written}
-    simulation = Simulation(eval_copy(model, shared))
-    found = find_layers(simulation.model, lambda: simulation.run(batch))
-    return Simulation(simulation.model, found.layers, found.skipped, before=found.before)
+    return Simulation.found_in(eval_copy(model, shared), batch)
 
 
 def _rounded_layers(simulation: Simulation, group: int) -> tuple[list[str], dict[str, tuple[str, str]]]:
@@ -206,8 +199,7 @@ def _measure(
         trials.together.add(kl_bits(exact, _scores(simulation.run(batch))))
     step(1)
     for name in layers:
-        known = {other: given[other] for other in simulation.before[name] if other in given}
-        with simulation.rounded(_NONE, (), known), _rounding(simulation, [name], round_it):
+        with simulation.rounded(_NONE, (), simulation.known(name, given)), _rounding(simulation, [name], round_it):
             kl = kl_bits(exact, _scores(simulation.run(batch)))
         trials.alone.setdefault(name, _Sum()).add(kl)
         step(1)
@@ -250,6 +242,8 @@ def _rounding(simulation: Simulation, names: Iterable[str], round_it: Callable[[
 
 
 def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int) -> "pd.DataFrame":
+    import pandas as pd
+
     readers: dict[int, int] = {}
     for module in simulation.model.modules():
         for parameter in module._parameters.values():
@@ -263,10 +257,5 @@ def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int
         share = each.mean / total if total > 0 else math.nan
         tied = readers[id(stored)] > 1
         rows.append((name, each.mean, each.error, share, sqnr(weight, rounded), worst, weight.numel(), tied))
-    return _frame(rows, [*_COLUMNS]).sort_values("harm", ascending=False, kind="stable", ignore_index=True)
-
-
-def _frame(rows: list[tuple], columns: list[str]) -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=[*_COLUMNS])
+    return table.sort_values("harm", ascending=False, kind="stable", ignore_index=True)

@@ -1,7 +1,8 @@
-"""A diagnosis as JSON, which has neither NaN nor infinity."""
+"""A diagnosis as text, and as JSON, which has neither NaN nor infinity."""
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,26 @@ def rows(table: "pd.DataFrame") -> list[dict]:
     """Return the rows of a table, without configurations."""
     kept = table.drop(columns="configuration", errors="ignore")
     return json.loads(kept.to_json(orient="records", double_precision=15))
+
+
+def skipped_table(skipped: Mapping[str, tuple[str, str]]) -> "pd.DataFrame":
+    """Return what was not measured, by name with its class and the reason, as a table."""
+    import pandas as pd
+
+    return pd.DataFrame([(name, *why) for name, why in skipped.items()], columns=["layer", "kind", "reason"])
+
+
+def skipped_lines(skipped: "pd.DataFrame") -> list[str]:
+    """Return a line for each row of such a table."""
+    return [f"{row.layer} ({row.kind}): {row.reason}" for row in skipped.itertuples()]
+
+
+def as_text(notes: Iterable[str], table: "pd.DataFrame", skipped: "pd.DataFrame") -> str:
+    """Return notes, a table and what was skipped, line by line."""
+    lines = [*notes, table.to_string(index=False, float_format=lambda value: f"{value:.3g}")]
+    if len(skipped):
+        lines += ["Skipped:", *(f"  {line}" for line in skipped_lines(skipped))]
+    return "\n".join(lines)
 
 
 def written(content: dict[str, Any], path: Path | str | None) -> str | None:

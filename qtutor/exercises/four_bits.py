@@ -334,8 +334,8 @@ beat_nvfp4 = exercises.mission(
 def explorer():
     """Open the explorer that the missions are played in: a layer of the small model, and what it reads."""
     from qtutor.explorers import FourBitExplorer
-    from qtutor.language import inputs_of, small
+    from qtutor.language import layer_inputs, small
 
     model, layer = small.load(), "blocks.1.feed_forward.gate"
-    seen = inputs_of(model, layer, small.encode(small.training_text())[: 8 * 256 + 1])
+    seen = layer_inputs(model, layer, small.encode(small.training_text())[: 8 * 256 + 1])
     return FourBitExplorer(model.get_parameter(f"{layer}.weight"), seen)

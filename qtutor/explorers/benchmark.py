@@ -122,7 +122,6 @@ class BenchmarkExplorer(Explorer):
             twice, and its INT8 version.
         inputs: what they are called with, a batch: a tensor, or a tuple of several. Other batch sizes are
             made of it by repeating or cutting.
-        timings: `(rows, n)` recorded times to duel on instead of the shipped ones, in any unit; n at least 12.
         seconds: how long each model is timed, on average.
         start: where controls start, by name, such as `runs=12`.
 
@@ -130,9 +129,8 @@ class BenchmarkExplorer(Explorer):
         comparison: the newest one, None before the first.
 
     Raises:
-        TypeError: `models` are not models by name, or `inputs` or `timings` are not tensors.
-        ValueError: one of `models` and `inputs` is missing, a batch is empty, or the timings are too few,
-            or not positive; or a control cannot start there.
+        TypeError: `models` are not models by name, or `inputs` are not tensors.
+        ValueError: one of `models` and `inputs` is missing, or a batch is empty; or a control cannot start there.
     """
 
     def __init__(
@@ -140,7 +138,6 @@ class BenchmarkExplorer(Explorer):
         models: Mapping[str, Model] | None = None,
         inputs: Tensor | tuple[Tensor, ...] | None = None,
         *,
-        timings: Tensor | None = None,
         seconds: float = 1.0,
         **start: Any,
     ):
@@ -149,7 +146,6 @@ class BenchmarkExplorer(Explorer):
         models, inputs = _default_models() if models is None else (models, inputs)
         self._entries = check_entries(models)
         self._inputs = _checked_inputs(inputs)
-        self._timings = recorded_timings() if timings is None else _checked_timings(timings)
         self._seconds = seconds
         self.comparison: Comparison | None = None
         self._measured = "Nothing measured here yet: press Run."
@@ -157,10 +153,9 @@ class BenchmarkExplorer(Explorer):
         names, given = [*self._entries], len(self._inputs[0])
         sizes = sorted({*(n for n in BATCHES if n <= max(given, 64)), given})
         threads = max(torch.get_num_threads(), 1)
-        possible = [n for n in RUNS if 2 * n + WARM_UP <= self._timings.shape[1]]
         controls = {
             "order": toggles("Runs go", ORDERS, "auto"),
-            "runs": ipywidgets.SelectionSlider(options=possible, value=min(30, possible[-1]), description="Runs each"),
+            "runs": ipywidgets.SelectionSlider(options=RUNS, value=30, description="Runs each"),
             "summary": toggles("Summary", SUMMARIES, "auto"),
             "warm_up": ipywidgets.Checkbox(
                 False, description=f"Leave out the first {WARM_UP}", indent=False, layout={"width": "max-content"}
@@ -177,12 +172,12 @@ class BenchmarkExplorer(Explorer):
         self.run_button.on_click(lambda _: self._start())
         self.cancel_button.on_click(lambda _: self._cancelled.set())
         buttons = (self.run_button, self.cancel_button, self.progress)
-        super().__init__(controls, _figure(len(self._timings), names), start, buttons)
+        super().__init__(controls, _figure(len(recorded_timings()), names), start, buttons)
 
     make_state = BenchmarkState
 
     def compute(self, state: BenchmarkState) -> BenchmarkResult:
-        ratios = duel(self._timings, state.order, state.runs, state.summary, state.warm_up)
+        ratios = duel(recorded_timings(), state.order, state.runs, state.summary, state.warm_up)
         return BenchmarkResult(ratios, self.comparison)
 
     def say(self, state: BenchmarkState, result: BenchmarkResult) -> str:
@@ -322,18 +317,6 @@ def _checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if not inputs:
         raise ValueError("BenchmarkExplorer needs an input, got an empty tuple")
     return inputs
-
-
-def _checked_timings(timings: Tensor) -> Tensor:
-    if not isinstance(timings, Tensor):
-        raise TypeError(f"timings must be a tensor, got {type(timings).__name__}")
-    least = WARM_UP + 2 * RUNS[0]
-    if timings.dim() != 2 or len(timings) == 0 or timings.shape[1] < least:
-        raise ValueError(f"timings must be (rows, n) with n at least {least}, got shape {tuple(timings.shape)}")
-    timings = timings.detach().to(torch.float64)
-    if not (timings.isfinite() & (timings > 0)).all():
-        raise ValueError("timings must be positive and finite")
-    return timings
 
 
 def _figure(duels: int, names: list[str]) -> go.Figure:

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from qtutor.affine import QParams, choose_qparams, dequantize, grid, quantize, sqnr
+from qtutor.affine import dequantize, quantize, sqnr
 from qtutor.explorers.explorer import Explorer, Stops, toggles
 from qtutor.lowbit import hadamard, rotate, round_groups, smooth
 from qtutor.lowbit.checks import matrix
+from qtutor.lowbit.groups import run_qparams
 from qtutor.plots import look
 from qtutor.words import in_decibels
 
@@ -111,12 +112,6 @@ def _spares(state: OutlierState, x: Tensor) -> bool:
     return state.spare and len(x) > 1
 
 
-def _qparams(x: Tensor, per: str, bits: int) -> QParams:
-    low, high = (x.min(), x.max()) if per == "tensor" else (x.amin(1, keepdim=True), x.amax(1, keepdim=True))
-    quant_min, quant_max = grid(bits, signed=False)
-    return choose_qparams(low, high, quant_min=quant_min, quant_max=quant_max)
-
-
 class OutlierExplorer(Explorer):
     """Explore what outliers do to the codes of activations, your own or made-up ones.
 
@@ -174,8 +169,9 @@ class OutlierExplorer(Explorer):
         data = self.data
         x, weight = data.prepare(state.prepared, state.strength)
         rounded_from = int(_spares(state, x))
-        qparams = _qparams(x[rounded_from:], state.per, state.bits)
-        codes = quantize(x[rounded_from:], qparams)
+        rounded = x[rounded_from:]
+        qparams = run_qparams(rounded if state.per == "token" else rounded.flatten(), state.bits, symmetric=False)
+        codes = quantize(rounded, qparams)
         steps = torch.full(x.shape, 2**state.bits - 1, dtype=torch.int32)
         steps[rounded_from:] = (codes.int() - qparams.zero_point).abs()
         left = torch.cat([x[:rounded_from], dequantize(codes, qparams)])

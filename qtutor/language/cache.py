@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Rounding = Callable[[Tensor], Tensor]
-"""From a tensor to one of the same shape: what becomes of keys or values on their way into the cache."""
+"""From a tensor to what rounding leaves of it, of the same shape."""
 
 
 class KeyValueCache:

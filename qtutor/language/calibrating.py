@@ -42,7 +42,7 @@ def hessians(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> dict[str
     return {name: found.total / found.count for name, found in sums.items()}
 
 
-def inputs_of(model: nn.Module, layer: str, tokens: Tensor, window: int = WINDOW) -> Tensor:
+def layer_inputs(model: nn.Module, layer: str, tokens: Tensor, window: int = WINDOW) -> Tensor:
     """Return what one layer reads while the model reads a text: `(windows, window, in)`.
 
     Raises:

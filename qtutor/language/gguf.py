@@ -72,8 +72,8 @@ class GgufFile:
     metadata: dict[str, Value]
     tensors: dict[str, StoredTensor]
 
-    def bytes(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """Return the bytes of some rows of a tensor as they are, `(*rows, bytes of a row)` uint8.
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor, decoded to float32.
 
         Raises:
             ValueError: the file has no such tensor, or is shorter than it was.
@@ -81,38 +81,16 @@ class GgufFile:
         if name not in self.tensors:
             raise ValueError(f"{self.path.name} holds no tensor {name!r}")
         stored = self.tensors[name]
-        count = math.prod(stored.shape[:-1])
-        first, last, step = rows.indices(count)
-        if step != 1:
-            raise ValueError(f"rows are read in order, one after the other, not in steps of {step}")
-        width = stored.size // count
+        values = torch.empty(math.prod(stored.shape[:-1]), stored.shape[-1])
+        width = stored.size // len(values)
         with self.path.open("rb") as file:
-            file.seek(stored.start + first * width)
-            data = bytearray(file.read(max(last - first, 0) * width))
-        if len(data) != max(last - first, 0) * width:
-            raise ValueError(f"{self.path.name} ends within {name!r}: it is shorter than when it was opened")
-        if not data:
-            return torch.empty(0, width, dtype=torch.uint8)
-        return torch.frombuffer(data, dtype=torch.uint8).view(-1, width)
-
-    def tensor(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """Return a tensor, or some rows of a matrix, decoded to float32.
-
-        Raises:
-            ValueError: as `bytes`.
-        """
-        if name not in self.tensors:
-            raise ValueError(f"{self.path.name} holds no tensor {name!r}")
-        stored = self.tensors[name]
-        if rows.step not in (None, 1):
-            raise ValueError(f"rows must follow one another, got {rows}")
-        first, last, _ = rows.indices(math.prod(stored.shape[:-1]))
-        values = torch.empty(max(last - first, 0), stored.shape[-1])
-        together = max(1, _AT_ONCE // stored.shape[-1])
-        for start in range(first, last, together):  # decoding takes several times the memory of what it returns
-            some = slice(start, min(start + together, last), rows.step)
-            values[start - first : some.stop - first] = _decoded(self.bytes(name, some), stored.form)
-        return values.reshape(stored.shape) if rows == slice(None) else values
+            file.seek(stored.start)
+            for rows in values.split(max(1, _AT_ONCE // stored.shape[-1])):  # decoding takes several times their memory
+                data = bytearray(file.read(len(rows) * width))
+                if len(data) != len(rows) * width:
+                    raise ValueError(f"{self.path.name} ends within {name!r}: it is shorter than when it was opened")
+                rows.copy_(_decoded(torch.frombuffer(data, dtype=torch.uint8).view(-1, width), stored.form))
+        return values.view(stored.shape)
 
 
 def _decoded(data: Tensor, form: str) -> Tensor:

@@ -12,6 +12,7 @@ Source: Touvron et al. 2023, "LLaMA", arXiv 2302.13971; Su et al. 2021, "RoForme
 Ainslie et al. 2023, "GQA", arXiv 2305.13245 (fewer heads of keys and values).
 """
 
+import copy
 from dataclasses import dataclass
 
 from qtutor.language.cache import KeyValueCache
@@ -158,6 +159,12 @@ class Llama(nn.Module):
         if low < 0 or high >= self.config.vocabulary:
             raise ValueError(f"tokens lie from 0 to {self.config.vocabulary - 1}; these from {low} to {high}")
         return self.embedding(tokens)
+
+    def block(self, layer: int) -> Block:
+        """Return a copy of a block."""
+        block = self.blocks[layer]
+        assert isinstance(block, Block)
+        return copy.deepcopy(block)
 
     def turns(self, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
         """Return the cosines and sines `(count, head_width / 2)` by which positions turn queries and keys."""

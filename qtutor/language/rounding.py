@@ -9,11 +9,10 @@ arXiv 2404.00456, section 4 (R). Both move S and R into the layers before where 
 
 from collections.abc import Callable
 
+from qtutor.language.cache import Rounding
 from qtutor.language.calibrating import linear_layers
 
 from torch import Tensor, nn
-
-Rounding = Callable[[Tensor], Tensor]
 
 
 class RoundedLinear(nn.Module):

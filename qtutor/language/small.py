@@ -1,6 +1,6 @@
 """The language model that ships with the course: 1.3 million weights that read and write about Python.
 
-Two blocks, one token a character. `qtutor.language.train` made `small.pt` and makes it again; its licence stands in
+Two blocks, one token a character. `tests/train_small.py` made `small.pt` and makes it again; its licence stands in
 `text_licence.txt`.
 """
 

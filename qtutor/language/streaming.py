@@ -11,7 +11,7 @@ from typing import Protocol
 
 from qtutor.language.cache import KeyValueCache, Rounding
 from qtutor.language.calibrating import linear_layers
-from qtutor.language.llama import Block, Llama, LlamaConfig, position_turns
+from qtutor.language.llama import Block, LlamaConfig, position_turns
 from qtutor.language.measuring import Measured, windows
 from qtutor.models.tensors import kl_bits
 
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 
 class Blocks(Protocol):
-    """A Llama by its parts: `LlamaFile`, or `InMemory`."""
+    """A Llama by its parts: a `LlamaFile`, or a `Llama` in memory; each block that it gives is a copy."""
 
     config: LlamaConfig
 
@@ -31,24 +31,6 @@ class Blocks(Protocol):
     def block(self, layer: int) -> Block: ...
 
     def logits(self, x: Tensor) -> Tensor: ...
-
-
-class InMemory:
-    """The parts of a model that is in memory already; each block is handed out as a copy."""
-
-    def __init__(self, model: Llama):
-        self.config, self._model = model.config, model
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self._model.embed(tokens)
-
-    def block(self, layer: int) -> Block:
-        block = self._model.blocks[layer]
-        assert isinstance(block, Block)
-        return copy.deepcopy(block)
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self._model.logits(x)
 
 
 @dataclass(frozen=True)

@@ -61,19 +61,6 @@ def decode(tokens: Tensor) -> str:
     return bytes(codes).decode("ascii")
 
 
-def gather() -> str:
-    """Make the text anew from the Python that runs: what `text.bz2` holds was made by Python 3.11.7."""
-    from pydoc_data.topics import topics
-
-    once: dict[str, str] = {}
-    for _, topic in sorted(topics.items()):
-        for paragraph in topic.split("\n\n"):
-            once.setdefault(" ".join(paragraph.split()), paragraph.rstrip())
-    text = "\n\n".join(paragraph for paragraph in once.values() if paragraph)
-    plain = str.maketrans("‘’“”–—", "''\"\"--")
-    return text.translate(plain).encode("ascii", "ignore").decode("ascii")
-
-
 @cache
 def _pages() -> tuple[str, ...]:
     pages = [""]

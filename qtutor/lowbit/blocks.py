@@ -7,7 +7,7 @@ from 0 be the lowest code, -8 or -16, whatever its sign: the scale is negative w
 from dataclasses import dataclass
 
 from qtutor.lowbit.formats import Scales
-from qtutor.lowbit.stored import StoredFormat, as_bytes, as_numbers, extreme, halves, in_halves, over
+from qtutor.lowbit.stored import StoredFormat, as_numbers, extreme, halves, over
 
 import torch
 from torch import Tensor
@@ -40,9 +40,6 @@ class SmallBlock(StoredFormat):
     def parse(self, blocks: Tensor) -> tuple[Tensor, Scales]:
         return halves(blocks[..., 2:]), Scales(as_numbers(blocks[..., :2], torch.float16).squeeze(-1))
 
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        return torch.cat([as_bytes(scales.scale[..., None]), in_halves(values)], dim=-1)
-
 
 @dataclass(frozen=True, eq=False)
 class WithMinimum(SmallBlock):
@@ -56,10 +53,6 @@ class WithMinimum(SmallBlock):
         scale, minimum = as_numbers(blocks[..., :4], torch.float16).unbind(-1)
         return halves(blocks[..., 4:]), Scales(scale, minimum)
 
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        assert scales.shift is not None
-        return torch.cat([as_bytes(torch.stack([scales.scale, scales.shift], dim=-1)), in_halves(values)], dim=-1)
-
 
 @dataclass(frozen=True, eq=False)
 class FiveBits(SmallBlock):
@@ -69,10 +62,6 @@ class FiveBits(SmallBlock):
         fifth = (blocks[..., 2:6, None] >> torch.arange(8)) & 1
         values = halves(blocks[..., 6:]) | (fifth.flatten(-2) << 4)
         return values.to(torch.uint8), Scales(as_numbers(blocks[..., :2], torch.float16).squeeze(-1))
-
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        fifth = ((values >> 4).unflatten(-1, (4, 8)).int() << torch.arange(8)).sum(dim=-1).to(torch.uint8)
-        return torch.cat([as_bytes(scales.scale[..., None]), fifth, in_halves(values & 15)], dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +77,6 @@ class EightBits(SmallBlock):
 
     def parse(self, blocks: Tensor) -> tuple[Tensor, Scales]:
         return blocks[..., 2:] ^ 128, Scales(as_numbers(blocks[..., :2], torch.float16).squeeze(-1))
-
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        return torch.cat([as_bytes(scales.scale[..., None]), values ^ 128], dim=-1)
 
 
 Q4_0 = SmallBlock("Q4_0", 4, 32, torch.arange(-8.0, 8.0), 18)

@@ -12,7 +12,7 @@ appendix E.
 from dataclasses import dataclass, replace
 
 from qtutor.lowbit.formats import Codes, Format, Scales
-from qtutor.lowbit.stored import StoredFormat, halves, in_halves, over
+from qtutor.lowbit.stored import StoredFormat, halves, over
 
 import torch
 from torch import Tensor
@@ -88,9 +88,6 @@ class Microscaling(TableFormat, StoredFormat):
     def parse(self, blocks: Tensor) -> tuple[Tensor, Scales]:
         return halves(blocks[..., 1:]), Scales(blocks[..., 0].contiguous().view(torch.float8_e8m0fnu))
 
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        return torch.cat([scales.scale.view(torch.uint8)[..., None], in_halves(values)], dim=-1)
-
     def read(self, data: Tensor) -> Tensor:
         """Return the real values of bytes as `gguf` does: the scale of 255, NaN in the standard, is 2^128 there."""
         scale = torch.ldexp(torch.ones(256), torch.arange(256) - 128)  # of half a level's unit
@@ -133,10 +130,6 @@ class TwoScales(TableFormat, StoredFormat):
     def parse(self, blocks: Tensor) -> tuple[Tensor, Scales]:
         values = halves(blocks[..., 4:].unflatten(-1, (4, 8))).flatten(-2)
         return values, Scales(blocks[..., :4].contiguous().view(torch.float8_e4m3fn).flatten(-2))
-
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        scale = scales.scale.view(torch.uint8).unflatten(-1, (-1, 4))
-        return torch.cat([scale, in_halves(values.unflatten(-1, (4, 16))).flatten(-2)], dim=-1)
 
     def read(self, data: Tensor) -> Tensor:
         """Return the real values of bytes as `gguf` does: E4M3's sign is passed over there, and its NaN is 0 or 480."""

@@ -53,10 +53,6 @@ class StoredFormat(Format):
         values, scales = self.parse(blocks)
         return Codes(values.flatten(-2), scales)
 
-    def to_bytes(self, codes: Codes) -> Tensor:
-        """Put blocks together: the inverse of `from_bytes`; `(*rows, bytes)` uint8."""
-        return self.lay_out(codes.values.unflatten(-1, (-1, self.stored_block)), codes.scales).flatten(-2)
-
     def read(self, data: Tensor) -> Tensor:
         """Return the real values of `(*rows, bytes)` uint8, float32, bit for bit as `gguf` does."""
         return self.decode(self.from_bytes(data))
@@ -65,10 +61,6 @@ class StoredFormat(Format):
     def parse(self, blocks: Tensor) -> tuple[Tensor, Scales]:
         """Take `(*rows, blocks, block_bytes)` apart: codes `(*rows, blocks, stored_block)`, and what scales them."""
 
-    @abstractmethod
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        """Put `(*rows, blocks, stored_block)` codes and their scales into `(*rows, blocks, block_bytes)`."""
-
 
 def halves(data: Tensor) -> Tensor:
     """Return the codes of bytes that hold the first half of a block in their low four bits, the second in their high.
@@ -76,17 +68,6 @@ def halves(data: Tensor) -> Tensor:
     `(..., k)` uint8 to `(..., 2 k)`.
     """
     return torch.cat([data & 15, data >> 4], dim=-1)
-
-
-def in_halves(codes: Tensor) -> Tensor:
-    """Put codes of four bits into bytes as `halves` takes them out."""
-    first, second = codes.chunk(2, dim=-1)
-    return first | (second << 4)
-
-
-def as_bytes(numbers: Tensor) -> Tensor:
-    """Return `(..., k)` numbers as the bytes that hold them."""
-    return numbers.contiguous().view(torch.uint8)
 
 
 def as_numbers(data: Tensor, dtype: torch.dtype) -> Tensor:

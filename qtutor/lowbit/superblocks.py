@@ -7,7 +7,7 @@ Q6_K  16 small blocks of 16:   w = d * scale * (code - 32),             scale of
 from dataclasses import dataclass
 
 from qtutor.lowbit.formats import Scales
-from qtutor.lowbit.stored import StoredFormat, as_bytes, as_numbers, extreme, over
+from qtutor.lowbit.stored import StoredFormat, as_numbers, extreme, over
 
 import torch
 from torch import Tensor
@@ -68,18 +68,6 @@ class FourBitsK(SuperBlock):
         values = torch.stack([quarters & 15, quarters >> 4], dim=-2).flatten(-3)
         return values, Scales(scale.flatten(-2), shift.flatten(-2), outer, outer_shift)
 
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        assert scales.shift is not None
-        assert scales.outer is not None
-        assert scales.outer_shift is not None
-        low, high = values.unflatten(-1, (4, 2, 32)).unbind(-2)
-        scale, scale_end = scales.scale.unflatten(-1, (-1, 2, 4)).unbind(-2)
-        shift, shift_end = scales.shift.unflatten(-1, (-1, 2, 4)).unbind(-2)
-        first, second = scale | ((scale_end >> 4) << 6), shift | ((shift_end >> 4) << 6)
-        third = (scale_end & 15) | ((shift_end & 15) << 4)
-        outer = as_bytes(torch.stack([scales.outer, scales.outer_shift], dim=-1))
-        return torch.cat([outer, first, second, third, (low | (high << 4)).flatten(-2)], dim=-1)
-
 
 @dataclass(frozen=True, eq=False)
 class SixBitsK(SuperBlock):
@@ -97,14 +85,6 @@ class SixBitsK(SuperBlock):
         values = low.flatten(-3) | (high.flatten(-3) << 4)
         scale = as_numbers(blocks[..., 192:208], torch.int8)
         return values, Scales(scale.flatten(-2), outer=as_numbers(blocks[..., 208:], torch.float16).squeeze(-1))
-
-    def lay_out(self, values: Tensor, scales: Scales) -> Tensor:
-        assert scales.outer is not None
-        low, next_low = (values & 15).unflatten(-1, (2, 2, 64)).unbind(-2)
-        high = ((values >> 4).unflatten(-1, (2, 4, 32)).int() << (2 * torch.arange(4))[:, None]).sum(dim=-2)
-        scale = as_bytes(scales.scale.unflatten(-1, (-1, self.parts)))
-        parts = ((low | (next_low << 4)).flatten(-2), high.to(torch.uint8).flatten(-2), scale)
-        return torch.cat([*parts, as_bytes(scales.outer[..., None])], dim=-1)
 
 
 def _fitted_ranges(small: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,5 +6,5 @@ batches      data as people hand them in
 copying      the one way to copy a model
 running      a run watched: whom it calls, what it gives, how far two outputs agree
 tracing      a model traced, and where that or a run fails, in words
-source       what the owner's own code asks of layers beside calling them
+bytecode     what the owner's own code asks of layers beside calling them
 """

@@ -104,9 +104,8 @@ def inputs_of(data: Iterable, model: nn.Module, *, keep: bool = False) -> Iterat
 def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     """Return the inputs of one call in the order in which `forward` takes them; raises as `inputs_of`."""
     inputs = batch.args
-    _check_fits(batch, model, name)
-    if batch.kwargs:
-        bound = batch.bound(model)
+    bound = _bound(batch, model, name)
+    if bound and batch.kwargs:
         if bound.kwargs:
             taken = ", ".join([*[*bound.signature.parameters][: len(bound.args)], *bound.kwargs])
             raise TypeError(
@@ -134,20 +133,24 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     return inputs
 
 
-def _check_fits(batch: Batch, model: nn.Module, name: str) -> None:
-    """Refuse with a TypeError inputs that `forward` does not take; where labels are why, that is said."""
+def _bound(batch: Batch, model: nn.Module, name: str) -> inspect.BoundArguments | None:
+    """Return the inputs as `forward` takes them, as far as that is known.
+
+    Raises:
+        TypeError: it does not take them; where labels are why, that is said.
+    """
     if not isinstance(model, nn.Module):  # which is refused in words of its own
-        return
+        return None
     try:
         signature = inspect.signature(model.forward)
     except ValueError:  # no Python code
-        return
+        return None
     taken, given = [*signature.parameters], len(batch.args)
     try:
-        batch.bound(model)
+        return batch.bound(model)
     except TypeError as error:
         if model._forward_pre_hooks and not batch.kwargs:  # which may add what is missing
-            return
+            return None
         why = f"{error}"
         if isinstance(batch.labels, Tensor) and not batch.kwargs and len(taken) == given + 1:
             got = ", ".join(taken[:given])

@@ -1,8 +1,9 @@
 """What the owner's own code asks of layers beside calling them: their weights, or their class.
 
-A layer that takes the place of another answers neither. The bytecode is read and not run: it is there where no source
-is, as in a console or a frozen program. All that `forward` may lead to counts: methods by their names, and functions of
-the same file. A layer below a `forward` that is no Python function counts as asked.
+A layer that takes the place of another answers neither, and loses hooks and a forward that were put on that. The
+bytecode is read and not run: it is there where no source is, as in a console or a frozen program. All that `forward`
+may lead to counts: methods by their names, and functions of the same file. A layer below a `forward` that is no Python
+function counts as asked.
 """
 
 import dis
@@ -12,6 +13,7 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from qtutor.models.operators import kind_of
+from qtutor.models.tracing import is_altered
 
 from torch import nn
 
@@ -25,13 +27,14 @@ _IDLE = ("EXTENDED_ARG", "CACHE", "NOP")
 def bound_by_code(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return the names of those layers of a model that cannot make way for another class, with the reason of each."""
     names = {layer: name for name, layer in layers.items()}
-    found: dict[str, str] = {}
+    lost = "it has hooks or a forward of its own, which would be lost"
+    found = {name: lost for name, layer in layers.items() if is_altered(layer)}
     reached = _reached(model)
     for owner in model.modules():
         mine = {layer for layer in owner.modules() if layer in names}
         if mine and not _function(vars(owner).get("forward", type(owner).forward)):
             sealed = f"forward of {kind_of(owner)} has no code to read, and may ask for its class or weight"
-            found |= {names[layer]: sealed for layer in mine if names[layer] not in found}
+            found = {names[layer]: sealed for layer in mine} | found
         for method, function in _own(owner) if mine else ():
             for reader in reached.get(function, ()):
                 for layer, what in _Asked(owner, reader, mine).pairs():

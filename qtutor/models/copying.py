@@ -30,7 +30,6 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
         ValueError: the model holds what cannot be copied, or a copy would go on to use the given model.
     """
     _check_compiled(model)
-    _check_hooks(model)
     _check_functions(model)
     memo = dict(replacements or {})
     for name, module in model.named_modules():
@@ -77,19 +76,6 @@ def check_loaded(model: nn.Module) -> None:
             )
 
 
-def _check_hooks(model: nn.Module) -> None:
-    """Refuse hooks that know a module as functions do: those of a copy would go on to use that one."""
-    for name, module in model.named_modules():
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            while isinstance(hook, (partial, MethodType)):
-                hook = hook.func if isinstance(hook, partial) else hook.__func__
-            if _runs_another(hook, None):
-                raise ValueError(
-                    f"a hook of {called(name, module)} holds a module, and a copy would go on to use it: take it off "
-                    "first, with handle.remove()"
-                )
-
-
 def _check_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules:
@@ -100,9 +86,15 @@ def _check_compiled(model: nn.Module) -> None:
 
 
 def _check_functions(model: nn.Module) -> None:
-    """Refuse functions, kept as attributes, that know the model as they do: those of a copy would use the given one."""
+    """Refuse functions, as hooks or attributes, that know a module as they do: those of a copy would use that one."""
     mine = {*model.modules()}
     for name, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if any(_is_module(each) for function in _functions_in(hook) for each in _known_to(function)):
+                raise ValueError(
+                    f"a hook of {called(name, module)} holds a module, and a copy would go on to use it: take it off "
+                    "first, with handle.remove()"
+                )
         for attribute in vars(module).keys() - {"forward", *_PLAIN}:
             for function in _functions_in(vars(module)[attribute]):
                 if any(getattr(each, "__self__", each) in mine for each in _known_to(function) if _is_module(each)):

@@ -11,6 +11,13 @@ from enum import Flag, auto
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+PRODUCTS = (nn.Linear, _ConvNd)
+"""Layers that multiply what they get by their weight, once each; with all classes that derive from these."""
+
+KINDS = (*PRODUCTS, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Layers whose weights can be rounded, with all classes that derive from these."""
 
 
 class Trait(Flag):
@@ -91,7 +98,7 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
         (operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, "add", "mul"),
     ),
 )
-_PRODUCTS = (
+_MULTIPLYING = (
     *("linear", "conv", "embedding", "lstm", "gru", "rnn_", "matmul", "bmm", "mm", "addmm", "baddbmm"),
     *("einsum", "tensordot", "bilinear", "scaled_dot_product"),
     *("wrap_with", "cond"),  # blocks that were captured apart, as under autocast
@@ -116,7 +123,7 @@ def traits(target: type | Callable | str | None) -> Trait:
 
 def multiplies(name: str) -> bool:
     """Whether a function of that name, such as "conv2d", multiplies numbers and adds up the products."""
-    return name.startswith(_PRODUCTS)
+    return name.startswith(_MULTIPLYING)
 
 
 def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:

@@ -105,15 +105,10 @@ def report(diagnosis: "Diagnosis | WeightDiagnosis", path: Path | str | None = N
 def _of_layers(diagnosis: "Diagnosis") -> dict[str, Any]:
     """What the page says where weights and activations were rounded."""
     table, steps, rounded = diagnosis.table, diagnosis.steps, diagnosis.all_rounded
-    said = "Nothing was measured."
-    if len(table):
-        first, finding = table["layer"][0], table["finding"][0]
-        said = f"No layer hurts; {first} comes first." if finding == "healthy" else f"{first} hurts most: {finding}."
     facts = f"All layers rounded ({diagnosis.configuration}): SQNR of the output {in_decibels(rounded.sqnr)}"
     if diagnosis.metric_name:
         facts += f", {diagnosis.metric_name} {rounded.metric:.4g} against {diagnosis.float_metric:.4g} in float"
     return {
-        "said": said,
         "facts": facts,
         "picture": _embedded(sensitivity(table, "The further left a dot, the more its layer hurts"), script=True),
         "ranked": table[["layer", "kind", "harm", "finding", "suggestion"]],
@@ -128,7 +123,6 @@ def _of_layers(diagnosis: "Diagnosis") -> dict[str, Any]:
 def _of_weights(diagnosis: "WeightDiagnosis") -> dict[str, Any]:
     """What the page says where weights alone were rounded."""
     return {
-        "said": diagnosis.finding,
         "facts": f"Weights alone were rounded, to {diagnosis.bits} bits with a scale for {diagnosis.group} inputs; "
         f"rows of the output that were compared: {diagnosis.rows:,}",
         "picture": _embedded(harms(diagnosis.table, "The further right a dot, the more its layer hurts"), script=True),

@@ -12,7 +12,7 @@ from qtutor.models.copying import eval_copy
 from qtutor.models.operators import check_module
 from qtutor.runtimes import four_bits, onnx_runtime, openvino, pytorch
 from qtutor.runtimes.exported import Exported
-from qtutor.words import first_line, named
+from qtutor.words import said_by
 from qtutor.workflows import Unavailable
 from qtutor.workflows.limits import LEAST, SAME
 
@@ -134,8 +134,9 @@ def build(
                     built[name] = entry
                     continue
             except Exception as error:
-                said = first_line(error) or named(error)
-                reason = said if isinstance(error, Unavailable) else f"{name} cannot take this model: {said}"
+                reason = said_by(error)
+                if not isinstance(error, Unavailable):
+                    reason = f"{name} cannot take this model: {reason}"
         built[name] = Runtime(name, missing=reason)
     return built
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qtutor.benchmark import size_bytes
-from qtutor.lowbit import integers
+from qtutor.lowbit import integers, pack
 from qtutor.runtimes.exported import Exported
 from qtutor.runtimes.onnx_runtime import onnx_session
 from qtutor.workflows import quantize_weights
@@ -34,16 +34,16 @@ def onnx_int4(exported: Exported) -> tuple[Callable, int]:
     return exported.like_the_model(onnx_session(path)), path.stat().st_size
 
 
-def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int = GROUP, accuracy: int = 4) -> int:
+def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int = GROUP) -> int:
     """Write an ONNX model whose products with constant matrices are MatMulNBits, with 4-bit weights.
 
-    Weights are those of `lowbit.integers(4, group)`: asymmetric, with float32 scales.
+    Weights are those of `lowbit.integers(4, group)`: asymmetric, with float32 scales. Activations are rounded to 8
+    bits, in the same groups: accuracy level 4.
 
     Args:
         path: the float model, from `export_onnx`.
         quantized: where to write the other.
         group: 16 or more, a power of two: how many inputs share a scale.
-        accuracy: 1 multiplies in float32; 4 rounds activations to 8 bits, in the same groups.
 
     Returns:
         How many products have 4-bit weights now.
@@ -74,7 +74,7 @@ def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int
         sizes: dict[str, Any] = {"K": weight.shape[1], "N": weight.shape[0], "bits": 4, "block_size": group}
         nodes.append(
             helper.make_node(
-                "MatMulNBits", inputs, node.output, name, domain="com.microsoft", accuracy_level=accuracy, **sizes
+                "MatMulNBits", inputs, node.output, name, domain="com.microsoft", accuracy_level=4, **sizes
             )
         )
         done += 1
@@ -110,16 +110,8 @@ def _packed(weight: Tensor, group: int) -> dict[str, np.ndarray]:
     """Codes, scales and zero points as MatMulNBits takes them: two codes a byte, the first in the low half."""
     codes = integers(4, group).encode(weight)
     assert codes.scales.shift is not None
-    zero = codes.scales.shift
-    if zero.shape[1] % 2:
-        zero = torch.cat([zero, torch.zeros(len(zero), 1, dtype=zero.dtype)], dim=1)
-    blocks = codes.values.view(len(weight), -1, group)
     return {
-        "codes": _pairs(blocks).numpy(),
+        "codes": pack(codes.values.view(len(weight), -1, group), 4).numpy(),
         "scales": codes.scales.scale.float().flatten().numpy(),
-        "zero_points": _pairs(zero).flatten().numpy(),
+        "zero_points": pack(codes.scales.shift, 4).flatten().numpy(),
     }
-
-
-def _pairs(codes: Tensor) -> Tensor:
-    return codes[..., ::2] | (codes[..., 1::2] << 4)

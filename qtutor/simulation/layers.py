@@ -11,16 +11,13 @@ from functools import partial
 from typing import Any
 
 from qtutor.fusion.folding import Uses, foldable_kind
-from qtutor.models.operators import Trait, kind_of, traits
+from qtutor.models.operators import KINDS, PRODUCTS, Trait, kind_of, traits
 from qtutor.models.tensors import tensors_in
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
-
-KINDS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-"""What is simulated, with all classes that derive from these."""
 
 _ARGUMENTS = ("query", "key", "value", "input", "x")
 
@@ -120,7 +117,7 @@ def _candidates(model: nn.Module) -> tuple[dict[str, Layer], dict[str, tuple[str
 def _weights_of(module: nn.Module) -> tuple[str, tuple[str, ...]]:
     """Why a layer cannot be simulated, or ""; and the names of its weights."""
     reason = ""
-    if "weight" not in module._parameters and isinstance(module, (nn.Linear, _ConvNd, nn.Embedding)):
+    if "weight" not in module._parameters and isinstance(module, (*PRODUCTS, nn.Embedding)):
         reason = "its weight is computed anew at each call: make it permanent"
     paths = tuple(path for path, p in module.named_parameters() if p.dim() > 1)
     reason = reason or next(filter(None, (_trouble(module, path) for path in paths)), "")

@@ -21,7 +21,7 @@ from qtutor.affine import QParams, decibels, fake_quantize, grid
 from qtutor.fusion.folding import factor
 from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model, plain_copy
-from qtutor.models.operators import check_module
+from qtutor.models.operators import PRODUCTS, check_module
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tracing import has_hooks
 from qtutor.observers import HistogramObserver, MinMaxObserver, Observer, round_min_max, squared_error
@@ -30,7 +30,6 @@ from qtutor.simulation.scheme import Scheme
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 _OBSERVERS = {"minmax": MinMaxObserver, "mse": HistogramObserver}
 
@@ -72,15 +71,22 @@ class Simulation:
     def of(cls, model: nn.Module, batch: Batch) -> "Simulation":
         """Find the layers of a model by running a copy on one batch."""
         check_module(model, "a simulation")
-        simulation = cls(plain_copy(model).requires_grad_(False))
-        found = find_layers(simulation.model, lambda: simulation.run(batch))
-        return replace(simulation, layers=found.layers, skipped=found.skipped, before=found.before)
+        return cls.found_in(plain_copy(model).requires_grad_(False), batch)
+
+    @classmethod
+    def found_in(cls, copied: nn.Module, batch: Batch) -> "Simulation":
+        """Find the layers of a model in eval mode, which is used as it is, by running it on one batch."""
+        found = find_layers(copied, lambda: cls(copied).run(batch))
+        return cls(copied, found.layers, found.skipped, before=found.before)
 
     @property
     def products(self) -> list[str]:
         """Names of the linear layers and convolutions that `forward` calls."""
-        kinds = (nn.Linear, _ConvNd)
-        return [name for name, layer in self.layers.items() if layer.called and isinstance(self.module(name), kinds)]
+        return [name for name, layer in self.layers.items() if layer.called and isinstance(self.module(name), PRODUCTS)]
+
+    def known(self, name: str | None, given: Mapping[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """Return what layers gave in another run until this one's turn: it need not be computed again."""
+        return {other: given[other] for other in self.before.get(name or "", ()) if other in given}
 
     def copy(self) -> "Simulation":
         """Return one with a model of its own, and without what was observed."""

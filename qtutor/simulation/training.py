@@ -4,11 +4,11 @@ import copy
 from typing import Literal
 
 from qtutor.affine import LearnedFakeQuantizer, fake_quantize, grid
+from qtutor.models.operators import PRODUCTS
 from qtutor.observers import MinMaxObserver, MovingAverageMinMaxObserver
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 Scales = Literal["min-max", "LSQ", "LSQ's start"]
@@ -66,7 +66,7 @@ def round_in_training(model: nn.Module, images: Tensor, bits: int, scales: Scale
     if scales not in ("min-max", "LSQ", "LSQ's start"):
         raise ValueError(f"scales must be 'min-max', 'LSQ' or \"LSQ's start\", got {scales!r}")
     model, (low, high), (_, most) = copy.deepcopy(model), grid(bits), grid(bits, signed=False)
-    layers = [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
+    layers = [module for module in model.modules() if isinstance(module, PRODUCTS)]
     for layer in layers[1:-1]:
         weights = len(layer.weight)
         learned = LearnedFakeQuantizer(low, high, axis=0, channels=weights)

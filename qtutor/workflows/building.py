@@ -8,12 +8,13 @@ from typing import Any
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.running import agreement, outputs
-from qtutor.models.tensors import copies, tensors_in
+from qtutor.models.tensors import tensors_in
 from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import QuantizationWarning, Reference, repeats, tell
+from qtutor.workflows.floats import without_kernel
 from qtutor.workflows.infinity import noting_infinity, spared
 from qtutor.workflows.judging import (
     Unfit,
@@ -28,7 +29,7 @@ from qtutor.workflows.judging import (
 )
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
-from qtutor.workflows.recipe import Recipe, float_copy, remember, unfit
+from qtutor.workflows.recipe import Recipe, float_copy, remember
 from qtutor.workflows.refusals import Refused, reason_of
 
 import torch
@@ -47,14 +48,13 @@ class Batches:
 
     def __init__(self, data: Iterable, model: nn.Module):
         self._data, self._model, self._once = data, model, isinstance(data, Iterator)
-        self._left = inputs_of(data, model)
-        first = next(self._left, None)
-        if first is None:
+        self._left = inputs_of(data, model, keep=True)
+        self.first = next(self._left, None)
+        if self.first is None:
             raise ValueError(
                 "calibration_data holds no batch, and without one every scale would be 1: pass a few batches of "
                 "training inputs, and make a new generator if this one is used up"
             )
-        self.first = copies(first)  # a loader may fill one buffer again and again
         self._kept, self._room = [self.first], _KEPT if self._once else 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -62,10 +62,10 @@ class Batches:
         for inputs in self._left:
             self._room -= sum(x.nbytes for x in tensors_in(inputs))
             if self._room > 0:
-                self._kept.append(copies(inputs))
+                self._kept.append(inputs)
             yield inputs
         if not self._once:  # read to its end: it begins anew, a loader that shuffles in another order
-            self._kept, self._left = [], inputs_of(self._data, self._model)
+            self._kept, self._left = [], inputs_of(self._data, self._model, keep=True)
 
 
 def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
@@ -97,7 +97,7 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         Refused: the flow cannot take the model.
     """
     copied, inputs = float_copy(model), reference.batch
-    unfitting = () if recipe.flow == "pt2e" else unfit(copied)
+    unfitting = () if recipe.flow == "pt2e" else without_kernel(copied)
     left = (*recipe.left_float, *(name for name in unfitting if name not in recipe.keep_float))
     recipe = replace(recipe, left_float=tuple(dict.fromkeys(left)))
     if recipe.flow == "eager":

@@ -19,7 +19,7 @@ from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.simulation import Scheme, Simulation
-from qtutor.workflows.limits import CLEAR, USUAL
+from qtutor.workflows.limits import CLEAR, HALF, USUAL
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ OFFSET = (
 """What to do where `offset_hides`."""
 
 _MANY = 6  # layers of one class, of which each is named
-_WORTH = 3.0  # dB: half of the noise
 _FEW = 2  # samples: what is wrong is wrong for each, and a check must cost little
 
 
@@ -193,6 +192,6 @@ def what_hurts(
     worst = min(alone, key=alone.__getitem__)
     said = f"{worst} ({simulation.layers[worst].kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded"
     everything, others = with_rounded(names), [name for name in names if name != worst]
-    if can_keep and others and (spared := with_rounded(others)) > everything + _WORTH:
+    if can_keep and others and (spared := with_rounded(others)) > everything + HALF:
         said += f": keep_float={[worst]} would reach up to {spared:.0f} dB"
     return said, everything

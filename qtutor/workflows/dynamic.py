@@ -11,10 +11,9 @@ from typing import Any
 from qtutor.affine import sqnr
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import copy_model, through_layers
-from qtutor.models.operators import called, kind_of
-from qtutor.models.tracing import is_altered
+from qtutor.models.operators import KINDS, called, kind_of
 from qtutor.observers import round_min_max
-from qtutor.simulation.layers import KINDS, outermost
+from qtutor.simulation.layers import outermost
 from qtutor.workflows.backends import at_work, let_go, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 from qtutor.workflows.limits import WELL
@@ -83,8 +82,6 @@ def takes(layer: nn.Module) -> bool:
 
 def _obstacle(layer: nn.Module) -> str:
     """Why a layer cannot be replaced, or ""."""
-    if is_altered(layer):
-        return "it has hooks or a forward of its own, which would be lost"
     if getattr(layer, "proj_size", 0):
         return (
             "it has a proj_size, and PyTorch has no INT8 kernel for that in any flow: project with a linear layer "
@@ -117,9 +114,13 @@ def _check_weights(name: str, layer: nn.Module) -> None:
         if not weight.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity in its {path}: mend that before you quantize it")
     if (coarse := _coarse(layer)) < WELL:
+        way = "try qtutor.repair.equalize(model) before"
+        if type(layer) is not nn.Linear:
+            call = f"torch.ao.quantization.quantize_dynamic(model, {{torch.nn.{kind_of(layer)}}}, dtype=torch.float16)"
+            way = f"{call} keeps them, at half the size of float32"
         tell(
             f"{name} keeps its weights to {coarse:.1f} dB only: each of its tensors has one scale, and a few weights "
-            "are far larger than the rest: try qtutor.repair.equalize(model) before"
+            f"are far larger than the rest: {way}"
         )
 
 

@@ -1,17 +1,25 @@
-"""The names, as the owner gave them, of what a flow has left in floating point; what it leaves, the flow decides."""
+"""The names, as the owner gave them, of what a flow has left in floating point. What that is,
+
+the owner says          keep_float
+`without_kernel` says   before anything runs, of the layers that kernels of eager mode and FX compute wrongly
+`judging.cannot_run`    where the INT8 model fails
+`infinity.spared`       where infinity is read
+`dynamic` and `int4`    of what their kernels do not take, with `bytecode.bound_by_code`
+"""
 
 import functools
 from collections.abc import Collection, Iterator
 
-from qtutor.models.operators import Trait, multiplies, traits
+from qtutor.models.operators import KINDS, Trait, multiplies, traits
 from qtutor.models.tracing import function_name, is_altered
-from qtutor.simulation.layers import KINDS
 from qtutor.workflows import dynamic
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.recipe import Recipe
 
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 _WEIGHTED = (*KINDS, nn.Bilinear)
 
@@ -27,6 +35,23 @@ class Left(nn.Module):
 def left(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the class that a layer of some class gets which stays in floats."""
     return type(kind.__name__, (Left, kind), {})
+
+
+def without_kernel(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of layers for which no INT8 kernel stands: for how they pad or norm, or what was put on them.
+
+    As of PyTorch 2.13 the kernel of an InstanceNorm knows no running statistics, and that of a PReLU scales positive
+    codes too.
+    """
+    found = []
+    for name, module in model.named_modules():
+        odd = isinstance(module, _ConvNd) and (
+            module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
+        )
+        odd = odd or type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
+        if odd or (name and next(module.children(), None) is None and is_altered(module)):
+            found.append(name)
+    return tuple(found)
 
 
 def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import copy_model, eval_copy
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import PRODUCTS, kind_of
 from qtutor.models.running import count_calls, lines_that_read_training, outputs
 from qtutor.workflows import dynamic, model_file, pt2e
 from qtutor.workflows.backends import at_work, engines
@@ -32,7 +32,6 @@ from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, r
 from qtutor.workflows.refusals import Refused, Untraced
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 
 def quantize_static(
@@ -95,8 +94,8 @@ def prepare_qat(
     """Return a model to train, in training mode, that rounds weights and activations as INT8 will.
 
     Narrower codes are still stored in 8 bits: fewer bits show what they cost, and save nothing. Activations of
-    8 bits keep to 7, as PyTorch's default does, only where two products of 8 bits overflow: on the engines x86
-    and fbgemm, where the processor has no INT8 dot product.
+    8 bits keep to 7, as PyTorch's default does, only where two products of 8 bits overflow: on the engines for
+    x86 processors, where this one has no INT8 dot product.
 
     Args:
         example_input: what the model takes: a tensor, a tuple of several, or a mapping of named ones.
@@ -112,7 +111,7 @@ def prepare_qat(
     recipe = Recipe.of(model, flow, inputs, engine, trained=True, prepared=True, bits=bits)
     with at_work(recipe.engine):
         if edge_bits != bits:
-            layers = [*count_calls(float_copy(model), inputs, (_ConvNd, nn.Linear))]
+            layers = [*count_calls(float_copy(model), inputs, PRODUCTS)]
             recipe = replace(recipe, edges=dict.fromkeys([*layers[:1], *layers[-1:]], edge_bits))
         reference = Reference.of(float_copy(model), inputs)
         with _advised(model, inputs, recipe):

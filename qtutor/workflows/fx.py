@@ -10,11 +10,10 @@ from typing import Any
 from unittest import mock
 
 from qtutor.fusion.folding import along_channels, foldable_kind
-from qtutor.models.operators import Trait, target_of, traits
+from qtutor.models.operators import KINDS, Trait, target_of, traits
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies
 from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, line_of, norm_dims, works_in_place
-from qtutor.simulation.layers import KINDS
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.calls import call_apart, copies_of, share_ranges
 from qtutor.workflows.floats import Left, left

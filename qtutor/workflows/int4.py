@@ -12,8 +12,7 @@ from qtutor.lowbit import integers
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import check_loaded, eval_copy
 from qtutor.models.operators import check_module, kind_of
-from qtutor.models.tracing import is_altered
-from qtutor.words import first_line, named
+from qtutor.words import said_by
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 
 import torch
@@ -107,7 +106,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
             try:
                 replaced[id(layer)] = Int4Linear(layer, group)
             except (RuntimeError, ValueError, NotImplementedError) as error:
-                kept[name] = first_line(error) or named(error)
+                kept[name] = said_by(error)
     said = listed(model, {name: kept[name] for name in layers if name in kept})
     if not replaced:
         raise ValueError(f"no linear layer can have 4-bit weights ({said or 'there is none'})")
@@ -121,8 +120,6 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
 def _obstacle(layer: nn.Linear, group: int) -> str:
     if type(layer) is not nn.Linear:
         return f"it is a {kind_of(layer)}"
-    if is_altered(layer):
-        return "it has hooks or a forward of its own, which would be lost"
     if "weight" not in layer._parameters:
         return "its weight is computed anew at each call"
     if layer.out_features % _ROWS:

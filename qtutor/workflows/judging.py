@@ -10,7 +10,7 @@ from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import Reference, agrees, listed, tell, what_hurts
 from qtutor.workflows.floats import left_in_floats, why_left
 from qtutor.workflows.infinity import lines_that_read_infinity
-from qtutor.workflows.limits import CLEAR, LEAST, SAME, USUAL
+from qtutor.workflows.limits import APART, CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.recipe import Recipe, float_copy
 from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
 
@@ -125,7 +125,7 @@ def judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Ref
     kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager"
     worst, explained = what_hurts(float_copy(model), reference.batch, kept, can_keep=can_keep)
     said = agrees(got, "the float one")
-    if explained > got + 10:
+    if explained > got + APART:
         if got < CLEAR:
             lost = f"is too far off: {said}; its layers alone would reach {explained:.1f} dB"
             raise unseen(recipe, f"{lost}, so something between them gets lost{written}")

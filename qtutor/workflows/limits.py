@@ -21,5 +21,14 @@ CLEAR = 10.0
 LEAST = 5.0
 """It is the same function still; below, nobody's INT8 model."""
 
+BETTER = 0.2
+"""Between two numbers of decibels: a repair is kept that gives more than this."""
+
+HALF = 3.0
+"""Between two: half of the noise power goes, which is worth a layer in floats, or ranges chosen otherwise."""
+
 TWICE = 6.0
-"""Between two numbers of decibels: one error is twice the other."""
+"""Between two: one error is twice the other."""
+
+APART = 10.0
+"""Between two: nine tenths of the noise come from elsewhere."""

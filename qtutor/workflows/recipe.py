@@ -8,7 +8,6 @@ from typing import Any
 from qtutor.machine import describe
 from qtutor.models.copying import check_loaded, plain_copy
 from qtutor.models.operators import check_module, kind_of
-from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import SATURATING, at_work, choose
 from qtutor.workflows.numbers import travel_with_state
 
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 FLOWS = ("eager", "fx", "pt2e")
 
@@ -144,9 +142,7 @@ def float_copy(model: nn.Module) -> nn.Module:
         ValueError: the model is quantized already, has no values yet, is not float32 on the CPU, or is wrapped or
             compiled beyond recognition.
     """
-    if not isinstance(model, nn.Module):
-        given = f"the class {model.__name__}: make a model of it" if isinstance(model, type) else kind_of(model)
-        raise TypeError(f"a torch.nn.Module is needed, got {given}")
+    check_module(model, "quantization")
     if recipe_of(model):
         raise ValueError(f"{kind_of(model)} is quantized or prepared already: pass the floating-point model")
     if isinstance(model, torch.jit.ScriptModule):
@@ -175,20 +171,3 @@ def _count_padding(layer: _ConvNd) -> None:
         total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if not any(each % 2 for each in total):
         layer.padding = tuple(each // 2 for each in total)
-
-
-def unfit(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of layers for which no INT8 kernel stands: for how they pad or norm, or what was put on them.
-
-    As of PyTorch 2.13 the kernel of an InstanceNorm knows no running statistics, and that of a PReLU scales positive
-    codes too.
-    """
-    found = []
-    for name, module in model.named_modules():
-        odd = isinstance(module, _ConvNd) and (
-            module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
-        )
-        odd = odd or type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
-        if odd or (name and next(module.children(), None) is None and is_altered(module)):
-            found.append(name)
-    return tuple(found)

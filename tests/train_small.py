@@ -1,4 +1,4 @@
-"""Train the small model again: `python -m qtutor.language.train PATH`, some ten minutes on one core.
+"""Train the small model again: `python tests/train_small.py PATH`, some ten minutes on one core.
 
 Weights that multiply activations are trained by Muon, the embedding and the norms by AdamW. One processor gives the
 same weights every time; another adds floats in another order, and its model then differs as between seeds.
@@ -9,6 +9,7 @@ Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural netw
 """
 
 import argparse
+import bz2
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -95,12 +96,29 @@ def initialized(config: LlamaConfig, draws: torch.Generator) -> Llama:
     return model
 
 
+def gather() -> str:
+    """Make the text anew from the Python that runs: what `text.bz2` holds was made by Python 3.11.7."""
+    from pydoc_data.topics import topics
+
+    once: dict[str, str] = {}
+    for _, topic in sorted(topics.items()):
+        for paragraph in topic.split("\n\n"):
+            once.setdefault(" ".join(paragraph.split()), paragraph.rstrip())
+    text = "\n\n".join(paragraph for paragraph in once.values() if paragraph)
+    plain = str.maketrans("‘’“”–—", "''\"\"--")
+    return text.translate(plain).encode("ascii", "ignore").decode("ascii")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="where the weights go, in float16")
+    parser.add_argument("--text", action="store_true", help="write the text there instead, compressed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
     asked = parser.parse_args()
+    if asked.text:
+        asked.path.write_bytes(bz2.compress(gather().encode("ascii")))
+        return
     model = train(asked.seed, steps=asked.steps)
     small.save(model, asked.path)
     print(measuring.bits_per_character(model, encode(held_out_text())))
