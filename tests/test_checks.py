@@ -869,6 +869,43 @@ def test_inference_mode_around_a_flow_changes_nothing():
     prepared(ROWS).sum().backward()
 
 
+class KeepsFeatures(nn.Module):
+    """Reads what a hook of a layer or of a block has kept: in a dict that both know, or by a method."""
+
+    def __init__(self, layer, kept=None):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.tail, self.head, self.kept = nn.Linear(16, 16), nn.Linear(32, 4), {} if kept is None else kept
+        hook = self.keep if kept is None else lambda layer, given, output: kept.update(middle=output)
+        self.get_submodule(layer).register_forward_hook(hook)
+
+    def keep(self, layer, given, output):
+        self.kept["middle"] = output
+
+    def forward(self, x):
+        y = self.tail(self.body(x))
+        return self.head(torch.cat([y, self.kept["middle"].clamp(-1, 1)], 1))
+
+
+@pytest.mark.filterwarnings("ignore:.* leaves in floating point")
+@pytest.mark.parametrize("layer", ["body", "body.0"])
+def test_features_that_a_hook_keeps_are_those_of_each_input_or_it_is_refused(layer):
+    torch.manual_seed(0)
+    model, other = KeepsFeatures(layer).eval(), ROWS.flip(0) + 1
+    model(other)
+    for quantized in (quantize_dynamic(model), quantize_static(model, [ROWS, other], "pt2e")):
+        for x in (ROWS, other):
+            assert sqnr(model(x).detach(), quantized(x).detach()) > 25
+    for quantize in (lambda: quantize_static(model, [other]), lambda: prepare_qat(model, other)):
+        with pytest.raises(ValueError, match=r'kept\["middle"\].* left behind .*in forward. flow=\'pt2e\' can take it'):
+            quantize()
+    shared = KeepsFeatures(layer, {}).eval()
+    for quantize in (quantize_dynamic, copy_model, lambda model: quantize_static(model, [ROWS])):
+        with pytest.raises(ValueError, match=f"a hook of {layer} .* fills kept of the given model.*fills self.kept$"):
+            quantize(shared)
+    assert not shared.kept
+
+
 class OneBuffer:
     def __iter__(self):
         buffer, labels = torch.empty(6, 16), torch.empty(6, dtype=torch.long)
@@ -1099,6 +1136,35 @@ def test_a_number_that_a_trace_took_from_a_buffer_comes_back_from_the_file(flow,
 
 @pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("flow", FLOWS)
+class KeepsPlainTensors(nn.Module):
+    """Computes with tensors that no state dict holds, and leaves its last output behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.frequencies, self.tables = torch.randn(2, 16), [{"shift": torch.randn(16)}]
+        self.layer, self.stub, self.unstub, self.last = nn.Linear(32, 16), QuantStub(), DeQuantStub(), None
+        self.register_buffer("mean", torch.randn(16), persistent=False)
+
+    def forward(self, x):
+        phases = (x[:, :2] - self.mean[:2]) @ self.frequencies
+        found = self.layer(self.stub(torch.cat([phases.sin(), phases.cos()], 1)))
+        self.last = self.unstub(found) + self.tables[0]["shift"]
+        return self.last
+
+
+@pytest.mark.parametrize("flow", ["dynamic", "eager", *FLOWS])
+def test_tensors_that_no_state_dict_holds_come_back_from_the_file(flow, tmp_path):
+    model, other = KeepsPlainTensors().eval(), KeepsPlainTensors().eval()
+    model(ROWS)
+    quantized = quantize_dynamic(model) if flow == "dynamic" else quantize_static(model, [ROWS], flow)
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", other)(ROWS), quantized(ROWS))
+    other.frequencies = torch.randn(2, 17)
+    if flow in ("dynamic", "eager"):
+        with pytest.warns(QuantizationWarning, match="load leaves frequencies as float_model has it"):
+            load(tmp_path / "model", other)
+
+
 def test_numbers_in_the_code_come_with_the_state(flow, copied):
     torch.manual_seed(0)
     given, other = (quantize_static(Scaled(scale).eval(), [x], flow) for scale, x in ((2.0, ROWS), (5.0, 3 * ROWS)))
@@ -1694,6 +1760,43 @@ def test_a_refusal_names_dynamic_quantization_where_it_takes_the_model():
     assert sqnr(reader(ROWS).detach(), quantize_dynamic(reader)(ROWS)) > 25
     with pytest.raises(ValueError, match=r"No other flow takes it as it is$"):
         quantize_static(nn.Sequential(nn.Flatten()), [ROWS])
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_rows_that_forward_chooses_by_value_are_chosen_behind_the_model(flow):
+    torch.manual_seed(0)
+    model, x = two_layers(lambda self, x: (y := self.second(self.first(x).relu()))[y[:, 0] > 0]), torch.randn(399, 16)
+    with pytest.raises((ValueError, QuantizationWarning), match="return all of it and choose behind the model"):
+        quantize_static(model, [x], flow)
+    model.function = lambda self, x: self.second(self.first(x).relu())
+    assert sqnr(model(x).detach(), quantize_static(model, [x], flow)(x)) > 20
+
+
+def test_indices_are_compared_by_the_share_that_differs():
+    torch.manual_seed(0)
+    x = torch.randn(400, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)  # about a few that differ
+        quantized = quantize_static(two_layers(lambda self, x: self.second(self.first(x).relu()).argmax(1)), [x])
+    assert quantized(x).unique().numel() > 1
+    exact = torch.tensor([0, 3, 3, 3])
+    assert agreement([exact], [torch.tensor([1, 3, 3, 3])]) == pytest.approx(14.3, abs=0.1)  # as numbers
+    assert agreement([exact], [torch.tensor([0, 3, 3, 0])]) == pytest.approx(6.02, abs=0.1)  # as choices
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_batch_of_which_the_model_makes_nan_is_named_though_it_is_not_the_first(flow):
+    model = two_layers(lambda self, x: self.second(self.first((x - x.mean()) / x.std())))
+    with pytest.raises(ValueError, match=r"Forward itself gives NaN or infinity on batch 1 of calibration_data \("):
+        quantize_static(model, [ROWS, torch.zeros(6, 16)], flow)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_another_flow_is_named_only_if_it_takes_the_batch_that_was_refused(flow):
+    model = two_layers(lambda self, x: self.second(torch.nan_to_num(self.first((x - x.mean()) / x.std()))))
+    said = "NaN or infinity is computed there, and no scale holds it. No other flow takes it as it is"
+    with pytest.raises(ValueError, match=said):
+        quantize_static(model, [ROWS, torch.zeros(6, 16)], flow)
 
 
 def test_keeping_the_layer_that_hurts_in_float_raises_what_is_said_of_it():

@@ -2,7 +2,7 @@
 
 import copy
 import dis
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 _PLAIN = {*vars(nn.Module())}
 """What each module holds."""
+_FILLED = (MutableMapping, MutableSequence, MutableSet)
 
 
 def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
@@ -78,7 +79,8 @@ def check_loaded(model: nn.Module) -> None:
 
 
 def _check_hooks(model: nn.Module) -> None:
-    """Refuse hooks that know a module as functions do: those of a copy would go on to use that one."""
+    """Refuse hooks that know, as functions do, a module or what the model keeps: a copy's would go on to use that."""
+    kept = {id(value): name for module in model.modules() for name, value in vars(module).items() if name not in _PLAIN}
     for name, module in model.named_modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             while isinstance(hook, (partial, MethodType)):
@@ -88,6 +90,18 @@ def _check_hooks(model: nn.Module) -> None:
                     f"a hook of {called(name, module)} holds a module, and a copy would go on to use it: take it off "
                     "first, with handle.remove()"
                 )
+            if shared := [kept[id(each)] for each in _filled_by(hook) if id(each) in kept]:
+                raise ValueError(
+                    f"a hook of {called(name, module)} fills {shared[0]} of the given model, and a copy would read its "
+                    f"own, which stays as it is: register a method of the model that fills self.{shared[0]}"
+                )
+
+
+def _filled_by(hook: Any) -> list[Any]:
+    """What a function knows and may put something into."""
+    known = _known_to(hook) if isinstance(hook, FunctionType) else []
+    sets = known and any(step.opname == "STORE_ATTR" for step in dis.get_instructions(hook))
+    return [each for each in known if isinstance(each, _FILLED) or (sets and hasattr(each, "__dict__"))]
 
 
 def _check_compiled(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.running import agreement, outputs
-from qtutor.models.tensors import copies, tensors_in
+from qtutor.models.tensors import copies, floats_in, tensors_in
 from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
@@ -18,6 +18,7 @@ from qtutor.workflows.infinity import noting_infinity, spared
 from qtutor.workflows.judging import (
     Unfit,
     cannot_run,
+    check_finite,
     check_same,
     check_trained,
     failed,
@@ -136,13 +137,16 @@ def _taken(reference: Reference, prepared: nn.Module) -> Reference:
 def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference, batches: Batches) -> None:
     """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
     for number, inputs in enumerate(batches):
+        which = f" on batch {number} of calibration_data"
         try:
             with noting_infinity(prepared) as observers:
                 found = outputs(prepared, inputs)
         except pt2e.OtherSizes as error:
-            raise Refused(f"cannot take all batches: {error}") from error
+            raise Refused(f"cannot take all batches: {error}", inputs) from error
         except Exception as error:
-            raise failed(model, inputs, error, prepared) from error
+            raise failed(model, inputs, error, prepared, which) from error
+        if not all(x.isfinite().all() for x in floats_in(found)):
+            check_finite(model, inputs, which)
         if observers:
             raise Unfit(spared(prepared, recipe, observers))
         if number == 0:
@@ -249,7 +253,7 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
         warnings.simplefilter("ignore", QuantizationWarning)
         quantized, _ = build(trial, recipe, reference)
     if recipe.bits == 8:  # with fewer, an untrained model is noise, and a tie that falls to the other side changes it
-        check_trained(reference.agreement(quantized))
+        check_trained(quantized, reference)
     return quantized
 
 

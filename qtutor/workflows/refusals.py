@@ -10,7 +10,15 @@ from torch import nn
 
 
 class Refused(ValueError):
-    """A flow cannot take a model, or would give back another function; the text says what is in the way."""
+    """A flow cannot take a model, or would give back another function; the text says what is in the way.
+
+    Attributes:
+        inputs: of the batch that it cannot take, where it is one that matters; None otherwise.
+    """
+
+    def __init__(self, said: str, inputs: tuple | None = None):
+        super().__init__(said)
+        self.inputs = inputs
 
 
 class Untraced(Refused):
@@ -18,6 +26,7 @@ class Untraced(Refused):
 
 
 _MEANINGS = (
+    (r"range of \[[^]]*(nan|inf)[^]]*\] is not finite", "NaN or infinity is computed there, and no scale holds it"),
     (
         r"not implemented for '(Long|Int|Short|Char|Byte|Bool)'|but found (Long|Int)",
         "whole numbers are computed there, and only floats can be rounded: call .float() on them first",
