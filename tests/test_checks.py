@@ -4,7 +4,9 @@ import copy
 import functools
 import warnings
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import partial
+from pickle import PicklingError
 from types import MethodType
 
 from qtutor import runtimes
@@ -38,7 +40,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 pytestmark = [
@@ -1165,6 +1167,29 @@ def test_tensors_that_no_state_dict_holds_come_back_from_the_file(flow, tmp_path
             load(tmp_path / "model", other)
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_quantized_model_is_pickled_or_it_is_said_what_to_call(flow, tmp_path):
+    make = lambda: nn.Sequential(nn.Linear(16, 16), nn.PReLU(), nn.Linear(16, 4)).eval()  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)  # of the PReLU, which stays
+        prepared = prepare_qat(make(), ROWS, flow=flow)
+        prepared(ROWS)
+        again, converted = prepare_qat(make(), ROWS, flow=flow), convert(prepared)
+    with pytest.raises(PicklingError, match=r"use torch.save\(model.state_dict\(\), path\), and load_state_dict of"):
+        torch.save(prepared, tmp_path / "prepared")
+    torch.save(prepared.state_dict(), tmp_path / "prepared")
+    again.load_state_dict(torch.load(tmp_path / "prepared"))
+    assert torch.equal(again.eval()(ROWS), prepared.eval()(ROWS))
+    if flow == "pt2e":
+        with pytest.raises(PicklingError, match=r"use workflows.save\(model, path\), and workflows.load"):
+            torch.save(converted, tmp_path / "model")
+    else:
+        torch.save(converted, tmp_path / "model")
+        loaded = torch.load(tmp_path / "model", weights_only=False)
+        assert torch.equal(copy.deepcopy(loaded)(ROWS), converted(ROWS))
+
+
 def test_numbers_in_the_code_come_with_the_state(flow, copied):
     torch.manual_seed(0)
     given, other = (quantize_static(Scaled(scale).eval(), [x], flow) for scale, x in ((2.0, ROWS), (5.0, 3 * ROWS)))
@@ -1751,6 +1776,110 @@ def test_what_a_refusal_says_to_write_instead_is_taken(refused, message, taken):
     with pytest.raises(ValueError, match=message):
         quantize_static(refused(), [ROWS])
     assert sqnr(taken()(ROWS).detach(), quantize_static(taken(), [ROWS])(ROWS)) > 20
+
+
+def packed(self, x, lengths):
+    found, _ = self.memory(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+    return self.head(pad_packed_sequence(found, batch_first=True)[0])
+
+
+@pytest.mark.parametrize(("flow", "said"), [("fx", "lengths of packed sequences"), ("pt2e", "a packed sequence")])
+def test_lengths_of_sequences_are_named_with_what_takes_them(flow, said):
+    model = Forward(packed, memory=nn.GRU(16, 8, batch_first=True), head=nn.Linear(8, 4)).eval()
+    inputs = torch.randn(3, 5, 16), torch.tensor([5, 2, 3])
+    with pytest.raises(ValueError, match=f"{said}.*, which no trace knows. quantize_dynamic.model. can take it"):
+        quantize_static(model, [(inputs, None)], flow)
+    assert sqnr(model(*inputs).detach(), quantize_dynamic(model)(*inputs).detach()) > 25
+
+
+def swish(x):
+    return x * torch.sigmoid(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_function_is_copied_and_named_where_a_trace_meets_it():
+    model = two_layers(lambda self, x: self.second(self.activations["swish"](self.first(x))))
+    model.activations = {"swish": torch.jit.script(swish)}
+    for quantized in (quantize_dynamic(model), quantize_static(model, [ROWS], "pt2e")):
+        assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+    with pytest.raises(ValueError, match=r"torch.jit.script made the function .*: call the one that it was made of\. "):
+        quantize_static(model, [ROWS])
+    model.activations = {"swish": swish}
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS])(ROWS)) > 25
+
+
+def test_what_data_parallel_wraps_is_named_with_a_way_that_holds():
+    model = blocks()
+    model.block = nn.DataParallel(model.block)
+    said = r"block \(DataParallel\): FX does not look inside: write (.*) first"
+    with pytest.warns(QuantizationWarning, match=said) as told:
+        quantize_static(model, [ROWS])
+    alone = Forward(lambda self, x: self.block(x), block=model.block).eval()
+    with pytest.raises(ValueError, match=f"finds nothing to quantize.*; {said}"):
+        quantize_static(alone, [ROWS])
+    exec(str(told[0].message).split("write ")[1].removesuffix(" first"), {"model": model})
+    quantize_static(model, [ROWS])  # and nobody is told of anything
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.Sequential(nn.Linear(16, 16), nn.ReLU())])
+def test_a_scripted_part_stays_in_floats_and_is_named(layer, tmp_path):
+    make = lambda: nn.Sequential(torch.jit.script(copy.deepcopy(layer)), nn.Linear(16, 4)).eval()  # noqa: E731
+    model, said = make(), r"leaves in floating point: 0 \(RecursiveScriptModule\): torch.jit made it: put the nn.Module"
+    for quantize in (lambda: quantize_static(model, [ROWS]), lambda: quantize_dynamic(model)):
+        with pytest.warns(QuantizationWarning, match=said):
+            quantized = quantize()
+        assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+        save(quantized, tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", make())(ROWS), quantized(ROWS))
+    with pytest.raises(ValueError, match=r"torch.jit made a part of it: .*flow='fx' can take it"):
+        quantize_static(model, [ROWS], "pt2e")
+
+
+def test_layers_in_several_precisions_are_refused_with_a_way_that_holds():
+    model = two_layers(lambda self, x: self.second(self.first(x).to(self.precision)))
+    model.precision, model.second = torch.float64, model.second.double()
+    said = r"second.weight is torch.float64 .*float\(\), and take the casts to torch.float64 out of forward$"
+    for quantize in (quantize_dynamic, lambda model: quantize_static(model, [ROWS])):
+        with pytest.raises(ValueError, match=said):
+            quantize(model)
+    model.function = lambda self, x: self.second(self.first(x))
+    mended = copy.deepcopy(model).cpu().float()
+    assert sqnr(mended(ROWS).detach(), quantize_static(mended, [ROWS])(ROWS)) > 25
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+@pytest.mark.parametrize("form", [Output, Named])
+def test_an_output_of_a_class_of_its_own_is_named_where_it_cannot_be_captured(form):
+    model = two_layers(lambda self, x: form(logits=self.second(h := self.first(x).relu()), hidden=h))
+    assert type(quantize_static(model, [ROWS])(ROWS)) is form
+    with pytest.raises(ValueError, match=r"Forward: .* return a tuple or a dict. flow='fx' can take it as it is$"):
+        quantize_static(model, [ROWS], "pt2e")
+    model.function = lambda self, x: {"logits": self.second(self.first(x).relu())}
+    assert sqnr(model(ROWS)["logits"].detach(), quantize_static(model, [ROWS], "pt2e")(ROWS)["logits"]) > 25
+
+
+class TakesAList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, views):
+        return torch.stack([self.layer(view) for view in views]).sum(0)
+
+
+def test_a_forward_that_takes_one_list_is_answered_with_a_module_around_it():
+    inner = TakesAList().eval()
+    for inputs, said in (([ROWS, ROWS], "holds 2 inputs.* a list of inputs"), (([ROWS, ROWS],), "got list")):
+        with pytest.raises(TypeError, match=f"{said}.* wrap the model in a module"):
+            quantize_static(inner, [(inputs, None)])
+    model = Forward(lambda self, a, b: self.inner([a, b]), inner=inner).eval()
+    assert sqnr(model(ROWS, ROWS).detach(), quantize_static(model, [((ROWS, ROWS), None)])(ROWS, ROWS)) > 25
 
 
 def test_a_refusal_names_dynamic_quantization_where_it_takes_the_model():

@@ -118,9 +118,11 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
-            way = ": quantize_dynamic takes a model of such inputs"
-            if not isinstance(tensor, PackedSequence):
-                way = ": pass torch.as_tensor(x)" if hasattr(tensor, "__array__") else ""
+            way = ": pass torch.as_tensor(x)" if hasattr(tensor, "__array__") else ""
+            if isinstance(tensor, PackedSequence):
+                way = ": quantize_dynamic takes a model of such inputs"
+            elif isinstance(tensor, (tuple, list, dict)):
+                way = ": wrap the model in a module whose forward takes the tensors in it, and makes it of them"
             raise TypeError(f"{name}: an input must be a tensor, got {type(tensor).__name__}{way}")
         if tensor.layout is not torch.strided or tensor.is_nested:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
@@ -154,6 +156,8 @@ def _check_fits(batch: Batch, model: nn.Module, name: str) -> None:
             why = f"a pair is (inputs, labels), so forward got {got} only: pass (({', '.join(taken)}), None)"
         elif not batch.kwargs and given > len(taken):
             why = f"it holds {given} inputs, and forward takes {', '.join(taken)} only: leave the labels out"
+            if len(taken) == 1:
+                why += ", or, for a forward that takes a list of inputs, wrap the model in a module that makes it"
         elif batch.kwargs and len(taken) == 1:
             why += (
                 ". A mapping gives inputs by name: where forward takes it as it is, wrap the model in a module whose "

@@ -4,6 +4,7 @@ import copy
 import dis
 from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from functools import partial
+from pickle import PickleError
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -11,6 +12,7 @@ from qtutor.models.operators import called, kind_of
 from qtutor.models.tensors import tensors_in
 
 from torch import nn
+from torch.jit import ScriptFunction
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
@@ -37,6 +39,7 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
     for name, module in model.named_modules():
         kept = tensors_in(vars(module), records=False)
         memo |= {id(x): x.detach().clone() for x in kept if not x.is_leaf and id(x) not in memo}
+        memo |= {id(x): x for value in vars(module).values() for x in _inside(value) if isinstance(x, ScriptFunction)}
         if _runs_another(vars(module).get("forward"), module):  # a copy would go on to run the given one
             raise ValueError(
                 f"the forward of {called(name, module)} was replaced by a function that knows a module, which a copy "
@@ -44,7 +47,7 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
             )
     try:
         copied = copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, PickleError) as error:
         raise ValueError(f"{kind_of(model)} holds what cannot be copied ({error}): keep it elsewhere") from error
     shared = {*copied.modules()} & {*model.modules()} - {x for x in memo.values() if isinstance(x, nn.Module)}
     if shared:
@@ -126,15 +129,20 @@ def _check_functions(model: nn.Module) -> None:
                     )
 
 
-def _functions_in(tree: Any, around: tuple[int, ...] = ()) -> Iterator[FunctionType]:
+def _functions_in(tree: Any) -> Iterator[FunctionType]:
     """The functions in nested containers, partials and methods."""
+    return (each for each in _inside(tree) if isinstance(each, FunctionType))
+
+
+def _inside(tree: Any, around: tuple[int, ...] = ()) -> Iterator[Any]:
+    """What stands in nested containers, and the functions of partials and methods."""
     while isinstance(tree, (MethodType, partial)):
         tree = tree.__func__ if isinstance(tree, MethodType) else tree.func
-    if isinstance(tree, FunctionType):
+    if not isinstance(tree, (tuple, list, dict)):
         yield tree
-    elif isinstance(tree, (tuple, list, dict)) and id(tree) not in around:  # a container may hold itself
+    elif id(tree) not in around:  # a container may hold itself
         for each in tree.values() if isinstance(tree, dict) else tree:
-            yield from _functions_in(each, (*around, id(tree)))
+            yield from _inside(each, (*around, id(tree)))
 
 
 def _is_module(each: Any) -> bool:

@@ -13,7 +13,8 @@ from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.checks import QuantizationWarning, Reference, repeats, tell
+from qtutor.workflows.checks import QuantizationWarning, Reference, listed, repeats, tell
+from qtutor.workflows.floats import wrapped
 from qtutor.workflows.infinity import noting_infinity, spared
 from qtutor.workflows.judging import (
     Unfit,
@@ -37,7 +38,6 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
-_NOTHING = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 _EVENLY = torch.linspace(-1, 1, 2048)  # a value for each bin of a histogram: of two PyTorch takes a second for a range
@@ -197,7 +197,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
         raise Refused(f"cannot convert it: {reason_of(error)}") from error
     inputs = reference.inputs
     if not (recipe.keep_float or _rounds(model)):
-        raise Refused(_NOTHING)
+        raise Refused(_nothing(model, recipe))
     try:
         found = outputs(model, inputs)
     except Exception as error:
@@ -228,6 +228,12 @@ def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
             clip_codes(model, weights, recipe.bits, recipe.edges, recipe.reduced)
     compute_in_floats(model, weights, recipe.in_floats)
     return remember(model.eval(), recipe), weights  # conversion makes new modules, in training mode
+
+
+def _nothing(model: nn.Module, recipe: Recipe) -> str:
+    hidden = listed(model, wrapped(model, recipe))
+    said = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
+    return f"{said}; {hidden}" if hidden else said
 
 
 def _rounds(model: nn.Module) -> bool:
@@ -267,7 +273,7 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
             module.disable_fake_quant()
             module.disable_observer()
     if not rounds:
-        raise Refused(_NOTHING)
+        raise Refused(_nothing(exact, recipe))
     with noting_infinity(exact) as observers:
         found = reference.agreement(exact)
     if observers:

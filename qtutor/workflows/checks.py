@@ -32,8 +32,8 @@ OFFSET = (
 """What to do where `offset_hides`."""
 
 CHOOSES = (
-    "forward returns what it chooses by value, as y[y > 0] does, and rounding changes values: return all of it and choose "
-    "behind the model"
+    "forward returns what it chooses by value, as y[y > 0] does, and rounding changes values: return all of it and "
+    "choose behind the model"
 )
 """What to do where rounding changes the shapes of outputs."""
 

@@ -18,7 +18,7 @@ from qtutor.simulation.layers import KINDS, outermost
 from qtutor.workflows.backends import at_work, let_go, torch_ao
 from qtutor.workflows.checks import keep_off_fast_path, listed, tell
 from qtutor.workflows.limits import WELL
-from qtutor.workflows.recipe import Recipe, float_copy, remember
+from qtutor.workflows.recipe import SCRIPTED, Recipe, float_copy, remember, scripted
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,8 @@ def _obstacle(layer: nn.Module) -> str:
 def _never_taken(model: nn.Module) -> dict[str, str]:
     """The names of the layers with weights that the flow does not know."""
     layers = outermost(model).items()
-    return {name: "" for name, layer in layers if isinstance(layer, KINDS) and type(layer) not in _KINDS}
+    never = {name: "" for name, layer in layers if isinstance(layer, KINDS) and type(layer) not in _KINDS}
+    return never | dict.fromkeys(scripted(model), SCRIPTED)
 
 
 def _why(model: nn.Module, stays: Mapping[str, str]) -> str:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
+from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
@@ -92,7 +93,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
 
     class Tracer(Call, before):  # type: ignore[valid-type]
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, Left) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, (Left, ScriptModule)) or super().is_leaf_module(m, module_qualified_name)
 
         def create_node(self, kind: str, target: Any, args: tuple, *others: Any, **named: Any) -> Node:
             """Let a node stand for each constant in the output, such as a name: the converter would refuse it."""
@@ -133,8 +134,8 @@ def _refuse_left_behind(value: Any) -> None:
     """Refuse to take for a constant what a run before the trace has left behind, which hooks may do."""
     if isinstance(value, Tensor) and value.is_inference():
         raise ValueError(
-            "what is read there was left behind by the run before, as by a hook, and no hook runs in a trace: compute it "
-            "in forward"
+            "what is read there was left behind by the run before, as by a hook, and no hook runs in a trace: compute "
+            "it in forward"
         )
 
 

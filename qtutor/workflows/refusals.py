@@ -7,6 +7,7 @@ from qtutor.models.tracing import where
 from qtutor.words import first_line
 
 from torch import nn
+from torch.nn.utils import rnn
 
 
 class Refused(ValueError):
@@ -71,6 +72,13 @@ _MEANINGS = (
         "a number that an input gives is made a float or a tensor there: compute with it as it is",
     ),
     (r"'NoneType' object has no attribute 'named_children'", "its train() returns nothing: let it return self"),
+    (
+        r"found type 'Proxy'[\s\S]*Declaration: \w+\(",
+        "torch.jit.script made the function that is called there: call the one that it was made of",
+    ),
+    (r"ints, ?but got FakeTensor", "a size is a value there, as that of a packed sequence, which no trace knows"),
+    (r"instance of torch.nn.Parameter", "torch.jit made a part of it: put the nn.Module there that it was made of"),
+    (r"in output, which is not a known type", "forward returns a class of its own there: return a tuple or a dict"),
     (r"requires_grad|cannot assign .* as parameter", "a parameter is computed there at each call"),
 )
 _JARGON = re.compile(
@@ -80,9 +88,14 @@ _JARGON = re.compile(
 )
 
 
+_PACKING = (rnn.pack_padded_sequence.__code__, rnn.pad_packed_sequence.__code__)
+
+
 def reason_of(error: BaseException) -> str:
     """Say in plain words why PyTorch failed."""
     said = f"{error}".strip()
+    if any(frame.f_code in _PACKING for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return "the lengths of packed sequences are values there, which no trace knows"
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, said):
             return meaning
