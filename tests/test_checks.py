@@ -1345,6 +1345,59 @@ def test_layers_in_a_plain_list_are_quantized_there_too(convert, tmp_path):
         assert torch.equal(load(tmp_path / "model", KeepsAList())(x), quantized(x))
 
 
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+def test_layers_in_a_plain_list_alone_are_named_with_a_way_that_holds(convert, tmp_path):
+    make = lambda: Forward(lambda self, x: self.head(self.layers[0](x)), head=nn.Linear(64, 32))  # noqa: E731
+    model, other, x = make(), make(), torch.randn(4, 64)
+    model.layers, other.layers = [nn.Linear(64, 64)], [nn.Linear(64, 64)]
+    with pytest.warns(QuantizationWarning, match="leaves the layers in layers as they are.*: make it an nn.ModuleList"):
+        quantized = convert(model)
+    if convert is quantize_dynamic:
+        save(quantized, tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", other)(x), quantized(x))
+    model.layers = nn.ModuleList(model.layers)
+    assert type(convert(model).layers[0]) is not nn.Linear
+
+
+def test_inputs_that_one_scale_rounds_to_zero_are_named_with_a_way_that_holds():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval(), torch.randn(64, 16)
+    x[:, 3] *= 2e4
+    with torch.no_grad():
+        model[0].weight[:, 3] /= 2e4
+        model[0].weight[:, 5] = 0  # which is pruned
+    exact = model(x).detach()
+    with pytest.warns(
+        QuantizationWarning, match=r"0 \(Linear\) rounds to zero all weights of 1 of its 16 inputs \(3\)"
+    ):
+        assert sqnr(exact, quantize_dynamic(model)(x)) < 10
+    x[:, 3] /= 2e4
+    with torch.no_grad():
+        model[0].weight[:, 3] *= 2e4
+    assert sqnr(exact, quantize_dynamic(model)(x)) > 25
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_what_forward_computes_without_gradients_is_not_trained(flow):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.first(x)
+        return self.second(x)
+
+    prepared = prepare_qat(two_layers(forward), ROWS, flow=flow)
+    prepared(ROWS).sum().backward()
+    trained = {name for name, parameter in prepared.named_parameters() if parameter.grad is not None}
+    assert trained == {"second.weight", "second.bias"}
+
+
+def test_no_runtime_changes_what_the_given_model_keeps():
+    counts = Forward(lambda self, x: self.layer(x + 0 * self.steps.add_(1)), layer=nn.Linear(16, 4)).eval()
+    counts.register_buffer("steps", torch.zeros(()))
+    built = runtimes.build(counts, [ROWS], ["eager FP32"])["eager FP32"]
+    assert torch.equal(built(ROWS), counts.layer(ROWS))
+    assert counts.steps == 0
+
+
 def test_four_bit_weights_come_back_as_save_says(tmp_path):
     model, other = (nn.Sequential(nn.Linear(64, 32)) for _ in range(2))
     quantized = quantize_weights(model)
@@ -1724,6 +1777,8 @@ def test_inputs_that_forward_does_not_take_are_told_from_labels():
     with pytest.raises(TypeError, match=r"forward got ids only: pass \(\(ids, mask\), None\)"):
         quantize_static(model, [(ROWS, ROWS)])
     assert sqnr(model(ROWS, ROWS).detach(), quantize_static(model, [((ROWS, ROWS), None)])(ROWS, ROWS)) > 25
+    with pytest.raises(TypeError, match=r"a batch does not fit forward: .* pass \(\(ids, mask\), None\)"):
+        diagnose(model, [(ROWS, ROWS)], progress=False)
     with pytest.raises(TypeError, match="an input must be a tensor, got int"):
         quantize_static(model, [((ROWS, 3), None)])
     with pytest.raises(TypeError, match=r"batch 0 of calibration_data does not fit forward: missing .* 'mask'"):

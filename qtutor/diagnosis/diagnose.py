@@ -25,7 +25,7 @@ from qtutor.diagnosis.result import Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
 from qtutor.diagnosis.trials import Metric, Score, Trial, spread
 from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
-from qtutor.models.batches import Batch, read_some
+from qtutor.models.batches import Batch, check_fits, read_some
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
@@ -277,6 +277,7 @@ def _first_runs(
 
 def _nothing_ran(model: nn.Module, batch: Batch, problem: Exception) -> ValueError:
     said = f"{type(problem).__name__}: {problem}"
+    check_fits(batch, model, "a batch")
     try:
         Simulation(plain_copy(model)).run(batch)
     except Exception:

@@ -104,7 +104,7 @@ def inputs_of(data: Iterable, model: nn.Module, *, keep: bool = False) -> Iterat
 def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     """Return the inputs of one call in the order in which `forward` takes them; raises as `inputs_of`."""
     inputs = batch.args
-    _check_fits(batch, model, name)
+    check_fits(batch, model, name)
     if batch.kwargs:
         bound = batch.bound(model)
         if bound.kwargs:
@@ -136,7 +136,7 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     return inputs
 
 
-def _check_fits(batch: Batch, model: nn.Module, name: str) -> None:
+def check_fits(batch: Batch, model: nn.Module, name: str) -> None:
     """Refuse with a TypeError inputs that `forward` does not take; where labels are why, that is said."""
     if not isinstance(model, nn.Module):  # which is refused in words of its own
         return

@@ -145,6 +145,17 @@ def _inside(tree: Any, around: tuple[int, ...] = ()) -> Iterator[Any]:
             yield from _inside(each, (*around, id(tree)))
 
 
+def hidden_in(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the modules with weights in plain lists and the like, where PyTorch finds none, by the attribute."""
+    mine, found = {*model.modules()}, {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            hidden = [each for each in _inside(value) if isinstance(each, nn.Module) and each not in mine]
+            if name not in _PLAIN and (hidden := [each for each in hidden if [*each.parameters()]]):
+                found[f"{path}.{name}".removeprefix(".")] = hidden
+    return found
+
+
 def _is_module(each: Any) -> bool:
     return isinstance(getattr(each, "__self__", each), nn.Module)
 

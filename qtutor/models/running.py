@@ -193,6 +193,19 @@ def unsteady(model: nn.Module, one: list[Tensor], other: list[Tensor]) -> ValueE
     )
 
 
+def without_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Return the names of the parameters that get no gradient, as those that forward uses under `torch.no_grad`.
+
+    None are returned where the outputs have no gradient at all.
+    """
+    watched, grads = eval_copy(model), ()
+    named = {name: parameter for name, parameter in watched.named_parameters() if parameter.requires_grad}
+    with suppress(Exception), no_fast_attention(), torch.inference_mode(False), torch.enable_grad():
+        found = sum(x.abs().sum() for x in tensors_in(watched(*copies(inputs))) if x.requires_grad)
+        grads = torch.autograd.grad(found, [*named.values()], allow_unused=True)
+    return [name for name, grad in zip(named, grads, strict=False) if grad is None]
+
+
 def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
     """Return " at file:line: `code`" for each line outside PyTorch that asks whether a model is in training mode.
 

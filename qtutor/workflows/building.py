@@ -7,7 +7,7 @@ from typing import Any
 
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
-from qtutor.models.running import agreement, outputs
+from qtutor.models.running import agreement, outputs, without_gradients
 from qtutor.models.tensors import copies, floats_in, tensors_in
 from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
@@ -111,6 +111,10 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         raise failed(model, inputs, error) from error
     if not recipe.trained:
         return prepared, recipe
+    if recipe.flow != "eager":
+        untrained = {*without_gradients(float_copy(model), reference.inputs)}
+        for name, parameter in prepared.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in untrained)
     reference = _taken(reference, prepared)
     try:
         _check_untrained(model, prepared, recipe, reference)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from qtutor.affine import decibels
 from qtutor.models.batches import Batch
-from qtutor.models.copying import eval_copy, through_layers
+from qtutor.models.copying import eval_copy, hidden_in, through_layers
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.models.tensors import floats_in, tensors_in
@@ -164,6 +164,15 @@ def listed(model: nn.Module, reasons: Mapping[str, str]) -> str:
         ", ".join(word for kind, names in kinds.items() for word in words(kind, names)) + (reason and f": {reason}")
         for reason, kinds in groups.items()
     )
+
+
+def tell_what_is_hidden(model: nn.Module, caller: str) -> None:
+    """Name the plain lists that hold layers, which a caller leaves as they are."""
+    if found := hidden_in(model):
+        tell(
+            f"{caller} leaves the layers in {', '.join(found)} as they are, for PyTorch finds none in a plain list or "
+            "dict: make it an nn.ModuleList or an nn.ModuleDict"
+        )
 
 
 def keep_off_fast_path(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import qtutor
+from qtutor.models.copying import hidden_in
 from qtutor.models.tensors import tensors_in
 from qtutor.storage import write_atomically
 from qtutor.workflows.checks import tell
@@ -104,15 +105,16 @@ def _versions() -> dict[str, str]:
 
 def _kept(model: nn.Module) -> dict[str, list[Tensor]]:
     """The tensors that a state dict leaves out, by names that nothing in one can have."""
-    found = {}
+    kept: dict[str, list[Tensor]] = {}
     for path, module in model.named_modules():
         attributes = {name: value for name, value in vars(module).items() if name not in _OWN}
-        for name, value in (
-            attributes | {name: module._buffers[name] for name in module._non_persistent_buffers_set}
-        ).items():
-            if tensors := tensors_in(value, records=False):
-                found[f"{path}.{name}=".removeprefix(".")] = tensors
-    return found
+        attributes |= {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        kept |= {
+            f"{path}.{name}".removeprefix("."): tensors_in(value, records=False) for name, value in attributes.items()
+        }
+    for name, modules in hidden_in(model).items():
+        kept[name] += [each for module in modules for each in (*module.parameters(), *module.buffers())]
+    return {f"{name}=": tensors for name, tensors in kept.items() if tensors}
 
 
 def _put(here: dict[str, list[Tensor]], there: dict[str, list[Tensor]]) -> None:
