@@ -1136,8 +1136,6 @@ def test_a_number_that_a_trace_took_from_a_buffer_comes_back_from_the_file(flow,
     assert torch.equal(load(tmp_path / "model.qt", Scaled(5.0))(ROWS), quantized(ROWS))
 
 
-@pytest.mark.parametrize("copied", [False, True])
-@pytest.mark.parametrize("flow", FLOWS)
 class KeepsPlainTensors(nn.Module):
     """Computes with tensors that no state dict holds, and leaves its last output behind."""
 
@@ -1190,6 +1188,8 @@ def test_a_quantized_model_is_pickled_or_it_is_said_what_to_call(flow, tmp_path)
         assert torch.equal(copy.deepcopy(loaded)(ROWS), converted(ROWS))
 
 
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("flow", FLOWS)
 def test_numbers_in_the_code_come_with_the_state(flow, copied):
     torch.manual_seed(0)
     given, other = (quantize_static(Scaled(scale).eval(), [x], flow) for scale, x in ((2.0, ROWS), (5.0, 3 * ROWS)))

@@ -198,7 +198,7 @@ def without_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]
 
     None are returned where the outputs have no gradient at all.
     """
-    watched, grads = eval_copy(model), ()
+    watched, grads = eval_copy(model), tuple[Tensor | None, ...]()
     named = {name: parameter for name, parameter in watched.named_parameters() if parameter.requires_grad}
     with suppress(Exception), no_fast_attention(), torch.inference_mode(False), torch.enable_grad():
         found = sum(x.abs().sum() for x in tensors_in(watched(*copies(inputs))) if x.requires_grad)
