@@ -5,7 +5,9 @@ import functools
 import re
 import warnings
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import partial
+from pickle import PicklingError
 from types import MethodType
 
 from qtutor import runtimes
@@ -39,7 +41,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 pytestmark = [
@@ -884,6 +886,43 @@ def test_inference_mode_around_a_flow_changes_nothing():
     prepared(ROWS).sum().backward()
 
 
+class KeepsFeatures(nn.Module):
+    """Reads what a hook of a layer or of a block has kept: in a dict that both know, or by a method."""
+
+    def __init__(self, layer, kept=None):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.tail, self.head, self.kept = nn.Linear(16, 16), nn.Linear(32, 4), {} if kept is None else kept
+        hook = self.keep if kept is None else lambda layer, given, output: kept.update(middle=output)
+        self.get_submodule(layer).register_forward_hook(hook)
+
+    def keep(self, layer, given, output):
+        self.kept["middle"] = output
+
+    def forward(self, x):
+        y = self.tail(self.body(x))
+        return self.head(torch.cat([y, self.kept["middle"].clamp(-1, 1)], 1))
+
+
+@pytest.mark.filterwarnings("ignore:.* leaves in floating point")
+@pytest.mark.parametrize("layer", ["body", "body.0"])
+def test_features_that_a_hook_keeps_are_those_of_each_input_or_it_is_refused(layer):
+    torch.manual_seed(0)
+    model, other = KeepsFeatures(layer).eval(), ROWS.flip(0) + 1
+    model(other)
+    for quantized in (quantize_dynamic(model), quantize_static(model, [ROWS, other], "pt2e")):
+        for x in (ROWS, other):
+            assert sqnr(model(x).detach(), quantized(x).detach()) > 25
+    for quantize in (lambda: quantize_static(model, [other]), lambda: prepare_qat(model, other)):
+        with pytest.raises(ValueError, match=r'kept\["middle"\].* left behind .*in forward. flow=\'pt2e\' can take it'):
+            quantize()
+    shared = KeepsFeatures(layer, {}).eval()
+    for quantize in (quantize_dynamic, copy_model, lambda model: quantize_static(model, [ROWS])):
+        with pytest.raises(ValueError, match=f"a hook of {layer} .* fills kept of the given model.*fills self.kept$"):
+            quantize(shared)
+    assert not shared.kept
+
+
 class OneBuffer:
     def __iter__(self):
         buffer, labels = torch.empty(6, 16), torch.empty(6, dtype=torch.long)
@@ -1114,6 +1153,58 @@ def test_a_number_that_a_trace_took_from_a_buffer_comes_back_from_the_file(flow,
     assert torch.equal(load(tmp_path / "model.qt", Scaled(5.0))(ROWS), quantized(ROWS))
 
 
+class KeepsPlainTensors(nn.Module):
+    """Computes with tensors that no state dict holds, and leaves its last output behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.frequencies, self.tables = torch.randn(2, 16), [{"shift": torch.randn(16)}]
+        self.layer, self.stub, self.unstub, self.last = nn.Linear(32, 16), QuantStub(), DeQuantStub(), None
+        self.register_buffer("mean", torch.randn(16), persistent=False)
+
+    def forward(self, x):
+        phases = (x[:, :2] - self.mean[:2]) @ self.frequencies
+        found = self.layer(self.stub(torch.cat([phases.sin(), phases.cos()], 1)))
+        self.last = self.unstub(found) + self.tables[0]["shift"]
+        return self.last
+
+
+@pytest.mark.parametrize("flow", ["dynamic", "eager", *FLOWS])
+def test_tensors_that_no_state_dict_holds_come_back_from_the_file(flow, tmp_path):
+    model, other = KeepsPlainTensors().eval(), KeepsPlainTensors().eval()
+    model(ROWS)
+    quantized = quantize_dynamic(model) if flow == "dynamic" else quantize_static(model, [ROWS], flow)
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", other)(ROWS), quantized(ROWS))
+    other.frequencies = torch.randn(2, 17)
+    if flow in ("dynamic", "eager"):
+        with pytest.warns(QuantizationWarning, match="load leaves frequencies as float_model has it"):
+            load(tmp_path / "model", other)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_quantized_model_is_pickled_or_it_is_said_what_to_call(flow, tmp_path):
+    make = lambda: nn.Sequential(nn.Linear(16, 16), nn.PReLU(), nn.Linear(16, 4)).eval()  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)  # of the PReLU, which stays
+        prepared = prepare_qat(make(), ROWS, flow=flow)
+        prepared(ROWS)
+        again, converted = prepare_qat(make(), ROWS, flow=flow), convert(prepared)
+    with pytest.raises(PicklingError, match=r"use torch.save\(model.state_dict\(\), path\), and load_state_dict of"):
+        torch.save(prepared, tmp_path / "prepared")
+    torch.save(prepared.state_dict(), tmp_path / "prepared")
+    again.load_state_dict(torch.load(tmp_path / "prepared"))
+    assert torch.equal(again.eval()(ROWS), prepared.eval()(ROWS))
+    if flow == "pt2e":
+        with pytest.raises(PicklingError, match=r"use workflows.save\(model, path\), and workflows.load"):
+            torch.save(converted, tmp_path / "model")
+    else:
+        torch.save(converted, tmp_path / "model")
+        loaded = torch.load(tmp_path / "model", weights_only=False)
+        assert torch.equal(copy.deepcopy(loaded)(ROWS), converted(ROWS))
+
+
 @pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("flow", FLOWS)
 def test_numbers_in_the_code_come_with_the_state(flow, copied):
@@ -1269,6 +1360,59 @@ def test_layers_in_a_plain_list_are_quantized_there_too(convert, tmp_path):
     if convert is quantize_dynamic:
         save(quantized, tmp_path / "model")
         assert torch.equal(load(tmp_path / "model", KeepsAList())(x), quantized(x))
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+def test_layers_in_a_plain_list_alone_are_named_with_a_way_that_holds(convert, tmp_path):
+    make = lambda: Forward(lambda self, x: self.head(self.layers[0](x)), head=nn.Linear(64, 32))  # noqa: E731
+    model, other, x = make(), make(), torch.randn(4, 64)
+    model.layers, other.layers = [nn.Linear(64, 64)], [nn.Linear(64, 64)]
+    with pytest.warns(QuantizationWarning, match="leaves the layers in layers as they are.*: make it an nn.ModuleList"):
+        quantized = convert(model)
+    if convert is quantize_dynamic:
+        save(quantized, tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", other)(x), quantized(x))
+    model.layers = nn.ModuleList(model.layers)
+    assert type(convert(model).layers[0]) is not nn.Linear
+
+
+def test_inputs_that_one_scale_rounds_to_zero_are_named_with_a_way_that_holds():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval(), torch.randn(64, 16)
+    x[:, 3] *= 2e4
+    with torch.no_grad():
+        model[0].weight[:, 3] /= 2e4
+        model[0].weight[:, 5] = 0  # which is pruned
+    exact = model(x).detach()
+    with pytest.warns(
+        QuantizationWarning, match=r"0 \(Linear\) rounds to zero all weights of 1 of its 16 inputs \(3\)"
+    ):
+        assert sqnr(exact, quantize_dynamic(model)(x)) < 10
+    x[:, 3] /= 2e4
+    with torch.no_grad():
+        model[0].weight[:, 3] *= 2e4
+    assert sqnr(exact, quantize_dynamic(model)(x)) > 25
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_what_forward_computes_without_gradients_is_not_trained(flow):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.first(x)
+        return self.second(x)
+
+    prepared = prepare_qat(two_layers(forward), ROWS, flow=flow)
+    prepared(ROWS).sum().backward()
+    trained = {name for name, parameter in prepared.named_parameters() if parameter.grad is not None}
+    assert trained == {"second.weight", "second.bias"}
+
+
+def test_no_runtime_changes_what_the_given_model_keeps():
+    counts = Forward(lambda self, x: self.layer(x + 0 * self.steps.add_(1)), layer=nn.Linear(16, 4)).eval()
+    counts.register_buffer("steps", torch.zeros(()))
+    built = runtimes.build(counts, [ROWS], ["eager FP32"])["eager FP32"]
+    assert torch.equal(built(ROWS), counts.layer(ROWS))
+    assert counts.steps == 0
 
 
 def test_four_bit_weights_come_back_as_save_says(tmp_path):
@@ -1650,6 +1794,8 @@ def test_inputs_that_forward_does_not_take_are_told_from_labels():
     with pytest.raises(TypeError, match=r"forward got ids only: pass \(\(ids, mask\), None\)"):
         quantize_static(model, [(ROWS, ROWS)])
     assert sqnr(model(ROWS, ROWS).detach(), quantize_static(model, [((ROWS, ROWS), None)])(ROWS, ROWS)) > 25
+    with pytest.raises(TypeError, match=r"a batch does not fit forward: .* pass \(\(ids, mask\), None\)"):
+        diagnose(model, [(ROWS, ROWS)], progress=False)
     with pytest.raises(TypeError, match="an input must be a tensor, got int"):
         quantize_static(model, [((ROWS, 3), None)])
     with pytest.raises(TypeError, match=r"batch 0 of calibration_data does not fit forward: missing .* 'mask'"):
@@ -1704,6 +1850,110 @@ def test_what_a_refusal_says_to_write_instead_is_taken(refused, message, taken):
     assert sqnr(taken()(ROWS).detach(), quantize_static(taken(), [ROWS])(ROWS)) > 20
 
 
+def packed(self, x, lengths):
+    found, _ = self.memory(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+    return self.head(pad_packed_sequence(found, batch_first=True)[0])
+
+
+@pytest.mark.parametrize(("flow", "said"), [("fx", "lengths of packed sequences"), ("pt2e", "a packed sequence")])
+def test_lengths_of_sequences_are_named_with_what_takes_them(flow, said):
+    model = Forward(packed, memory=nn.GRU(16, 8, batch_first=True), head=nn.Linear(8, 4)).eval()
+    inputs = torch.randn(3, 5, 16), torch.tensor([5, 2, 3])
+    with pytest.raises(ValueError, match=f"{said}.*, which no trace knows. quantize_dynamic.model. can take it"):
+        quantize_static(model, [(inputs, None)], flow)
+    assert sqnr(model(*inputs).detach(), quantize_dynamic(model)(*inputs).detach()) > 25
+
+
+def swish(x):
+    return x * torch.sigmoid(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_function_is_copied_and_named_where_a_trace_meets_it():
+    model = two_layers(lambda self, x: self.second(self.activations["swish"](self.first(x))))
+    model.activations = {"swish": torch.jit.script(swish)}
+    for quantized in (quantize_dynamic(model), quantize_static(model, [ROWS], "pt2e")):
+        assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+    with pytest.raises(ValueError, match=r"torch.jit.script made the function .*: call the one that it was made of\. "):
+        quantize_static(model, [ROWS])
+    model.activations = {"swish": swish}
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS])(ROWS)) > 25
+
+
+def test_what_data_parallel_wraps_is_named_with_a_way_that_holds():
+    model = blocks()
+    model.block = nn.DataParallel(model.block)
+    said = r"block \(DataParallel\): FX does not look inside: write (.*) first"
+    with pytest.warns(QuantizationWarning, match=said) as told:
+        quantize_static(model, [ROWS])
+    alone = Forward(lambda self, x: self.block(x), block=model.block).eval()
+    with pytest.raises(ValueError, match=f"finds nothing to quantize.*; {said}"):
+        quantize_static(alone, [ROWS])
+    exec(str(told[0].message).split("write ")[1].removesuffix(" first"), {"model": model})
+    quantize_static(model, [ROWS])  # and nobody is told of anything
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.Sequential(nn.Linear(16, 16), nn.ReLU())])
+def test_a_scripted_part_stays_in_floats_and_is_named(layer, tmp_path):
+    make = lambda: nn.Sequential(torch.jit.script(copy.deepcopy(layer)), nn.Linear(16, 4)).eval()  # noqa: E731
+    model, said = make(), r"leaves in floating point: 0 \(RecursiveScriptModule\): torch.jit made it: put the nn.Module"
+    for quantize in (lambda: quantize_static(model, [ROWS]), lambda: quantize_dynamic(model)):
+        with pytest.warns(QuantizationWarning, match=said):
+            quantized = quantize()
+        assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+        save(quantized, tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", make())(ROWS), quantized(ROWS))
+    with pytest.raises(ValueError, match=r"torch.jit made a part of it: .*flow='fx' can take it"):
+        quantize_static(model, [ROWS], "pt2e")
+
+
+def test_layers_in_several_precisions_are_refused_with_a_way_that_holds():
+    model = two_layers(lambda self, x: self.second(self.first(x).to(self.precision)))
+    model.precision, model.second = torch.float64, model.second.double()
+    said = r"second.weight is torch.float64 .*float\(\), and take the casts to torch.float64 out of forward$"
+    for quantize in (quantize_dynamic, lambda model: quantize_static(model, [ROWS])):
+        with pytest.raises(ValueError, match=said):
+            quantize(model)
+    model.function = lambda self, x: self.second(self.first(x))
+    mended = copy.deepcopy(model).cpu().float()
+    assert sqnr(mended(ROWS).detach(), quantize_static(mended, [ROWS])(ROWS)) > 25
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+@pytest.mark.parametrize("form", [Output, Named])
+def test_an_output_of_a_class_of_its_own_is_named_where_it_cannot_be_captured(form):
+    model = two_layers(lambda self, x: form(logits=self.second(h := self.first(x).relu()), hidden=h))
+    assert type(quantize_static(model, [ROWS])(ROWS)) is form
+    with pytest.raises(ValueError, match=r"Forward: .* return a tuple or a dict. flow='fx' can take it as it is$"):
+        quantize_static(model, [ROWS], "pt2e")
+    model.function = lambda self, x: {"logits": self.second(self.first(x).relu())}
+    assert sqnr(model(ROWS)["logits"].detach(), quantize_static(model, [ROWS], "pt2e")(ROWS)["logits"]) > 25
+
+
+class TakesAList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, views):
+        return torch.stack([self.layer(view) for view in views]).sum(0)
+
+
+def test_a_forward_that_takes_one_list_is_answered_with_a_module_around_it():
+    inner = TakesAList().eval()
+    for inputs, said in (([ROWS, ROWS], "holds 2 inputs.* a list of inputs"), (([ROWS, ROWS],), "got list")):
+        with pytest.raises(TypeError, match=f"{said}.* wrap the model in a module"):
+            quantize_static(inner, [(inputs, None)])
+    model = Forward(lambda self, a, b: self.inner([a, b]), inner=inner).eval()
+    assert sqnr(model(ROWS, ROWS).detach(), quantize_static(model, [((ROWS, ROWS), None)])(ROWS, ROWS)) > 25
+
+
 def test_a_refusal_names_dynamic_quantization_where_it_takes_the_model():
     reader = Forward(lambda self, x: self.memory(x)[0], memory=nn.LSTM(16, 8)).eval()
     with pytest.raises(ValueError, match=r"finds nothing .*\. quantize_dynamic\(model\) can take it as it is$"):
@@ -1711,6 +1961,43 @@ def test_a_refusal_names_dynamic_quantization_where_it_takes_the_model():
     assert sqnr(reader(ROWS).detach(), quantize_dynamic(reader)(ROWS)) > 25
     with pytest.raises(ValueError, match=r"No other flow takes it as it is$"):
         quantize_static(nn.Sequential(nn.Flatten()), [ROWS])
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_rows_that_forward_chooses_by_value_are_chosen_behind_the_model(flow):
+    torch.manual_seed(0)
+    model, x = two_layers(lambda self, x: (y := self.second(self.first(x).relu()))[y[:, 0] > 0]), torch.randn(399, 16)
+    with pytest.raises((ValueError, QuantizationWarning), match="return all of it and choose behind the model"):
+        quantize_static(model, [x], flow)
+    model.function = lambda self, x: self.second(self.first(x).relu())
+    assert sqnr(model(x).detach(), quantize_static(model, [x], flow)(x)) > 20
+
+
+def test_indices_are_compared_by_the_share_that_differs():
+    torch.manual_seed(0)
+    x = torch.randn(400, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)  # about a few that differ
+        quantized = quantize_static(two_layers(lambda self, x: self.second(self.first(x).relu()).argmax(1)), [x])
+    assert quantized(x).unique().numel() > 1
+    exact = torch.tensor([0, 3, 3, 3])
+    assert agreement([exact], [torch.tensor([1, 3, 3, 3])]) == pytest.approx(14.3, abs=0.1)  # as numbers
+    assert agreement([exact], [torch.tensor([0, 3, 3, 0])]) == pytest.approx(6.02, abs=0.1)  # as choices
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_batch_of_which_the_model_makes_nan_is_named_though_it_is_not_the_first(flow):
+    model = two_layers(lambda self, x: self.second(self.first((x - x.mean()) / x.std())))
+    with pytest.raises(ValueError, match=r"Forward itself gives NaN or infinity on batch 1 of calibration_data \("):
+        quantize_static(model, [ROWS, torch.zeros(6, 16)], flow)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_another_flow_is_named_only_if_it_takes_the_batch_that_was_refused(flow):
+    model = two_layers(lambda self, x: self.second(torch.nan_to_num(self.first((x - x.mean()) / x.std()))))
+    said = "NaN or infinity is computed there, and no scale holds it. No other flow takes it as it is"
+    with pytest.raises(ValueError, match=said):
+        quantize_static(model, [ROWS, torch.zeros(6, 16)], flow)
 
 
 def test_keeping_the_layer_that_hurts_in_float_raises_what_is_said_of_it():

@@ -26,7 +26,7 @@ from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statisti
 from qtutor.diagnosis.trials import Metric, Score, Trial, sweep_by_workers
 from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
 from qtutor.diagnosis.writing import skipped_table
-from qtutor.models.batches import Batch, read_some
+from qtutor.models.batches import Batch, check_fits, read_some
 from qtutor.models.copying import plain_copy
 from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
@@ -273,6 +273,7 @@ def _first_runs(
 
 def _nothing_ran(model: nn.Module, batch: Batch, problem: Exception) -> ValueError:
     said = named(problem)
+    check_fits(batch, model, "a batch")
     try:
         Simulation(plain_copy(model)).run(batch)
     except Exception:

@@ -104,7 +104,7 @@ def inputs_of(data: Iterable, model: nn.Module, *, keep: bool = False) -> Iterat
 def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     """Return the inputs of one call in the order in which `forward` takes them; raises as `inputs_of`."""
     inputs = batch.args
-    bound = _bound(batch, model, name)
+    bound = check_fits(batch, model, name)
     if bound and batch.kwargs:
         if bound.kwargs:
             taken = ", ".join([*[*bound.signature.parameters][: len(bound.args)], *bound.kwargs])
@@ -117,9 +117,11 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
-            way = ": quantize_dynamic takes a model of such inputs"
-            if not isinstance(tensor, PackedSequence):
-                way = ": pass torch.as_tensor(x)" if hasattr(tensor, "__array__") else ""
+            way = ": pass torch.as_tensor(x)" if hasattr(tensor, "__array__") else ""
+            if isinstance(tensor, PackedSequence):
+                way = ": quantize_dynamic takes a model of such inputs"
+            elif isinstance(tensor, (tuple, list, dict)):
+                way = ": wrap the model in a module whose forward takes the tensors in it, and makes it of them"
             raise TypeError(f"{name}: an input must be a tensor, got {type(tensor).__name__}{way}")
         if tensor.layout is not torch.strided or tensor.is_nested:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
@@ -133,7 +135,7 @@ def by_place(batch: Batch, model: nn.Module, name: str) -> tuple[Tensor, ...]:
     return inputs
 
 
-def _bound(batch: Batch, model: nn.Module, name: str) -> inspect.BoundArguments | None:
+def check_fits(batch: Batch, model: nn.Module, name: str) -> inspect.BoundArguments | None:
     """Return the inputs as `forward` takes them, as far as that is known.
 
     Raises:
@@ -157,6 +159,8 @@ def _bound(batch: Batch, model: nn.Module, name: str) -> inspect.BoundArguments 
             why = f"a pair is (inputs, labels), so forward got {got} only: pass (({', '.join(taken)}), None)"
         elif not batch.kwargs and given > len(taken):
             why = f"it holds {given} inputs, and forward takes {', '.join(taken)} only: leave the labels out"
+            if len(taken) == 1:
+                why += ", or, for a forward that takes a list of inputs, wrap the model in a module that makes it"
         elif batch.kwargs and len(taken) == 1:
             why += (
                 ". A mapping gives inputs by name: where forward takes it as it is, wrap the model in a module whose "

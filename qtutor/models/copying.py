@@ -2,8 +2,9 @@
 
 import copy
 import dis
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from functools import partial
+from pickle import PickleError
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -11,6 +12,7 @@ from qtutor.models.operators import called, kind_of
 from qtutor.models.tensors import tensors_in
 
 from torch import nn
+from torch.jit import ScriptFunction
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
@@ -18,6 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 _PLAIN = {*vars(nn.Module())}
 """What each module holds."""
+_FILLED = (MutableMapping, MutableSequence, MutableSet)
 
 
 def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
@@ -35,6 +38,7 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
     for name, module in model.named_modules():
         kept = tensors_in(vars(module), records=False)
         memo |= {id(x): x.detach().clone() for x in kept if not x.is_leaf and id(x) not in memo}
+        memo |= {id(x): x for value in vars(module).values() for x in _inside(value) if isinstance(x, ScriptFunction)}
         if _runs_another(vars(module).get("forward"), module):  # a copy would go on to run the given one
             raise ValueError(
                 f"the forward of {called(name, module)} was replaced by a function that knows a module, which a copy "
@@ -42,7 +46,7 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
             )
     try:
         copied = copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, PickleError) as error:
         raise ValueError(f"{kind_of(model)} holds what cannot be copied ({error}): keep it elsewhere") from error
     shared = {*copied.modules()} & {*model.modules()} - {x for x in memo.values() if isinstance(x, nn.Module)}
     if shared:
@@ -76,6 +80,13 @@ def check_loaded(model: nn.Module) -> None:
             )
 
 
+def _filled_by(function: FunctionType) -> list[Any]:
+    """What a function knows and may put something into."""
+    known = _known_to(function)
+    sets = known and any(step.opname == "STORE_ATTR" for step in dis.get_instructions(function))
+    return [each for each in known if isinstance(each, _FILLED) or (sets and hasattr(each, "__dict__"))]
+
+
 def _check_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules:
@@ -86,14 +97,21 @@ def _check_compiled(model: nn.Module) -> None:
 
 
 def _check_functions(model: nn.Module) -> None:
-    """Refuse functions, as hooks or attributes, that know a module as they do: those of a copy would use that one."""
+    """Refuse functions, as hooks or attributes, that know a module or what it keeps: those of a copy would use that."""
     mine = {*model.modules()}
+    kept = {id(value): name for module in mine for name, value in vars(module).items() if name not in _PLAIN}
     for name, module in model.named_modules():
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            if any(_is_module(each) for function in _functions_in(hook) for each in _known_to(function)):
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        for function in _functions_in(hooks):
+            if any(map(_is_module, _known_to(function))):
                 raise ValueError(
                     f"a hook of {called(name, module)} holds a module, and a copy would go on to use it: take it off "
                     "first, with handle.remove()"
+                )
+            if shared := [kept[id(each)] for each in _filled_by(function) if id(each) in kept]:
+                raise ValueError(
+                    f"a hook of {called(name, module)} fills {shared[0]} of the given model, and a copy would read its "
+                    f"own, which stays as it is: register a method of the model that fills self.{shared[0]}"
                 )
         for attribute in vars(module).keys() - {"forward", *_PLAIN}:
             for function in _functions_in(vars(module)[attribute]):
@@ -104,15 +122,31 @@ def _check_functions(model: nn.Module) -> None:
                     )
 
 
-def _functions_in(tree: Any, around: tuple[int, ...] = ()) -> Iterator[FunctionType]:
+def _functions_in(tree: Any) -> Iterator[FunctionType]:
     """The functions in nested containers, partials and methods."""
+    return (each for each in _inside(tree) if isinstance(each, FunctionType))
+
+
+def _inside(tree: Any, around: tuple[int, ...] = ()) -> Iterator[Any]:
+    """What stands in nested containers, and the functions of partials and methods."""
     while isinstance(tree, (MethodType, partial)):
         tree = tree.__func__ if isinstance(tree, MethodType) else tree.func
-    if isinstance(tree, FunctionType):
+    if not isinstance(tree, (tuple, list, dict)):
         yield tree
-    elif isinstance(tree, (tuple, list, dict)) and id(tree) not in around:  # a container may hold itself
+    elif id(tree) not in around:  # a container may hold itself
         for each in tree.values() if isinstance(tree, dict) else tree:
-            yield from _functions_in(each, (*around, id(tree)))
+            yield from _inside(each, (*around, id(tree)))
+
+
+def hidden_in(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the modules with weights in plain lists and the like, where PyTorch finds none, by the attribute."""
+    mine, found = {*model.modules()}, {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            hidden = [each for each in _inside(value) if isinstance(each, nn.Module) and each not in mine]
+            if name not in _PLAIN and (hidden := [each for each in hidden if [*each.parameters()]]):
+                found[f"{path}.{name}".removeprefix(".")] = hidden
+    return found
 
 
 def _is_module(each: Any) -> bool:

@@ -100,13 +100,14 @@ def agreement(exact: list[Tensor], other: list[Tensor]) -> float:
     """Return the SQNR in dB of what a model gives against what it should, by `noise_of_the_worst` of its tensors; -inf
     where shapes differ, or one is not finite.
 
-    Whole numbers count where there is nothing else: an index may flip where scores hardly move.
+    Whole numbers count where there is nothing else: an index may flip where scores hardly move. They are compared as
+    numbers, or by the share of them that differs where that is less.
     """
     if [x.shape for x in exact] != [x.shape for x in other]:
         return -math.inf
     pairs = [*zip(exact, other, strict=True)]
     pairs = [(x, y) for x, y in pairs if x.is_floating_point() or x.is_complex()] or pairs
-    noise = noise_of_the_worst([(_power(x), _power(x.to(_wide(x)) - y.to(_wide(x)))) for x, y in pairs])
+    noise = noise_of_the_worst([_powers(x, y) for x, y in pairs])
     return -math.inf if math.isnan(noise) else decibels(1.0, noise)
 
 
@@ -122,6 +123,17 @@ def noise_of_the_worst(powers: list[tuple[float, float]]) -> float:
 
 def _over(noise: float, signal: float) -> float:
     return noise / signal if signal else math.inf * noise if noise else 0.0
+
+
+def _powers(exact: Tensor, other: Tensor) -> tuple[float, float]:
+    """The power of a tensor, and of what another differs from it by."""
+    wide = _wide(exact)
+    signal, noise = _power(exact), _power(exact.to(wide) - other.to(wide))
+    if not (exact.is_floating_point() or exact.is_complex()):
+        differ = float((exact != other).sum())
+        if _over(differ, exact.numel()) < _over(noise, signal):
+            return float(exact.numel()), differ
+    return signal, noise
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -179,6 +191,19 @@ def unsteady(model: nn.Module, one: list[Tensor], other: list[Tensor]) -> ValueE
         f"{kind_of(model)} itself gives another output each time it gets the same input, in eval mode too: a "
         "functional dropout needs training=self.training, and random numbers belong in the training branch"
     )
+
+
+def without_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Return the names of the parameters that get no gradient, as those that forward uses under `torch.no_grad`.
+
+    None are returned where the outputs have no gradient at all.
+    """
+    watched, grads = eval_copy(model), tuple[Tensor | None, ...]()
+    named = {name: parameter for name, parameter in watched.named_parameters() if parameter.requires_grad}
+    with suppress(Exception), no_fast_attention(), torch.inference_mode(False), torch.enable_grad():
+        found = sum(x.abs().sum() for x in tensors_in(watched(*copies(inputs))) if x.requires_grad)
+        grads = torch.autograd.grad(found, [*named.values()], allow_unused=True)
+    return [name for name, grad in zip(named, grads, strict=False) if grad is None]
 
 
 def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:

@@ -98,7 +98,7 @@ def build(
     of the first batch, and again when it meets others.
 
     Args:
-        model: float32 on the CPU; it stays as it was, and the entries that need no change use it itself.
+        model: float32 on the CPU; it stays as it was: the entries that need no change share one copy.
         calibration_data: batches as `workflows.quantize_static` takes them.
         names: of `NAMES` and `FOUR_BITS`, in the order wanted; all of `NAMES` if None.
         progress: called with each name before it is built; what it raises ends the building.
@@ -119,9 +119,7 @@ def build(
     batches = [*inputs_of(calibration_data, model, keep=True)]
     if not batches:
         raise ValueError("calibration_data holds no batch: pass a few batches of training inputs")
-    if any(module.training for module in model.modules()):
-        model = eval_copy(model)
-    exported = Exported(model, batches)
+    exported = Exported(eval_copy(model), batches)
     built = {}
     for name in names:
         progress(name)

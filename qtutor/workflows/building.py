@@ -7,18 +7,19 @@ from typing import Any
 
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
-from qtutor.models.running import agreement, outputs
-from qtutor.models.tensors import tensors_in
+from qtutor.models.running import agreement, outputs, without_gradients
+from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.checks import QuantizationWarning, Reference, repeats, tell
-from qtutor.workflows.floats import without_kernel
+from qtutor.workflows.checks import QuantizationWarning, Reference, listed, repeats, tell
+from qtutor.workflows.floats import without_kernel, wrapped
 from qtutor.workflows.infinity import noting_infinity, spared
 from qtutor.workflows.judging import (
     Unfit,
     cannot_run,
+    check_finite,
     check_same,
     check_trained,
     failed,
@@ -37,7 +38,6 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
-_NOTHING = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 _EVENLY = torch.linspace(-1, 1, 2048)  # a value for each bin of a histogram: of two PyTorch takes a second for a range
@@ -110,6 +110,10 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         raise failed(model, inputs, error) from error
     if not recipe.trained:
         return prepared, recipe
+    if recipe.flow != "eager":
+        untrained = {*without_gradients(float_copy(model), reference.inputs)}
+        for name, parameter in prepared.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in untrained)
     reference = _taken(reference, prepared)
     try:
         _check_untrained(model, prepared, recipe, reference)
@@ -136,13 +140,16 @@ def _taken(reference: Reference, prepared: nn.Module) -> Reference:
 def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference, batches: Batches) -> None:
     """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
     for number, inputs in enumerate(batches):
+        which = f" on batch {number} of calibration_data"
         try:
             with noting_infinity(prepared) as observers:
                 found = outputs(prepared, inputs)
         except pt2e.OtherSizes as error:
-            raise Refused(f"cannot take all batches: {error}") from error
+            raise Refused(f"cannot take all batches: {error}", inputs) from error
         except Exception as error:
-            raise failed(model, inputs, error, prepared) from error
+            raise failed(model, inputs, error, prepared, which) from error
+        if not all(x.isfinite().all() for x in floats_in(found)):
+            check_finite(model, inputs, which)
         if observers:
             raise Unfit(spared(prepared, recipe, observers))
         if number == 0:
@@ -193,7 +200,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
         raise Refused(f"cannot convert it: {reason_of(error)}") from error
     inputs = reference.inputs
     if not (recipe.keep_float or _rounds(model)):
-        raise Refused(_NOTHING)
+        raise Refused(_nothing(model, recipe))
     try:
         found = outputs(model, inputs)
     except Exception as error:
@@ -226,6 +233,12 @@ def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
     return remember(model.eval(), recipe), weights  # conversion makes new modules, in training mode
 
 
+def _nothing(model: nn.Module, recipe: Recipe) -> str:
+    hidden = listed(model, wrapped(model, recipe))
+    said = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
+    return f"{said}; {hidden}" if hidden else said
+
+
 def _rounds(model: nn.Module) -> bool:
     """Whether a converted model holds codes of weights."""
     if any(hasattr(module, "set_weight_bias") for module in model.modules()):
@@ -249,7 +262,7 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
         warnings.simplefilter("ignore", QuantizationWarning)
         quantized, _ = build(trial, recipe, reference)
     if recipe.bits == 8:  # with fewer, an untrained model is noise, and a tie that falls to the other side changes it
-        check_trained(reference.agreement(quantized))
+        check_trained(quantized, reference)
     return quantized
 
 
@@ -263,7 +276,7 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
             module.disable_fake_quant()
             module.disable_observer()
     if not rounds:
-        raise Refused(_NOTHING)
+        raise Refused(_nothing(exact, recipe))
     with noting_infinity(exact) as observers:
         found = reference.agreement(exact)
     if observers:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from qtutor.affine import decibels
 from qtutor.models.batches import Batch
-from qtutor.models.copying import eval_copy, through_layers
+from qtutor.models.copying import eval_copy, hidden_in, through_layers
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, outputs, unsteady
 from qtutor.models.tensors import floats_in, tensors_in
@@ -30,6 +30,12 @@ OFFSET = (
     "model, or keep the layer that gives it in float (keep_float)"
 )
 """What to do where `offset_hides`."""
+
+CHOOSES = (
+    "forward returns what it chooses by value, as y[y > 0] does, and rounding changes values: return all of it and "
+    "choose behind the model"
+)
+"""What to do where rounding changes the shapes of outputs."""
 
 _MANY = 6  # layers of one class, of which each is named
 _FEW = 2  # samples: what is wrong is wrong for each, and a check must cost little
@@ -68,7 +74,7 @@ class Reference:
         check_outputs(model, lambda: outputs(model, batch), found)
         few, few_outputs = batch, found
         lengths = {len(x) if x.dim() else 0 for x in tensors_in(batch)}
-        if len(lengths) == 1 and lengths.pop() > _FEW:
+        if len(lengths) == 1 and lengths.pop() > _FEW and floats_in(found):  # an index flips here and there
             some = tree_map_only(Tensor, lambda x: x[:_FEW], batch)
             with suppress(Exception):
                 few, few_outputs = some, outputs(model, some)
@@ -116,7 +122,7 @@ def offset_hides(signal: float, spread: float, noise: float) -> bool:
 def agrees(found: float, other: str) -> str:
     """Say how little an INT8 model agrees with another, by the SQNR in dB."""
     if found == -math.inf:
-        return f"the INT8 model gives NaN, or other shapes than {other}"
+        return "the INT8 model gives NaN or infinity"
     return f"the INT8 model agrees with {other} to {found:.1f} dB only, where {USUAL:.0f} are usual"
 
 
@@ -159,6 +165,15 @@ def listed(model: nn.Module, reasons: Mapping[str, str]) -> str:
     )
 
 
+def tell_what_is_hidden(model: nn.Module, caller: str) -> None:
+    """Name the plain lists that hold layers, which a caller leaves as they are."""
+    if found := hidden_in(model):
+        tell(
+            f"{caller} leaves the layers in {', '.join(found)} as they are, for PyTorch finds none in a plain list or "
+            "dict: make it an nn.ModuleList or an nn.ModuleDict"
+        )
+
+
 def keep_off_fast_path(model: nn.Module) -> None:
     """Let a quantized model's encoders call their layers, and tell what changes by that."""
     if encoders := through_layers(model):
@@ -190,6 +205,8 @@ def what_hurts(
         return "", float("inf")
     alone = {name: with_rounded([name]) for name in names}
     worst = min(alone, key=alone.__getitem__)
+    if alone[worst] == -math.inf:
+        return CHOOSES, with_rounded(names)
     said = f"{worst} ({simulation.layers[worst].kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded"
     everything, others = with_rounded(names), [name for name in names if name != worst]
     if can_keep and others and (spared := with_rounded(others)) > everything + HALF:

@@ -15,14 +15,15 @@ from qtutor.models.operators import KINDS, called, kind_of
 from qtutor.observers import round_min_max
 from qtutor.simulation.layers import outermost
 from qtutor.workflows.backends import at_work, let_go, torch_ao
-from qtutor.workflows.checks import keep_off_fast_path, listed, tell
+from qtutor.workflows.checks import keep_off_fast_path, listed, tell, tell_what_is_hidden
 from qtutor.workflows.limits import WELL
-from qtutor.workflows.recipe import Recipe, float_copy, remember
+from qtutor.workflows.recipe import SCRIPTED, Recipe, float_copy, remember, scripted
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+_FEW = 3  # inputs of a layer that are named
 _KINDS = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
@@ -50,6 +51,7 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
                 _check_weights(called(name, layer), layer)
         if left := _never_taken(copied) | stays:
             tell(f"quantize_dynamic leaves in floating point: {listed(copied, left)}")
+        tell_what_is_hidden(copied, "quantize_dynamic")
         keep_off_fast_path(copied)
         return convert(copied, replace(recipe, left_float=tuple(stays)))
 
@@ -93,7 +95,8 @@ def _obstacle(layer: nn.Module) -> str:
 def _never_taken(model: nn.Module) -> dict[str, str]:
     """The names of the layers with weights that the flow does not know."""
     layers = outermost(model).items()
-    return {name: "" for name, layer in layers if isinstance(layer, KINDS) and type(layer) not in _KINDS}
+    never = {name: "" for name, layer in layers if isinstance(layer, KINDS) and type(layer) not in _KINDS}
+    return never | dict.fromkeys(scripted(model), SCRIPTED)
 
 
 def _why(model: nn.Module, stays: Mapping[str, str]) -> str:
@@ -121,6 +124,13 @@ def _check_weights(name: str, layer: nn.Module) -> None:
         tell(
             f"{name} keeps its weights to {coarse:.1f} dB only: each of its tensors has one scale, and a few weights "
             f"are far larger than the rest: {way}"
+        )
+    elif isinstance(layer, nn.Linear) and (lost := _lost_inputs(layer.weight.detach())):
+        few = ", ".join(map(str, lost[:_FEW])) + (" ..." if len(lost) > _FEW else "")
+        tell(
+            f"{name} rounds to zero all weights of {len(lost)} of its {layer.in_features} inputs ({few}), which are "
+            "far smaller than the rest: where that input is as much larger than the others, divide it by a number "
+            "before the layer, and multiply these weights by that"
         )
 
 
@@ -152,6 +162,12 @@ def _taking_one(kind: type[nn.Module]) -> Callable:
 
 def _nothing() -> None:
     pass
+
+
+def _lost_inputs(weight: Tensor) -> list[int]:
+    """The columns of a weight of which nothing but zeros is left, though they are not zero."""
+    rounded = round_min_max(weight, symmetric=True)
+    return [*map(int, (weight.any(0) & ~rounded.any(0)).nonzero().flatten())]
 
 
 def _coarse(layer: nn.Module) -> float:

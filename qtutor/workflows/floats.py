@@ -14,14 +14,16 @@ from qtutor.models.operators import KINDS, Trait, multiplies, traits
 from qtutor.models.tracing import function_name, is_altered
 from qtutor.workflows import dynamic
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.recipe import Recipe
+from qtutor.workflows.recipe import SCRIPTED, Recipe, scripted
 
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.jit import ScriptModule
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 _WEIGHTED = (*KINDS, nn.Bilinear)
+_WRAPPED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Left(nn.Module):
@@ -30,11 +32,19 @@ class Left(nn.Module):
     def __init_subclass__(cls) -> None:
         """Ask no class of the owner's, which may keep account of their subclasses."""
 
+    def __reduce__(self) -> tuple:
+        """Let a file name the class of the owner's, for it cannot find this one by its name."""
+        return _blank, (type(self).__mro__[2],), vars(self)
+
 
 @functools.cache
 def left(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the class that a layer of some class gets which stays in floats."""
     return type(kind.__name__, (Left, kind), {})
+
+
+def _blank(kind: type[nn.Module]) -> nn.Module:
+    return left(kind).__new__(left(kind))
 
 
 def without_kernel(model: nn.Module) -> tuple[str, ...]:
@@ -67,13 +77,23 @@ def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) 
         name
         for name, module in model.named_modules()
         if name in called
-        and (given_name(name) in left or any(isinstance(each, _WEIGHTED) for each in module.modules()))
+        and (
+            given_name(name) in left
+            or name in scripted(model)
+            or any(isinstance(m, _WEIGHTED) for m in module.modules())
+        )
     ]
     for parameter in _multiplied(model):
         path = parameter.split(".")
         owners = (".".join(path[:end]) for end in range(len(path)))
         names.append(next((name for name in owners if isinstance(modules.get(name), _WEIGHTED)), parameter))
     return [*dict.fromkeys(map(given_name, names))]
+
+
+def wrapped(model: nn.Module, recipe: Recipe) -> dict[str, str]:
+    """Return the names of the modules that hide others from a trace, each with what to write."""
+    names = [name for name, module in model.named_modules() if isinstance(module, _WRAPPED)]
+    return why_left(model, [*scripted(model), *names], recipe)
 
 
 def why_left(model: nn.Module, names: Collection[str], recipe: Recipe) -> dict[str, str]:
@@ -84,10 +104,15 @@ def why_left(model: nn.Module, names: Collection[str], recipe: Recipe) -> dict[s
         module = modules.get(name)
         if module is None:
             return ""
-        if is_altered(module):
-            return "it has hooks or a forward of its own"
         if dynamic.takes(module) and isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             return "quantize_dynamic takes it"
+        if isinstance(module, ScriptModule):
+            return SCRIPTED
+        if is_altered(module):
+            return "it has hooks or a forward of its own"
+        if isinstance(module, _WRAPPED):
+            way = f"model.set_submodule({name!r}, model.get_submodule({name!r}).module)"
+            return f"FX does not look inside: write {way} first"
         if recipe.flow == "fx" and next(module.children(), None) is not None:
             return "FX does not look inside"
         return "no INT8 kernel does what it does here" if name in recipe.left_float else ""

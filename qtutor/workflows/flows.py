@@ -142,7 +142,7 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
         reference = Reference.of(trained, inputs)
         try:
             quantized, recipe = build(trained, replace(recipe, prepared=False), reference)
-            check_trained(reference.agreement(quantized))
+            check_trained(quantized, reference)
         except Refused as refused:
             raise ValueError(f"convert {refused}") from refused
         return pt2e.Compiled(quantized, inputs) if compile else quantized
@@ -217,39 +217,40 @@ def _check_compile(compile: bool, flow: str) -> None:
 
 @contextmanager
 def _advised(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
-    """Add to a refusal which other flow takes the model, found out by trying."""
+    """Add to a refusal which other flow takes the model, found out by trying, on the batch that was refused too."""
     try:
         yield
     except Refused as refused:
-        others = [
-            flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, inputs, flow, recipe.trained)
-        ]
+        tried = [inputs] if refused.inputs is None else [inputs, refused.inputs]
+        others = [flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, tried, flow, recipe.trained)]
         able = " or ".join(f"flow={flow!r}" for flow in others)
         way = f"{able} can take it as it is" if able else "No other flow takes it as it is"
         if others == ["pt2e"]:
             way += ", fast only with compile=True"
-        if "fx" not in others and _works(model, inputs, "dynamic", False):
+        if "fx" not in others and _works(model, tried, "dynamic", False):
             way = f"{way}; so can quantize_dynamic(model)" if able else "quantize_dynamic(model) can take it as it is"
         elif not able and isinstance(refused, Untraced) and recipe.flow != "eager":
             way += "; flow='eager' does not read forward, and asks for a QuantStub and a DeQuantStub there"
         raise ValueError(f"flow={recipe.flow!r} {refused}. {way}") from refused
 
 
-def _works(model: nn.Module, inputs: tuple[Tensor, ...], flow: str, trained: bool) -> bool:
-    """Whether a flow makes a sound model, on one batch."""
+def _works(model: nn.Module, batches: list[tuple[Tensor, ...]], flow: str, trained: bool) -> bool:
+    """Whether a flow makes a sound model, on each of these batches."""
+    first = batches[0]
     try:
-        recipe = Recipe.of(model, flow, () if flow == "dynamic" else inputs, None, trained=trained)
+        recipe = Recipe.of(model, flow, () if flow == "dynamic" else first, None, trained=trained)
         with at_work(recipe.engine), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if flow == "dynamic":
-                return Reference.of(float_copy(model), inputs).agreement(dynamic.quantize_dynamic(model)) > USUAL
+                quantized = dynamic.quantize_dynamic(model)
+                return all(Reference.of(float_copy(model), x).agreement(quantized) > USUAL for x in batches)
             if not trained:
-                static(model, recipe, Batches([Batch(inputs)], model))
+                static(model, recipe, Batches([Batch(x) for x in batches], model))
                 return True
-            prepared, recipe = prepare(model, recipe, Reference.of(float_copy(model), inputs))
-            outputs(prepared, inputs)
+            prepared, recipe = prepare(model, recipe, Reference.of(float_copy(model), first))
+            outputs(prepared, first)
             keep_trained_scales(prepared.eval())
-            reference = Reference.of(prepared, inputs)
+            reference = Reference.of(prepared, first)
             return reference.agreement(build(copy_model(prepared), recipe, reference)[0]) > USUAL
     except Exception:
         return False

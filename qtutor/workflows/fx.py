@@ -12,7 +12,7 @@ from unittest import mock
 from qtutor.fusion.folding import along_channels, foldable_kind
 from qtutor.models.operators import KINDS, Trait, target_of, traits
 from qtutor.models.running import no_fast_attention
-from qtutor.models.tensors import copies
+from qtutor.models.tensors import copies, tensors_in
 from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, line_of, norm_dims, works_in_place
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.calls import call_apart, copies_of, share_ranges
@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
+from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 _TENSORS = ("input", "weight", "bias")
 _ARGUMENTS = {"linear": _TENSORS, "add": ("input", "other"), "mul": ("input", "other")}
@@ -53,6 +55,9 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
             module.__class__ = _Skipped
         elif kept and next(module.children(), None) is None and (is_altered(module) or not isinstance(module, _FOLDED)):
             module.__class__ = left(type(module))
+    if any(has_hooks(module) or isinstance(module, Left) for module in model.modules()):
+        with suppress(Exception), torch.inference_mode():  # which marks what the run leaves behind
+            model.eval()(*copies(inputs))
     for name in passed_by(model):
         clear_hooks(model.get_submodule(name))
     mapping = qconfigs(ao, recipe)
@@ -87,7 +92,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
 
     class Tracer(Call, before):  # type: ignore[valid-type]
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, Left) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, (Left, ScriptModule)) or super().is_leaf_module(m, module_qualified_name)
 
         def create_node(self, kind: str, target: Any, args: tuple, *others: Any, **named: Any) -> Node:
             """Let a node stand for each constant in the output, such as a name: the converter would refuse it."""
@@ -96,10 +101,15 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
                 args = map_aggregate(args, lambda each: each if isinstance(each, Node | None) else constant((each,)))
             return super().create_node(kind, target, args, *others, **named)
 
+        def create_arg(self, a: Any) -> Any:
+            _refuse_left_behind(a)
+            return super().create_arg(a)
+
         def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
             self.inputs = inputs
             root.eval()
-            graph = super().trace(root, concrete_args)
+            with _Watching():
+                graph = super().trace(root, concrete_args)
             root.train(recipe.trained)
             _repair(graph, root, recipe)
             _keep_apart(graph, root, dims)
@@ -108,6 +118,24 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
 
     with mock.patch.object(quantize_fx, "QuantizationTracer", Tracer):
         yield
+
+
+class _Watching(TorchFunctionMode):
+    """Watches what is computed without stand-ins while a model is traced."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for each in tensors_in((args, kwargs)):
+            _refuse_left_behind(each)
+        return func(*args, **(kwargs or {}))
+
+
+def _refuse_left_behind(value: Any) -> None:
+    """Refuse to take for a constant what a run before the trace has left behind, which hooks may do."""
+    if isinstance(value, Tensor) and value.is_inference():
+        raise ValueError(
+            "what is read there was left behind by the run before, as by a hook, and no hook runs in a trace: compute "
+            "it in forward"
+        )
 
 
 def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:

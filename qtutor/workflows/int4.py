@@ -13,7 +13,7 @@ from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import check_loaded, eval_copy
 from qtutor.models.operators import check_module, kind_of
 from qtutor.words import said_by
-from qtutor.workflows.checks import keep_off_fast_path, listed, tell
+from qtutor.workflows.checks import keep_off_fast_path, listed, tell, tell_what_is_hidden
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
     changed = replaced[id(model)].eval() if id(model) in replaced else eval_copy(model, replaced)
     if kept:
         tell(f"quantize_weights leaves {len(kept)} of {len(layers)} linear layers as they are: {said}")
+    tell_what_is_hidden(changed, "quantize_weights")
     keep_off_fast_path(changed)
     return changed
 

@@ -1,13 +1,15 @@
 """What is said of what a flow made of a model, and what is raised where it cannot take one."""
 
+import math
 from dataclasses import replace
 
 from qtutor.models.operators import kind_of
-from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
+from qtutor.models.running import agreement, check_outputs, lines_that_enter_autocast, outputs
+from qtutor.models.tensors import floats_in, shape_of
 from qtutor.models.tracing import label, line_of, where, works_in_place
 from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.checks import Reference, agrees, listed, tell, what_hurts
+from qtutor.workflows.checks import CHOOSES, Reference, agrees, listed, tell, what_hurts
 from qtutor.workflows.floats import left_in_floats, why_left
 from qtutor.workflows.infinity import lines_that_read_infinity
 from qtutor.workflows.limits import APART, CLEAR, LEAST, SAME, USUAL
@@ -36,13 +38,23 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
         tell(f"flow={recipe.flow!r} computes in floating point what reads infinity, which no scale holds,{lines}")
 
 
-def check_trained(found: float) -> None:
+def check_trained(quantized: nn.Module, reference: Reference) -> None:
     """Refuse an INT8 model that does not compute what the trained one does; say how far it is off where it is far."""
+    found = _agreement(quantized, reference)
     said = agrees(found, "the model that trains")
     if found < LEAST:
         raise Refused(f"is too far off: {said}")
     if found < USUAL:
         tell(said)
+
+
+def _agreement(quantized: nn.Module, reference: Reference) -> float:
+    """Return what `reference.agreement` does; refuse an INT8 model that gives other shapes."""
+    found = reference.agreement(quantized)
+    pairs = (reference.inputs, reference.outputs), (reference.batch, reference.batch_outputs)
+    if found == -math.inf and any(shape_of(outputs(quantized, each)) != shape_of(wanted) for each, wanted in pairs):
+        raise Refused(f"gives other shapes than the float model: {CHOOSES}")
+    return found
 
 
 class Unfit(Exception):
@@ -69,11 +81,18 @@ def cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], err
 
 
 def failed(
-    model: nn.Module, inputs: tuple[Tensor, ...], error: Exception, prepared: nn.Module | None = None
+    model: nn.Module, inputs: tuple[Tensor, ...], error: Exception, prepared: nn.Module | None = None, which: str = ""
 ) -> Exception:
-    outputs(float_copy(model), inputs)  # if the model itself cannot take the inputs, its own error says why
+    """What to raise where a flow fails; if the model itself cannot take the inputs, which are `which`, that is said."""
+    check_finite(model, inputs, which)
     place = where(error) or fx.line_of_failing(prepared, inputs)
-    return Untraced(f"cannot take {kind_of(model)}{place}: {reason_of(error)}")
+    return Untraced(f"cannot take {kind_of(model)}{place}: {reason_of(error)}", inputs)
+
+
+def check_finite(model: nn.Module, inputs: tuple[Tensor, ...], which: str) -> None:
+    """Refuse a float model that gives NaN or infinity for a batch, which a ValueError calls `which`."""
+    copied = float_copy(model)
+    check_outputs(copied, lambda: outputs(copied, inputs), outputs(copied, inputs), which)
 
 
 def unseen(recipe: Recipe, said: str) -> Exception:
@@ -118,13 +137,16 @@ def lines_in_place(model: nn.Module) -> str:
 
 def judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference, written: str) -> None:
     """Compare an INT8 model with the float one: say what hurts where it is far off, and refuse another function."""
-    got = reference.agreement(quantized)
+    got = _agreement(quantized, reference)
     if got >= USUAL:
         reference.check_offset(quantized)
         return
     kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager"
-    worst, explained = what_hurts(float_copy(model), reference.batch, kept, can_keep=can_keep)
     said = agrees(got, "the float one")
+    if not floats_in(reference.batch_outputs):
+        worst, explained = "return the scores too, to see how far off these are", got
+    else:
+        worst, explained = what_hurts(float_copy(model), reference.batch, kept, can_keep=can_keep)
     if explained > got + APART:
         if got < CLEAR:
             lost = f"is too far off: {said}; its layers alone would reach {explained:.1f} dB"

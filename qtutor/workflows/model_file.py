@@ -6,7 +6,8 @@
 
 Packed weights of recurrent layers are objects of C++, and are stored as the tensors inside. Scales and
 zero points of a PT2E model are numbers in its code, as is what `item()` gave where a model was traced: the
-numbers of a graph are stored under the names of its nodes.
+numbers of a graph are stored under the names of its nodes. Tensors that modules keep outside of their state
+are stored under the names of the attributes.
 """
 
 import hashlib
@@ -18,7 +19,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import qtutor
+from qtutor.models.copying import hidden_in
+from qtutor.models.tensors import tensors_in
 from qtutor.storage import write_atomically
+from qtutor.workflows.checks import tell
 from qtutor.workflows.numbers import calls, numbers_of
 
 import torch
@@ -27,6 +31,8 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 _FORMAT = b"qtutor model 1 "
+_OWN = {*vars(nn.Module()), "meta", "_qtutor_example"}
+"""What each module holds, and what flows note."""
 
 
 def write(path: Path, header: dict[str, Any], model: nn.Module) -> None:
@@ -36,7 +42,7 @@ def write(path: Path, header: dict[str, Any], model: nn.Module) -> None:
         storage.Unwritable: the file cannot be written.
     """
     content = io.BytesIO()
-    torch.save(_contents(model, calls(model)), content)
+    torch.save(_contents(model, calls(model)) | _kept(model), content)
     body = json.dumps(header | _versions()).encode() + b"\n" + content.getvalue()
     write_atomically(path, _seal(body) + b"\n" + body)
 
@@ -74,6 +80,8 @@ def fill(model: nn.Module, content: bytes, path: Path) -> None:
         found = torch.load(io.BytesIO(content), weights_only=True)
     except UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors, and nothing of it was executed: {error}") from None
+    kept = _kept(model) if any(name.endswith("=") for name in found) else {}
+    _put(kept, {name: found.pop(name) for name in [*found] if name.endswith("=")})
     nodes = calls(model) if any(name.endswith("()") for name in found) else {}  # files of FX had none once
     here, there = (
         {name: tree_map(_form, value) for name, value in c.items()} for c in (_contents(model, nodes), found)
@@ -93,6 +101,30 @@ def _seal(body: bytes) -> bytes:
 
 def _versions() -> dict[str, str]:
     return {"qtutor": qtutor.__version__} | {name: importlib.metadata.version(name) for name in ("torch", "torchao")}
+
+
+def _kept(model: nn.Module) -> dict[str, list[Tensor]]:
+    """The tensors that a state dict leaves out, by names that nothing in one can have."""
+    kept: dict[str, list[Tensor]] = {}
+    for path, module in model.named_modules():
+        attributes = {name: value for name, value in vars(module).items() if name not in _OWN}
+        attributes |= {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        kept |= {
+            f"{path}.{name}".removeprefix("."): tensors_in(value, records=False) for name, value in attributes.items()
+        }
+    for name, modules in hidden_in(model).items():
+        kept[name] += [each for module in modules for each in (*module.parameters(), *module.buffers())]
+    return {f"{name}=": tensors for name, tensors in kept.items() if tensors}
+
+
+def _put(here: dict[str, list[Tensor]], there: dict[str, list[Tensor]]) -> None:
+    """Fill tensors, in place; those that have other shapes, as what the last run left behind may, stay and are told."""
+    alike = {name for name in here if [*map(_form, here[name])] == [*map(_form, there.get(name, ()))]}
+    for name in alike:
+        for tensor, stored in zip(here[name], there[name], strict=True):
+            tensor.data = stored
+    if differ := [name.removesuffix("=") for name in (here.keys() & there.keys()) - alike]:
+        tell(f"load leaves {', '.join(differ)} as float_model has it: the file holds tensors of other shapes there")
 
 
 def _contents(model: nn.Module, nodes: dict[str, Node]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pickle import PicklingError
 from typing import Any
 
 from qtutor.machine import describe
@@ -17,6 +19,8 @@ from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
 
 FLOWS = ("eager", "fx", "pt2e")
+SCRIPTED = "torch.jit made it: put the nn.Module there that it was made of"
+"""Why a scripted or traced module stays."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,19 @@ def remember(model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | Non
         travel_with_state(model)
     else:
         vars(model).update({f"_{name}": value for name, value in notes.items()})
+    if isinstance(model, GraphModule) and (recipe.prepared or recipe.flow == "pt2e"):
+        model.__reduce_ex__ = partial(_refuse_to_pickle, recipe)
     if recipe.flow != "pt2e":
         model.__deepcopy__ = _AtWork(model, "__deepcopy__")
         model.load_state_dict = _AtWork(model, "load_state_dict")
     return model
+
+
+def _refuse_to_pickle(recipe: Recipe, protocol: int) -> None:
+    way = "workflows.save(model, path), and workflows.load(path, float_model)"
+    if recipe.prepared:
+        way = "torch.save(model.state_dict(), path), and load_state_dict of what prepare_qat gives for the float model"
+    raise PicklingError(f"PyTorch cannot pickle what flow={recipe.flow!r} made of this model: use {way}")
 
 
 class _AtWork:
@@ -154,8 +167,11 @@ def float_copy(model: nn.Module) -> nn.Module:
         other = parameter.is_floating_point() and parameter.dtype != torch.float32
         if parameter.device.type != "cpu" or other:
             kind = f"{parameter.dtype} on {parameter.device}"
+            mixed = other and any(each.dtype == torch.float32 for each in model.parameters())
+            casts = f", and take the casts to {parameter.dtype} out of forward" if mixed else ""
             raise ValueError(
                 f"{name} is {kind}: PyTorch quantizes float32 on the CPU, so pass copy.deepcopy(model).cpu().float()"
+                f"{casts}"
             )
     copied = plain_copy(model)
     for module in copied.modules():
@@ -171,3 +187,13 @@ def _count_padding(layer: _ConvNd) -> None:
         total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if not any(each % 2 for each in total):
         layer.padding = tuple(each // 2 for each in total)
+
+
+def scripted(model: nn.Module) -> list[str]:
+    """Return the names of the modules with weights that torch.jit made, of each the outermost."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(f"{name}.".startswith(f"{each}.") for each in found)
+        if isinstance(module, torch.jit.ScriptModule) and not inside and next(module.parameters(), None) is not None:
+            found.append(name)
+    return found

@@ -7,10 +7,19 @@ from qtutor.models.tracing import where
 from qtutor.words import first_line
 
 from torch import nn
+from torch.nn.utils import rnn
 
 
 class Refused(ValueError):
-    """A flow cannot take a model, or would give back another function; the text says what is in the way."""
+    """A flow cannot take a model, or would give back another function; the text says what is in the way.
+
+    Attributes:
+        inputs: of the batch that it cannot take, where it is one that matters; None otherwise.
+    """
+
+    def __init__(self, said: str, inputs: tuple | None = None):
+        super().__init__(said)
+        self.inputs = inputs
 
 
 class Untraced(Refused):
@@ -18,6 +27,7 @@ class Untraced(Refused):
 
 
 _MEANINGS = (
+    (r"range of \[[^]]*(nan|inf)[^]]*\] is not finite", "NaN or infinity is computed there, and no scale holds it"),
     (
         r"not implemented for '(Long|Int|Short|Char|Byte|Bool)'|but found (Long|Int)",
         "whole numbers are computed there, and only floats can be rounded: call .float() on them first",
@@ -62,6 +72,13 @@ _MEANINGS = (
         "a number that an input gives is made a float or a tensor there: compute with it as it is",
     ),
     (r"'NoneType' object has no attribute 'named_children'", "its train() returns nothing: let it return self"),
+    (
+        r"found type 'Proxy'[\s\S]*Declaration: \w+\(",
+        "torch.jit.script made the function that is called there: call the one that it was made of",
+    ),
+    (r"ints, ?but got FakeTensor", "a size is a value there, as that of a packed sequence, which no trace knows"),
+    (r"instance of torch.nn.Parameter", "torch.jit made a part of it: put the nn.Module there that it was made of"),
+    (r"in output, which is not a known type", "forward returns a class of its own there: return a tuple or a dict"),
     (r"requires_grad|cannot assign .* as parameter", "a parameter is computed there at each call"),
 )
 _JARGON = re.compile(
@@ -71,9 +88,14 @@ _JARGON = re.compile(
 )
 
 
+_PACKING = (rnn.pack_padded_sequence.__code__, rnn.pad_packed_sequence.__code__)
+
+
 def reason_of(error: BaseException) -> str:
     """Say in plain words why PyTorch failed."""
     said = f"{error}".strip()
+    if any(frame.f_code in _PACKING for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return "the lengths of packed sequences are values there, which no trace knows"
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, said):
             return meaning
