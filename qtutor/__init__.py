@@ -4,6 +4,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
 
     threads      how PyTorch's threads wait for one another, and how many there are
     words        how numbers and errors are said in a sentence
+    quick        imports nbformat without what nobody here needs
     affine       the map between real numbers and integer codes; its error
     machine      what this computer is, in words
     vision       makes a torchvision that does not match torch importable
@@ -26,7 +27,7 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     roofline     what this machine could do at most, and where each layer sits
     claims       what articles claim, and verdicts
     published    the claims of lesson 09
-    plots        a result in, a plotly figure out; plotly imported without what no kernel needs
+    plots        a result in, a plotly figure out
     explorers    live widgets: move a control, watch the mathematics
     exercises    questions, checkers, hints, solutions and progress
     course       lessons run whole, whether a computer is ready, the course as a site, what instructors read

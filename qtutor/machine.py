@@ -14,7 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -221,7 +221,8 @@ def _attempt(find: Callable[[], T]) -> T | None:
         return None
 
 
-def _packages() -> dict[str, str | None]:
+@cache  # each version takes a file to read, and every conversion asks what the machine is
+def _packages() -> Mapping[str, str | None]:
     from packaging.requirements import Requirement
 
     requirements = importlib.metadata.requires("qtutor") or ()

@@ -9,7 +9,10 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from qtutor import exercises
+from qtutor import (
+    exercises,
+    quick,  # noqa: F401  before nbformat
+)
 from qtutor.exercises.exercise import Exercise
 from qtutor.manifest import COURSE, LESSONS, TEACHING, Lesson
 

@@ -2,6 +2,7 @@ import contextlib
 import copy
 import json
 import math
+import multiprocessing
 import os
 from itertools import pairwise
 
@@ -408,10 +409,13 @@ def test_no_more_samples_than_asked_for_are_read(chain):
 
 @pytest.fixture(scope="module")
 def cluster():
-    distributed = pytest.importorskip("distributed")
-    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0")
-    with cluster, distributed.Client(cluster) as client:
-        yield client
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    with dask.config.set({"distributed.worker.multiprocessing-method": method}):
+        distributed.utils.get_mp_context().set_forkserver_preload(["distributed", "qtutor.diagnosis"])  # once for both
+        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0")
+        with cluster, distributed.Client(cluster) as client:
+            yield client
 
 
 @pytest.mark.parametrize("kind", [pytest.param(convolutional, marks=pytest.mark.system), Texts])

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import math
 import threading
 import time
@@ -58,6 +59,14 @@ def test_the_error_is_that_of_the_whole_tensor_and_the_staircase_is_the_map(norm
     for x in torch.linspace(-2.4, 1.9, 29).tolist():
         level = [y for left, y in zip(stairs.x, stairs.y, strict=True) if left <= x][-1]
         assert level == pytest.approx(float(fake_quantize(torch.tensor(x), explorer.state.qparams)), abs=1e-6)
+
+
+def test_all_figures_of_a_kernel_share_what_draws_them(normal):
+    first, second = (AffineExplorer(normal).figure for _ in range(2))
+    assert first.library is second.library
+    assert len(first.library.source) > 1_000_000 > len(json.dumps(first.get_state(["_esm", "library"])))
+    first.library.close()
+    assert AffineExplorer(normal).figure.library.comm is not None
 
 
 def test_the_bars_are_rounding_and_clipping_in_percent(normal):

@@ -105,6 +105,7 @@ def test_what_cannot_be_found_out_is_said_in_words(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", fail)
     monkeypatch.setattr(psutil, "virtual_memory", fail)
     monkeypatch.setattr(importlib.metadata, "requires", fail)
+    machine._packages.cache_clear()
     monkeypatch.setattr(machine.shutil, "which", fail)
     monkeypatch.setattr(os, "sched_getaffinity", fail, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)

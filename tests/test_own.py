@@ -10,6 +10,7 @@ from qtutor.diagnosis import diagnose
 import nbformat
 import pytest
 import torch
+from nbclient.exceptions import CellExecutionError
 from torch import nn
 
 pytestmark = [
@@ -132,13 +133,14 @@ def test_it_runs_on_models_that_it_has_not_seen_and_stops_in_a_sentence_where_it
     first = own.notebook().cells[:2]
     notebook = nbformat.v4.new_notebook(cells=[*first, *(cell for cells in parts.values() for cell in cells)])
     nbformat.validate(notebook)
-    notebooks.run(notebook, tmp_path, allow_errors=True)
+    with pytest.raises(CellExecutionError, match="Stopped here"):  # as a run of all cells stops
+        notebooks.run(notebook, tmp_path)
     errors = {
         name: [out for cell in cells for out in cell.get("outputs", []) if out.output_type == "error"]
         for name, cells in parts.items()
     }
     assert [errors[name] for name in ("unet", "tagger", "reader")] == [[], [], []]
-    (stopped, *_) = errors["masked"]
+    (stopped,) = errors["masked"]
     assert stopped.traceback == [f"Stopped here. {stopped.evalue}"]
     assert "No way to integers takes this model. (1) static (FX): " in stopped.evalue
     assert "a mask of -inf has no scale" in stopped.evalue

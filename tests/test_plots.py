@@ -108,7 +108,13 @@ def test_layers_without_error_stand_at_the_right_edge_and_those_not_measured_now
     assert [len(name) for name in alone.y] == [34, 1]
 
 
-def test_a_kernel_imports_plotly_without_a_grammar_that_no_notebook_asks_for():
-    code = "import sys; from qtutor import explorers; print('plotly' in sys.modules, 'rfc3987_syntax' in sys.modules)"
+@pytest.mark.parametrize("name", ["explorers", "course.own", "course.notebooks"])
+def test_a_process_imports_nbformat_without_a_grammar_that_no_notebook_asks_for(name):
+    code = f"import sys, qtutor.{name}; print('nbformat' in sys.modules, 'rfc3987_syntax' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.stdout == "True False\n", finished.stderr
+
+
+def test_this_process_does_too():
+    assert "jsonschema" in sys.modules
+    assert "rfc3987_syntax" not in sys.modules

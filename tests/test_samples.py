@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -18,9 +19,9 @@ import pytest
 import torch
 from torch import nn
 
-# A kernel of its own: argv[1] says how it behaves. The recipe is the same in all of them.
-KERNEL = """
-import sys, time
+# The recipe is the same in all kernels: in the last batch they wait for a file, if there is a name of one.
+RECIPE = """
+import time
 from pathlib import Path
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ class Patient(samples.Split):
     def __getitem__(self, index):
         if len(index) == 16:  # the last batch
             print("in training", flush=True)
-            while sys.argv[1] == "stall" or (sys.argv[1] == "pause" and not Path(sys.argv[2]).exists()):
+            while awaited and not Path(awaited).exists():
                 time.sleep(0.02)
         return super().__getitem__(index)
 
@@ -42,7 +43,15 @@ def data():
 def model():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
-samples.RECIPES["tiny"] = samples.Recipe(model, data, epochs=1)
+recipe = samples.Recipe(model, data, epochs=1)
+"""
+
+# A kernel of its own; argv[1] names the file.
+KERNEL = f"""
+import sys
+awaited = sys.argv[1]
+{RECIPE}
+samples.RECIPES["tiny"] = recipe
 print(samples.prepare(["tiny"])["tiny"], flush=True)
 print(samples.trained("tiny").state_dict()["1.weight"].tolist(), flush=True)
 """
@@ -118,11 +127,18 @@ def weights(model):
     return torch.cat([value.double().flatten() for value in model.state_dict().values()])
 
 
-def kernel(*arguments):
+def kernel(awaited):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", KERNEL, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    command = [sys.executable, "-c", KERNEL, str(awaited)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture
+def this_kernel(monkeypatch):
+    """The process of the tests as another kernel, which knows the same recipe."""
+    found = {"awaited": ""}
+    exec(RECIPE, found)
+    monkeypatch.setitem(samples.RECIPES, "tiny", found["recipe"])
 
 
 def test_digits_are_those_of_scikit_learn_in_its_stratified_splits():
@@ -352,27 +368,31 @@ def test_where_nothing_can_be_written_models_are_trained_once_a_session(tiny, ho
 
 
 @pytest.mark.slow
-def test_a_kernel_killed_in_training_leaves_nothing_and_the_next_prepares(home):
-    with kernel("stall") as killed:
+def test_a_kernel_killed_in_training_leaves_nothing_and_the_next_prepares(home, this_kernel, capsys):
+    with kernel(home / "never") as killed:
         assert killed.stdout.readline() == "in training\n"
         killed.kill()
     assert not list((home / "cache").glob("*.pt"))
-    with kernel("go") as heir:
-        assert [heir.stdout.readline() for _ in range(2)] == ["in training\n", "built\n"]
+    assert samples.prepare(["tiny"]) == {"tiny": "built"}
+    assert capsys.readouterr().out == "in training\n"
 
 
 @pytest.mark.slow
-def test_of_two_kernels_at_once_one_trains_and_both_have_the_same_weights(home):
-    with kernel("pause", home / "resume") as first:
-        assert first.stdout.readline() == "in training\n"
-        with kernel("pause", home / "resume") as second:
-            assert second.stdout.readline() == "Another kernel is making tiny: waiting for it.\n"
+def test_of_two_kernels_at_once_one_trains_and_both_have_the_same_weights(home, this_kernel):
+    class Resuming(io.StringIO):
+        def write(self, text):
             (home / "resume").touch()
-            assert second.stdout.readline() == "found\n"
-            assert first.stdout.readline() == "built\n"
-            weight = first.stdout.readline()
-            assert weight.startswith("[[")
-            assert second.stdout.readline() == weight
+            return super().write(text)
+
+    with kernel(home / "resume") as first:
+        assert first.stdout.readline() == "in training\n"
+        with contextlib.redirect_stdout(Resuming()) as said:
+            assert samples.prepare(["tiny"]) == {"tiny": "found"}
+        assert said.getvalue() == "Another kernel is making tiny: waiting for it.\n"
+        assert first.stdout.readline() == "built\n"
+        weight = first.stdout.readline()
+        assert weight.startswith("[[")
+        assert f"{samples.trained('tiny').state_dict()['1.weight'].tolist()}\n" == weight
 
 
 @pytest.fixture

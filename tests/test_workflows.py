@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what torchvision says of its missing extension
-    from torchvision.models import resnet18
+    from torchvision.models.resnet import BasicBlock, ResNet
 
 ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -71,6 +71,17 @@ class Branching(nn.Module):
         if (x.sum() if self.on == "values" else x.shape[1]) > 0:  # the branch
             return self.linear(x)
         return x
+
+
+class NarrowResNet(ResNet):
+    """torchvision's ResNet18, a quarter as wide."""
+
+    def __init__(self):
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+        self.fc = nn.Linear(128, 8)
+
+    def _make_layer(self, block, planes, *others, **named):
+        return super()._make_layer(block, planes // 4, *others, **named)
 
 
 class Recurrent(nn.Module):
@@ -343,11 +354,11 @@ def test_a_stub_that_forward_does_not_call_is_named_by_its_consequence():
 @pytest.mark.parametrize("flow", ["fx", "pt2e"])
 def test_torchvisions_resnet_calls_each_relu_twice_and_comes_back_exactly(tmp_path, flow):
     x = torch.rand(2, 3, 32, 32)
-    model = settled(resnet18(num_classes=8), x)
+    model = settled(NarrowResNet(), x)
     quantized = quantize_static(model, [x], flow)
     assert sqnr(model, quantized, x) > 15
     save(quantized, tmp_path / "model")
-    assert torch.equal(load(tmp_path / "model", resnet18(num_classes=8))(x), quantized(x))
+    assert torch.equal(load(tmp_path / "model", NarrowResNet())(x), quantized(x))
 
 
 @pytest.mark.parametrize("reused", ["act", "first"])
@@ -542,7 +553,7 @@ class OneLayerAtATime(torch.fx.Interpreter):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_layer_of_a_trained_resnet_gives_the_codes_of_training_but_for_ties(monkeypatch, engine):
     x = torch.rand(2, 3, 64, 64)
-    model = settled(resnet18(num_classes=8), x)
+    model = settled(NarrowResNet(), x)
     prepared = trained_a_little(prepare_qat(model, x, engine=engine), x, steps=2)
     quantized, simulated = convert(prepared), []
     for name, module in prepared.named_modules():
@@ -724,62 +735,6 @@ for path, (model, x, expected) in torch.load({path!r}, weights_only=False).items
     print(torch.equal(load(path, model)(x), expected))
 """
 
-
-@pytest.mark.slow
-def test_what_every_flow_saved_gives_the_same_bits_in_a_new_process(tmp_path):
-    rows, found = torch.rand(3, 5, 8), {}
-
-    def keep(model, x, quantized):
-        path = str(tmp_path / str(len(found)))
-        save(quantized, path)
-        found[path] = (copy.deepcopy(model), x, quantized(x).detach())
-
-    for model in (nn.Linear(8, 4), Recurrent()):
-        keep(model, rows, quantize_dynamic(model))
-    for flow, model in (("eager", StagedClassifier()), ("fx", Plain()), ("pt2e", Plain())):
-        keep(settled(model, IMAGES), IMAGES, quantize_static(model, [IMAGES], flow))
-    linear = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))  # PT2E takes half a minute for a batch norm
-    trained = ("eager", StagedClassifier(), IMAGES), ("fx", Plain(), IMAGES), ("pt2e", linear, ROWS)
-    for (flow, model, x), bits in itertools.product(trained, (8, 3)):
-        keep(model, x, convert(trained_a_little(prepare_qat(settled(model, x), x, flow=flow, bits=bits), x)))
-    torch.save(found, tmp_path / "expected")
-    here = os.pathsep.join([os.path.dirname(__file__), *sys.path])  # where the classes of the models are
-    said = run(LOAD.format(path=str(tmp_path / "expected")), PYTHONPATH=here).stdout.splitlines()
-    assert said == ["True"] * len(found)
-
-
-HIDE = """
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name == {name!r} or name.startswith({name!r} + "."):
-            raise ModuleNotFoundError(name)
-for name in [name for name in sys.modules if name == {name!r} or name.startswith({name!r} + ".")]:
-    del sys.modules[name]
-sys.meta_path.insert(0, Hidden())
-from qtutor import workflows
-from qtutor.workflows import quantize_dynamic, quantize_static
-model, x = nn.Sequential(nn.Linear(8, 8)), torch.rand(3, 8)
-for flow in {flows}:
-    try:
-        eval(flow)
-    except workflows.Unavailable as error:
-        print(error)
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "flows"),
-    [
-        ("torch.ao", ["quantize_dynamic(model)", *(f"quantize_static(model, [x], {f!r})" for f in ("eager", "fx"))]),
-        ("torchao", ["quantize_static(model, [x], 'pt2e')"]),
-    ],
-)
-def test_without_a_package_only_the_flows_that_need_it_say_so(name, flows):
-    said = run(HIDE.format(name=name, flows=flows)).stdout.splitlines()
-    assert len(said) == len(flows)
-    assert all(("torch.ao.quantization" if name == "torch.ao" else "needs torchao") in line for line in said)
-
-
 COMPILE = """
 warnings.simplefilter("error")
 from qtutor import workflows
@@ -797,15 +752,65 @@ else:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden", [True, pytest.param(False, marks=pytest.mark.system)])
-def test_pt2e_compiles_or_says_that_there_is_no_compiler(tmp_path, hidden):
-    script = COMPILE.format(path=str(tmp_path / "model"))
-    environment = {"CXX": "no-such-compiler", "PATH": ""} if hidden else {}
-    result = run(script, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), **environment)
-    if "needs a C++ compiler" not in result.stdout:
-        assert not hidden
-        assert result.stdout == "True True\n"
+def test_a_new_process_gives_the_same_bits_of_every_flow_and_says_that_there_is_no_compiler(tmp_path):
+    rows, found = torch.rand(3, 5, 8), {}
+
+    def keep(model, x, quantized):
+        path = str(tmp_path / str(len(found)))
+        save(quantized, path)
+        found[path] = (copy.deepcopy(model), x, quantized(x).detach())
+
+    for model in (nn.Linear(8, 4), Recurrent()):
+        keep(model, rows, quantize_dynamic(model))
+    for flow, model in (("eager", StagedClassifier()), ("fx", Plain()), ("pt2e", Plain())):
+        keep(settled(model, IMAGES), IMAGES, quantize_static(model, [IMAGES], flow))
+    linear = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    trained = ("eager", StagedClassifier(), IMAGES), ("fx", Plain(), IMAGES), ("pt2e", linear, ROWS)
+    for (flow, model, x), bits in itertools.product(trained, (8, 3)):
+        keep(model, x, convert(trained_a_little(prepare_qat(settled(model, x), x, flow=flow, bits=bits), x)))
+    torch.save(found, tmp_path / "expected")
+    here = os.pathsep.join([os.path.dirname(__file__), *sys.path])  # where the classes of the models are
+    script = LOAD.format(path=str(tmp_path / "expected")) + COMPILE.format(path=str(tmp_path / "model"))
+    result = run(script, PYTHONPATH=here, CXX="no-such-compiler", PATH="", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    *same, said = result.stdout.splitlines()
+    assert same == ["True"] * len(found)
+    assert "needs a C++ compiler" in said
     assert result.stderr == ""
+
+
+@pytest.mark.system
+def test_pt2e_compiles_or_says_that_there_is_no_compiler(tmp_path):
+    result = run(COMPILE.format(path=str(tmp_path / "model")), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    assert result.stdout == "True True\n" or "needs a C++ compiler" in result.stdout
+    assert result.stderr == ""
+
+
+HIDE = """
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if f"{name}.".startswith(f"{hidden}."):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+model, x = nn.Sequential(nn.Linear(8, 8)), torch.rand(3, 8)
+for hidden, flows in FLOWS.items():
+    for name in [name for name in sys.modules if f"{name}.".startswith((f"{hidden}.", "qtutor."))]:
+        del sys.modules[name]
+    from qtutor import workflows
+    from qtutor.workflows import quantize_dynamic, quantize_static
+    for flow in flows:
+        try:
+            eval(flow)
+        except workflows.Unavailable as error:
+            print(error)
+"""
+
+
+def test_without_a_package_only_the_flows_that_need_it_say_so():
+    static = "quantize_static(model, [x], '{}')".format
+    flows = {"torchao": [static("pt2e")], "torch.ao": ["quantize_dynamic(model)", static("eager"), static("fx")]}
+    (of_torchao, *others) = run(f"FLOWS = {flows}\n{HIDE}").stdout.splitlines()
+    assert "needs torchao" in of_torchao
+    assert ["torch.ao.quantization" in said for said in others] == [True] * 3
 
 
 @pytest.mark.parametrize("flow", ["fx", "pt2e"])

@@ -29,6 +29,8 @@ def run(arguments: Namespace) -> int:
     in_clone = (Path.cwd() / "qtutor" / "__init__.py").is_file()
     root = _workplace() if SHIPPED.is_dir() and not in_clone else course("lab")
     with needed():
+        from qtutor import quick  # noqa: F401  before JupyterLab
+
         from jupyterlab.labapp import LabApp
 
     use_own_kernel()

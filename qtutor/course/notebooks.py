@@ -4,6 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from qtutor import quick  # noqa: F401  before nbformat
+
 import nbformat
 
 

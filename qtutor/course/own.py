@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from qtutor import quick  # noqa: F401  before nbformat
+
 import nbformat
 
 _SOURCE = Path(__file__).with_name("own_model.md")

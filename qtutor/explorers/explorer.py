@@ -14,8 +14,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from qtutor import storage
-from qtutor.plots import quick  # noqa: F401  before plotly
+from qtutor import (
+    quick,  # noqa: F401  before plotly
+    storage,
+)
+from qtutor.explorers.figure import Figure
 
 import anywidget
 import ipywidgets
@@ -147,7 +150,7 @@ class Explorer(ipywidgets.VBox):
         self._check_names(start)
         for name, value in start.items():
             set_control(name, controls[name], value)
-        self.figure = go.FigureWidget(figure.update_layout(autosize=True))
+        self.figure = Figure(figure.update_layout(autosize=True))
         self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False}
         self.sentence = Sentence()
         self.state: Any = None

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from importlib import metadata
 from typing import Any
 
+from qtutor.explorers.figure import Figure
 from qtutor.plots import look
 from qtutor.samples.data import Split
 from qtutor.samples.training import step
 
 import ipywidgets
-import plotly.graph_objects as go
 import torch
 from IPython.display import display
 from torch import nn
@@ -56,7 +56,7 @@ class LiveTraining(ipywidgets.VBox):
         self.button = ipywidgets.Button(description="Stop training", icon="stop")
         self.button.on_click(lambda _: self.stop())
         self.status = ipywidgets.HTML(f"<span role='status'>0 of {total} batches</span>")
-        self.figure = go.FigureWidget(look.figure(title, x, y, height=340))
+        self.figure = Figure(look.figure(title, x, y, height=340))
         for name, own in zip(names, look.LOOKS, strict=False):
             drawn = {"mode": "lines+markers", "line": own.line(), "marker": own.marker()}
             self.figure.add_scatter(name=name, showlegend=True, **drawn)

@@ -1,8 +1,8 @@
-"""Import plotly in a second less: import this first.
+"""Import nbformat, plotly and JupyterLab in seconds less: import this first.
 
-To show a figure plotly imports nbformat, which imports jsonschema, which builds a grammar of all internet addresses
-in every language where the package rfc3987_syntax is there, as JupyterLab's server wants it: one to four seconds in
-every kernel, for a check that no notebook asks for. Here nbformat is imported as if that package were not there.
+All three import jsonschema, which builds a grammar of all internet addresses in every language where the package
+rfc3987_syntax is there, as a JupyterLab brings it: one to four seconds in every kernel, server and test, for a check
+that none of them asks for. Here nbformat is imported as if that package were not there.
 """
 
 import importlib
