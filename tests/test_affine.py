@@ -28,8 +28,8 @@ nan, inf = math.nan, math.inf
 int32 = torch.iinfo(torch.int32)
 same_integer = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
-thorough = settings(max_examples=examples(500))
-brief = settings(thorough, max_examples=examples(200))
+thorough = settings(max_examples=examples(200))
+brief = settings(thorough, max_examples=examples(100))
 seeds = st.integers(0, 2**32)
 grids = st.builds(lambda bits, signed: grid(bits, signed=signed), st.integers(2, 16), st.booleans())
 float_dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -110,7 +110,7 @@ def assert_equals_torch(x, qparams, seed=0):
 # fake_quantize against PyTorch's kernels
 
 
-@settings(thorough, max_examples=examples(1000))
+@settings(thorough, max_examples=examples(400))
 @given(st.data(), kinds, float_dtypes, seeds, st.lists(any_float, max_size=8))
 def test_fake_quantize_equals_torch_bit_for_bit(data, kind, dtype, seed, extra):
     shape = (2, 3, 5)

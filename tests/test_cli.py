@@ -284,19 +284,20 @@ def loader():
 """
 
 
-@pytest.mark.slow
-def test_diagnose_ranks_weights_in_groups_and_writes_a_page_and_json(tmp_path):
+def test_diagnose_ranks_weights_in_groups_and_writes_a_page_and_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "net", raising=False)
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\n"
         "def build():\n    return nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))\n"
         "def loader():\n    return [torch.randn(8, 64)]\n"
     )
     asked = ("diagnose", "net:build", "--data", "net:loader", "--weights", "group", "--bits", "4")
-    finished = qtutor_command(*asked, "--html", "d.html", "--json", "d.json", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    assert cli.main([*asked, "--html", "d.html", "--json", "d.json"]) == 0
     found = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
     assert [row["layer"] for row in found["layers"]] == ["0"]
-    for written in (finished.stdout, (tmp_path / "d.html").read_text(encoding="utf-8")):
+    for written in (capsys.readouterr().out, (tmp_path / "d.html").read_text(encoding="utf-8")):
         assert found["finding"] in written
         assert "groups of 64 do not divide its 8 inputs" in written
 
@@ -334,14 +335,15 @@ def test_diagnose_says_what_is_wrong(model, data, complaint, own_network, capsys
 
 @pytest.fixture
 def small_networks(monkeypatch):
-    """Networks that take a moment instead of minutes, and runtimes of which one is not there."""
+    """Networks and images that take a moment instead of minutes, and runtimes of which one is not there."""
     from qtutor import benchmark, samples
     from qtutor.runtimes import entries
 
     import torchvision.models
 
-    once = partial(benchmark.compare, repeats=1)
+    once, random = partial(benchmark.compare, repeats=1), torch.rand
     monkeypatch.setattr(benchmark, "compare", once)
+    monkeypatch.setattr(torch, "rand", lambda batch, channels, *size: random(batch, channels, *[32 for _ in size]))
     monkeypatch.setattr(samples, "ArticleNet", lambda size: samples.SmallCNN(8, 3))
     monkeypatch.setattr(torchvision.models, "resnet18", lambda: samples.SmallCNN(8, 3))
     monkeypatch.setattr(

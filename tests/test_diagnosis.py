@@ -518,7 +518,7 @@ def test_the_report_is_one_page_that_asks_for_nothing(chain, inputs):
         assert name in page
 
 
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(6))
 @given(seed=st.integers(0, 1000), bits=st.integers(2, 8))
 def test_fewer_bits_never_give_a_better_output(seed, bits):
     torch.manual_seed(seed)

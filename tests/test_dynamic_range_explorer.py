@@ -39,7 +39,7 @@ def test_every_control_changes_state_figure_and_sentence(x):
 
 @pytest.mark.filterwarnings("ignore:\\s*torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")
-@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     row=st.integers(0, 4),
     factor=st.sampled_from(FACTORS),
@@ -64,7 +64,7 @@ def test_each_scheme_keeps_what_pytorch_would_keep_of_your_row(x, row, factor, s
 
 
 @given(factor=st.sampled_from(FACTORS), bits=st.integers(2, 8), shift=st.sampled_from([-1.0, 0.0, 0.6]))
-@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_neighbour_never_moves_your_row_static_or_per_row(x, factor, bits, shift):
     moved = DynamicRangeExplorer(x, factor=factor, bits=bits, shift=shift).result.moved
     assert moved["static"] == moved["per row"] == 0

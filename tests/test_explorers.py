@@ -196,7 +196,7 @@ def test_every_control_may_start_elsewhere(normal):
     assert explorer.state == state
 
 
-@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bits=st.integers(2, 16),
     symmetric=st.booleans(),

@@ -144,7 +144,7 @@ ASKED = """
 import json, sys
 
 sys.path.insert(0, "tests")
-from qtutor import manifest
+from qtutor import manifest, quick
 from qtutor.course import preflight
 from qtutor.exercises import progress
 from test_browser import EXPLORERS

@@ -235,7 +235,7 @@ def test_bad_input_is_refused_with_a_reason(given, options, error, message):
         GranularityExplorer(given, **options)
 
 
-@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     granularity=st.sampled_from(["tensor", "channel", "group"]),
     axis=st.integers(0, 3),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from thoroughness import examples
 
 nan, inf = math.nan, math.inf
-thorough = settings(max_examples=examples(300))
+thorough = settings(max_examples=examples(150))
 seeds = st.integers(0, 2**32)
 grids = st.builds(lambda bits, signed: grid(bits, signed=signed), st.integers(2, 8), st.booleans())
 
@@ -47,7 +47,7 @@ def fit(x, quant_range, keep):
     return choose_qparams(low * keep, high * keep, quant_min=quant_range[0], quant_max=quant_range[1])
 
 
-@settings(thorough, max_examples=examples(150))
+@settings(thorough, max_examples=examples(75))
 @given(st.sampled_from(list(shapes)), grids, st.floats(0.01, 1.5), st.integers(2, 5000), seeds)
 def test_error_stays_within_the_bound_of_the_bin_width(shape, quant_range, keep, count, seed):
     x = make_values(shape, count, seed)

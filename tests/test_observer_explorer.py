@@ -39,7 +39,7 @@ def test_every_control_changes_state_figure_and_sentence(stream):
     check_every_control(explorer, changes)
 
 
-@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(12), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seen=batches, hot_batch=batches, strength=strengths, bits=st.integers(2, 8), negative=st.booleans())
 def test_ranges_are_those_of_the_observers_themselves(stream, seen, hot_batch, strength, bits, negative):
     stream = [-batch for batch in stream] if negative else stream

@@ -114,8 +114,8 @@ def test_a_way_of_the_users_own_is_named():
 @linux
 def test_binders_kernels_are_started_calm():
     code = """
-import nbformat
 from qtutor.course import notebooks
+import nbformat
 cell = nbformat.v4.new_code_cell("print(open('/proc/self/environ').read().split(chr(0)))")
 print(notebooks.run(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs[0].text)
 """
