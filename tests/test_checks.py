@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import warnings
 from collections import OrderedDict
 from functools import partial
@@ -470,7 +471,7 @@ class Masked(nn.Module):
 @pytest.mark.parametrize(
     ("fills", "told"),
     [
-        (False, r"floating point what reads infinity, which no scale holds, at .*: `return \(scores \+ self.mask"),
+        (False, r"what reads infinity, .* as far out, which no scale holds, at .*: `return \(scores \+ self.mask"),
         (True, r"leaves in floating point: softmax \(Softmax\): no INT8 kernel does what it does here$"),
     ],
 )
@@ -1715,3 +1716,141 @@ def test_a_training_that_diverged_is_refused(flow):
         next(prepared.parameters())[0] = float("nan")
     with pytest.raises(ValueError, match=r"NaN or infinity, first in first\.weight: train anew"):
         convert(prepared)
+
+
+def in_int8(model, x, flow="fx", trained=False):
+    """What a flow makes of a model, at once or by way of training."""
+    if not trained:
+        return quantize_static(model, [x], flow)
+    prepared = prepare_qat(model, x, flow=flow)
+    prepared.train()(x)
+    return convert(prepared)
+
+
+def attends(self, x):
+    width, q, k, v = x.size(-1), self.first(x), 3 * x.flip(1), x
+    return self.second(((q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(width))).softmax(-1) @ v)
+
+
+def attends_with_a_finite_mask(self, x):
+    mask = torch.full((6, 6), -1e9).triu(1)
+    return self.second((self.first(x) @ x.transpose(-2, -1) / 4 + mask).softmax(-1) @ x)
+
+
+def attends_to_what_is_given(self, x):
+    mask = (1.0 - (x[:, :, 0] > -1).float())[:, None] * torch.finfo(torch.float32).min
+    return self.second((self.first(x) @ x.transpose(-2, -1) / 4 + mask).softmax(-1) @ x)
+
+
+def counts_positions(self, x):
+    places = (x[..., 0] > -9).long().cumsum(-1) * 2 + 1
+    return self.second(self.first(x) + self.table(places % 8))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (attends, ""),
+        (attends_with_a_finite_mask, r"a mask as far out, which no scale holds, at .*4 \+ mask\)"),
+        (attends_to_what_is_given, r"a mask as far out, which no scale holds, at .*4 \+ mask\)"),
+        (counts_positions, r"floating point: table \(Embedding\)$"),
+        (lambda self, x: self.second((self.first(x).double() * self.wide).float()), ""),
+        (lambda self, x: self.second(torch.sigmoid(self.first(x) - 9)), "torch.sigmoid here: it runs in floats"),
+        (lambda self, x: self.many(self.second(self.first(x))), r"many.1 \(Softmax\): no INT8 kernel does"),
+        (lambda self, x: self.second(self.first(x) * x.shape[-1] ** -0.5), ""),
+    ],
+)
+def test_what_no_scale_holds_is_computed_in_floats_and_the_rest_in_int8(forward, said, trained, tmp_path):
+    def make():
+        model = two_layers(forward)
+        model.table, model.many = nn.Embedding(8, 16), nn.Sequential(nn.Linear(4, 1000), nn.Softmax(-1))
+        model.register_buffer("wide", torch.arange(16.0, dtype=torch.float64))
+        return model
+
+    model, x = make(), torch.stack([ROWS, -ROWS])
+    with pytest.warns(QuantizationWarning, match=said) if said else warnings.catch_warnings():
+        quantized = in_int8(model, x, trained=trained)
+    assert {"first", "second"} <= {n for n, m in quantized.named_modules() if isinstance(m, nnq.Linear)}
+    assert sqnr(model(x).detach(), quantized(x).detach()) > 22
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", make())(x), quantized(x))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("convolve", "left"),
+    [
+        (lambda x, w: F.conv2d(x, w, padding=1), False),
+        (lambda x, w: F.conv2d(x, w, None, 2), False),
+        (lambda x, w: F.conv1d(x.flatten(2), w.flatten(2), padding=1), False),
+        (lambda x, w: F.conv2d(x, w, padding="same"), True),
+        (lambda x, w: F.conv2d(x, w[:, :1], groups=x.shape[1]), True),
+        (lambda x, w: F.conv_transpose2d(x, w, stride=2), True),
+    ],
+)
+def test_a_convolution_with_weights_of_its_own_takes_its_arguments_as_it_likes(convolve, left, trained, images):
+    torch.manual_seed(0)
+    model = Forward(lambda s, x: convolve(s.first(x), s.weight).relu(), first=nn.Conv2d(3, 8, 3)).eval()
+    model.weight = nn.Parameter(torch.randn(8, 8, 3, 3) / 8)
+    context = pytest.warns(QuantizationWarning, match=r"weight \(Parameter\)") if left else warnings.catch_warnings()
+    with context:
+        quantized = in_int8(model, images[0], trained=trained)
+    assert sqnr(model(images[0]).detach(), quantized(images[0]).detach()) > 25
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)],
+        lambda: [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False)],
+        lambda: [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(8, 8, 3), nn.BatchNorm2d(8)],
+        lambda: [nn.Flatten(2), nn.Linear(144, 8), nn.BatchNorm1d(3, affine=False)],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:flow=.pt2e. leaves in floating point")
+def test_batch_norms_that_pytorch_does_not_merge_stay_beside_their_layer(layers, flow, trained, images):
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers()).train()
+    for _ in range(40):
+        model(images[0])
+    model.eval()
+    quantized = in_int8(model, images[0], flow, trained)
+    assert sqnr(model(images[0]).detach(), quantized(images[0]).detach()) > 20
+
+
+class Frozen(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self:
+            if not isinstance(module, nn.Conv2d):
+                module.eval()
+        return self
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_what_the_train_of_a_model_keeps_in_eval_mode_stays_so_when_it_is_prepared(flow, images):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 4, 1)
+    model = Frozen(*layers).eval()
+    model[1].running_mean += 1
+    with pytest.warns(
+        QuantizationWarning, match=r"train\(\) .* eval mode.*: 1 \(BatchNorm2d\), 3 \(BatchNorm2d\), 4 \(Dropout"
+    ):
+        prepared = prepare_qat(model, images[0], flow=flow)
+    before = {name: value.clone() for name, value in prepared.named_buffers() if "running" in name}
+    first = copy.deepcopy(prepared).train()(5 * images[0])
+    assert torch.equal(first, copy.deepcopy(prepared).train()(5 * images[0]))
+    prepared.train()(images[0])
+    after = dict(prepared.named_buffers())
+    assert before
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert sqnr(model(images[0]).detach(), convert(prepared)(images[0]).detach()) > 25
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_operators_of_the_dispatcher_are_taken_as_any_function(trained):
+    model = two_layers(lambda self, x: self.second(torch.ops.aten.gelu(torch.ops.aten.relu.default(self.first(x)))))
+    assert sqnr(model(ROWS).detach(), in_int8(model, ROWS, trained=trained)(ROWS).detach()) > 25

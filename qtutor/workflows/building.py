@@ -14,7 +14,7 @@ from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import QuantizationWarning, Reference, repeats, tell
-from qtutor.workflows.infinity import noting_infinity, spared
+from qtutor.workflows.infinity import noting_unheld, spared
 from qtutor.workflows.judging import (
     Unfit,
     cannot_run,
@@ -137,14 +137,14 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
     """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
     for number, inputs in enumerate(batches):
         try:
-            with noting_infinity(prepared) as observers:
+            with noting_unheld(prepared) as unheld:
                 found = outputs(prepared, inputs)
         except pt2e.OtherSizes as error:
             raise Refused(f"cannot take all batches: {error}") from error
         except Exception as error:
             raise failed(model, inputs, error, prepared) from error
-        if observers:
-            raise Unfit(spared(prepared, recipe, observers))
+        if unheld and (sparing := spared(prepared, recipe, unheld)) != recipe:
+            raise Unfit(sparing)
         if number == 0:
             known = all(map(torch.equal, tensors_in(inputs), tensors_in(reference.batch)))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
@@ -264,10 +264,10 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
             module.disable_observer()
     if not rounds:
         raise Refused(_NOTHING)
-    with noting_infinity(exact) as observers:
+    with noting_unheld(exact) as unheld:
         found = reference.agreement(exact)
-    if observers:
-        raise Unfit(spared(exact, recipe, observers))
+    if unheld and (sparing := spared(exact, recipe, unheld)) != recipe:
+        raise Unfit(sparing)
     check_same(model, prepared, recipe, found, reference)
 
 

@@ -23,10 +23,18 @@ class Left(nn.Module):
         """Ask no class of the owner's, which may keep account of their subclasses."""
 
 
+class Frozen(Left):
+    """A layer that stays in eval mode, too."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stay as it is."""
+        return self
+
+
 @functools.cache
-def left(kind: type[nn.Module]) -> type[nn.Module]:
+def left(kind: type[nn.Module], how: type[Left] = Left) -> type[nn.Module]:
     """Return the class that a layer of some class gets which stays in floats."""
-    return type(kind.__name__, (Left, kind), {})
+    return type(kind.__name__, (how, kind), {})
 
 
 def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) -> list[str]:
@@ -85,4 +93,5 @@ def _multiplied(model: GraphModule) -> Iterator[str]:
 def _called(node: Node) -> str:
     if node.op not in ("call_function", "call_method"):
         return ""
-    return getattr(node.target, "_opname", function_name(node)).strip("_")
+    name = getattr(node.target, "_opname", function_name(node))
+    return (node.args[0].rpartition(".")[2] if name == "in_floats" else name).strip("_")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from qtutor.models.copying import kept_in_eval
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
 from qtutor.models.tracing import label, line_of, where, works_in_place
@@ -27,13 +28,23 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
     if names := [name for name in found if not f"{name}.".startswith(asked)]:
         reasons = why_left(float_copy(given), names, recipe)
         tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, reasons)}")
+    if recipe.trained:
+        tell_what_is_frozen(given)
     if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(float_copy(given))):
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
     if recipe.infinite:
         lines = " and".join(lines_that_read_infinity(model, recipe))
-        tell(f"flow={recipe.flow!r} computes in floating point what reads infinity, which no scale holds,{lines}")
+        what = "what reads infinity, or a mask as far out, which no scale holds,"
+        tell(f"flow={recipe.flow!r} computes in floating point {what}{lines}")
+
+
+def tell_what_is_frozen(given: nn.Module) -> None:
+    """Say which batch norms and dropouts do not train, for the model's own train() keeps them in eval mode."""
+    copied = float_copy(given)
+    if names := kept_in_eval(copied):
+        tell(f"train() of the model keeps in eval mode, and so it is here: {listed(copied, dict.fromkeys(names, ''))}")
 
 
 def check_trained(found: float) -> None:

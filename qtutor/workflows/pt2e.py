@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 from qtutor.fusion import fuse
+from qtutor.models.copying import kept_in_eval
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies, tensors_in
 from qtutor.models.tracing import is_altered
@@ -161,6 +162,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         quantizer.set_module_name_qconfig(name, narrow_config(default, bits))
     for name in (*recipe.keep_float, *recipe.left_float):
         quantizer.set_module_name_qconfig(name, None)
+    frozen = kept_in_eval(model) if recipe.trained else []
     with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
         model = fuse(model, inputs)
     for module in model.modules():
@@ -170,6 +172,9 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     _fold_norms(captured, utils)
     with _folded_already():
         prepared = observe(captured, quantizer)
+    for node in prepared.graph.nodes:
+        if any(path in frozen for path, _ in [*node.meta.get("nn_module_stack", {}).values()][-1:]):
+            node.meta["switch"] = None
     switchable = Prepared(prepared, prepared.graph)
     switchable.meta |= prepared.meta
     return switchable.train(recipe.trained)
@@ -181,8 +186,9 @@ def _fold_norms(captured: GraphModule, utils: ModuleType) -> None:
         is_layer, behind = getattr(utils, name), defaultdict[Node, set[str]](set)
         calls = [node for node in captured.graph.nodes if is_layer(node)]
         for node in calls:
-            behind[node.args[1]] |= {user.args[3].target if utils._is_bn_node(user) else "" for user in node.users}
-        apart = {node for node in calls if len(behind[node.args[1]]) > 1}
+            norms = [utils._is_bn_node(user) and user.args[3] for user in node.users]  # one may have no statistics
+            behind[node.args[1]] |= {norm.target if norm else f"{norm}" for norm in norms}
+        apart = {node for node in calls if len(behind[node.args[1]]) > 1 or "None" in behind[node.args[1]]}
         with mock.patch.object(
             utils, name, lambda node, is_layer=is_layer, apart=apart: node not in apart and is_layer(node)
         ):
@@ -198,7 +204,7 @@ class Prepared(GraphModule):
             arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
             for place, argument in enumerate(arguments[: len(node.args)]):
                 if argument.name in ("train", "training") and node.args[place] is False:  # such as dropout
-                    node.meta["switch"] = place
+                    node.meta.setdefault("switch", place)  # or None, where it is not to be switched
 
     def train(self, mode: bool = True) -> "Prepared":
         """Switch the whole model."""
