@@ -7,6 +7,7 @@ import re
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import check_module, kind_of
-from qtutor.models.running import at_line, passing
+from qtutor.models.running import at_line, line_at, passing
 from qtutor.models.tensors import tensors_in
 
 import torch
@@ -30,16 +31,63 @@ _TRACE = fx.Tracer.trace.__code__
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+class StandIn(fx.Proxy):
+    """Stands for a value in a trace; where it is known to be a tensor, it says so to who asks for its class."""
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        frame = sys._getframe(1)
+        if frame.f_code is torch.is_tensor.__code__ and frame.f_back:
+            frame = frame.f_back
+        if frame.f_globals is globals() or f"{frame.f_globals.get('__name__')}.".startswith("torch."):
+            return StandIn
+        if self.tracer.gives_tensor(self.node):
+            return Tensor
+        self.tracer.asked[line_at(frame)] = None
+        return StandIn
+
+
+def _augmented(operation: Callable) -> Callable:
+    def assign(self: StandIn, other: Any) -> Any:
+        self.tracer.written[line_at(sys._getframe(1))] = None
+        return operation(self, other)
+
+    return assign
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):  # x += y is recorded as x = x + y
+    setattr(StandIn, f"__i{_name}__", _augmented(getattr(operator, _name)))
+
+
 class Call(fx.Tracer):
     """Traces one kind of call, at which arguments that have a default are bound, so that Python may branch on them.
 
     Attributes:
         inputs: of the call; None for what `forward` takes by all means.
         stars: how many inputs a `*inputs` stands for, and which names a `**inputs`, where nobody said.
+        tensors: names of inputs that are tensors.
+        asked: " at file:line: `code`" of each line that asks for the class of what may be a tensor or not.
+        written: of each line that writes in place as in x += y, which is not recorded.
     """
 
     inputs: tuple | None = None
     stars: tuple[int, tuple[str, ...]] = (1, ())
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.tensors: set[str] = set()
+        self.asked: dict[str, None] = {}
+        self.written: dict[str, None] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a node while forward runs."""
+        return StandIn(node, self)
+
+    def gives_tensor(self, node: fx.Node) -> bool:
+        """Whether a node is known to give a tensor: an input that is one, or a layer of one output."""
+        if node.op == "call_module":
+            return isinstance(self.root.get_submodule(str(node.target)), (nn.Linear, _ConvNd, _BatchNorm))
+        return node.op == "placeholder" and node.target in self.tensors
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Note the user's lines that a node stands for, without the compiler that PyTorch would import to note them."""
@@ -64,6 +112,8 @@ class Call(fx.Tracer):
             if value is None:
                 stand_in(name)  # what is left out keeps its place
                 return None
+            if isinstance(value, Tensor):
+                self.tensors.add(name)
             return stand_in(name) if tensors_in(value) else value
 
         signature = inspect.signature(self.root.forward)

@@ -7,6 +7,7 @@ from typing import Any
 
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
+from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, outputs
 from qtutor.models.tensors import copies, tensors_in
 from qtutor.models.tracing import refuse_left_out
@@ -23,6 +24,7 @@ from qtutor.workflows.judging import (
     failed,
     judge,
     lines_in_place,
+    stays,
     tell_what_hurts_untrained,
     tell_what_stays,
 )
@@ -37,6 +39,7 @@ from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
 _NOTHING = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
+_TAKEN = {"meta", *vars(GraphModule)}  # what torch.fx calls its own
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 _EVENLY = torch.linspace(-1, 1, 2048)  # a value for each bin of a histogram: of two PyTorch takes a second for a range
@@ -153,6 +156,12 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Return what a recipe makes of a float copy, which is used up, before any data."""
+    taken = _TAKEN & {*copied._modules, *copied._parameters, *copied._buffers} if recipe.flow != "eager" else ()
+    for name in taken:
+        raise Refused(
+            f"cannot take {kind_of(copied)}: PyTorch keeps something of its own under the name {name} in what it makes "
+            f"of a model: give self.{name} another name"
+        )
     prepared = _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
     refuse_left_out(prepared, inputs)
     span_what_shares(prepared)
@@ -193,7 +202,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
         raise Refused(f"cannot convert it: {reason_of(error)}") from error
     inputs = reference.inputs
     if not (recipe.keep_float or _rounds(model)):
-        raise Refused(_NOTHING)
+        raise Refused(_NOTHING + stays(model, recipe))
     try:
         found = outputs(model, inputs)
     except Exception as error:
@@ -263,7 +272,7 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
             module.disable_fake_quant()
             module.disable_observer()
     if not rounds:
-        raise Refused(_NOTHING)
+        raise Refused(_NOTHING + stays(prepared, recipe))
     with noting_unheld(exact) as unheld:
         found = reference.agreement(exact)
     if unheld and (sparing := spared(exact, recipe, unheld)) != recipe:

@@ -1,11 +1,12 @@
 """What is said of what a flow made of a model, and what is raised where it cannot take one."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 from qtutor.models.copying import kept_in_eval
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, lines_that_enter_autocast, outputs
-from qtutor.models.tracing import label, line_of, where, works_in_place
+from qtutor.models.tracing import label, line_of, trace, where, works_in_place
 from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import Reference, agrees, listed, tell, what_hurts
@@ -38,6 +39,12 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
         lines = " and".join(lines_that_read_infinity(model, recipe))
         what = "what reads infinity, or a mask as far out, which no scale holds,"
         tell(f"flow={recipe.flow!r} computes in floating point {what}{lines}")
+
+
+def stays(model: nn.Module, recipe: Recipe) -> str:
+    """Say for the end of a sentence what a flow has left in floats in a model, and why, if that is known."""
+    names = left_in_floats(model, model, recipe.left_float) if isinstance(model, GraphModule) else []
+    return f". What stays: {listed(model, why_left(model, names, recipe))}" if names else ""
 
 
 def tell_what_is_frozen(given: nn.Module) -> None:
@@ -111,10 +118,18 @@ def _lost(model: nn.Module, prepared: nn.Module, recipe: Recipe, inputs: tuple[T
             f"The hooks of {_named(blocks)} get lost: write what they do into forward, or take them off with "
             "handle.remove()"
         )
-    return (
-        f"The usual cause is a write in place{lines_in_place(prepared)}: write y = relu(x), and torch.where or "
-        "torch.cat for x[i] = y"
-    )
+    with suppress(ValueError):
+        tracer = trace(model, "a flow", inputs)
+        if asked := " and".join(tracer.asked):
+            return f"Python asks for the class of a value, which no trace knows, here{asked}: do so in __init__"
+        if written := " and".join(tracer.written):
+            return f"A trace takes x += y for x = x + y, here{written}: write that, for other names of x too"
+    if written := lines_in_place(prepared):
+        return (
+            f"The usual cause is a write in place{written}: write y = relu(x), and torch.where or torch.cat for "
+            "x[i] = y"
+        )
+    return "A trace takes another way through forward: Python decides there by what only a run knows"
 
 
 def _named(modules: list[str]) -> str:

@@ -3,14 +3,16 @@
 import io
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
 from qtutor.fusion import fuse
 from qtutor.models.copying import kept_in_eval
-from qtutor.models.running import no_fast_attention
+from qtutor.models.running import no_fast_attention, outputs
 from qtutor.models.tensors import copies, tensors_in
 from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
@@ -68,9 +70,15 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
         functional: rewrite what works in place.
     """
     if all(x.dim() and len(x) == 1 for x in tensors_in(inputs)):  # export takes a size of 1 for a constant
-        inputs = tree_map_only(Tensor, lambda x: torch.cat([x, x]), inputs)
-    else:
-        inputs = copies(inputs)  # two inputs may be one tensor, and its size is noted by identity
+        with suppress(Exception):  # where the first axis is none of samples, two are other inputs
+            captured = _captured(model, tree_map_only(Tensor, lambda x: torch.cat([x, x]), inputs), functional)
+            pairs = zip(outputs(model, inputs), outputs(captured, inputs), strict=True)
+            if all(torch.allclose(x, y, 1e-3, 1e-3, equal_nan=True) for x, y in pairs):
+                return captured
+    return _captured(model, copies(inputs), functional)  # two may be one tensor, and its size is noted by identity
+
+
+def _captured(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool) -> GraphModule:
     shapes = torch.export.ShapesCollection()
     for x in tensors_in(inputs):
         if x.dim():
@@ -162,6 +170,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         quantizer.set_module_name_qconfig(name, narrow_config(default, bits))
     for name in (*recipe.keep_float, *recipe.left_float):
         quantizer.set_module_name_qconfig(name, None)
+    quantizer.annotate = partial(_annotate_floats, quantizer.annotate)
     frozen = kept_in_eval(model) if recipe.trained else []
     with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
         model = fuse(model, inputs)
@@ -178,6 +187,16 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     switchable = Prepared(prepared, prepared.graph)
     switchable.meta |= prepared.meta
     return switchable.train(recipe.trained)
+
+
+def _annotate_floats(annotate: Callable, captured: GraphModule) -> GraphModule:
+    """Have a quantizer annotate a captured model, and spare what computes with whole numbers or float64."""
+    annotate(captured)
+    for node in captured.graph.nodes:
+        sources = getattr(node.meta.get("quantization_annotation"), "input_qspec_map", ())
+        if any(getattr(source.meta.get("val"), "dtype", torch.float32) != torch.float32 for source in sources):
+            del node.meta["quantization_annotation"]
+    return captured
 
 
 def _fold_norms(captured: GraphModule, utils: ModuleType) -> None:

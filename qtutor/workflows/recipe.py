@@ -187,9 +187,8 @@ def unfit(model: nn.Module) -> tuple[str, ...]:
     """
     found = []
     for name, module in model.named_modules():
-        odd = isinstance(module, _ConvNd) and (
-            module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
-        )
+        modes = ("zeros",) if isinstance(module, nn.Conv3d) else ("zeros", "reflect")
+        odd = isinstance(module, _ConvNd) and (module.padding_mode not in modes or isinstance(module.padding, str))
         odd = odd or type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
         if odd or (name and next(module.children(), None) is None and is_altered(module)):
             found.append(name)
