@@ -4,6 +4,7 @@ A model is traced with torch.fx only to find the patterns. What is rewritten is 
 model itself, so classes, hooks, buffers and state of everything else survive.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -70,12 +71,12 @@ def find_fusions(model: nn.Module, inputs: tuple | None = None) -> tuple[Fusion,
     return tuple(fusion for fusion, _ in patterns(trace(model, "find_fusions", inputs)))
 
 
-def fuse(model: nn.Module, inputs: tuple | None = None) -> nn.Module:
+def fuse(model: nn.Module, inputs: tuple | None = None, only: Collection[str] | None = None) -> nn.Module:
     """Return a copy of the model, for inference, in which every batch norm that `find_fusions` accepts is folded.
 
     A folded batch norm becomes an `nn.Identity`. A ReLU stays: only a quantized backend has a kernel
     that it shares with the layer before it, and `traffic` counts it so. `inputs` and errors are those
-    of `find_fusions`.
+    of `find_fusions`; with `only`, batch norms of other names stay.
 
     Example:
         >>> fuse(nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3)).eval())
@@ -86,7 +87,7 @@ def fuse(model: nn.Module, inputs: tuple | None = None) -> nn.Module:
     """
     replacements: dict[int, Any] = {}
     for fusion, _ in patterns(trace(model, "fuse", inputs)):
-        if fusion.accepted and fusion.norms:
+        if fusion.accepted and fusion.norms and (only is None or {*fusion.norms} <= {*only}):
             layer, *norms = map(model.get_submodule, (fusion.names[0], *fusion.norms))
             replacements[id(layer)] = reduce(fold_batch_norm, norms, layer).train(layer.training)
             replacements.update((id(norm), nn.Identity().eval()) for norm in norms)

@@ -13,6 +13,8 @@ from qtutor.models.tensors import tensors_in
 
 from torch import nn
 from torch.jit import ScriptFunction
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
@@ -60,6 +62,14 @@ def eval_copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> n
     copied = copy_model(model, replacements)
     copied.eval()  # which a model may have overridden, and return nothing
     return copied
+
+
+def kept_in_eval(model: nn.Module) -> list[str]:
+    """Return the names of batch norms and dropouts that a model's own train() keeps in eval mode; it is left there."""
+    model.train()
+    names = [n for n, m in model.named_modules() if isinstance(m, (_BatchNorm, _DropoutNd)) and not m.training]
+    model.eval()
+    return names
 
 
 def check_loaded(model: nn.Module) -> None:

@@ -174,7 +174,10 @@ def check_outputs(model: nn.Module, run: Callable[[], Any], given: Any, where: s
                 hooks.enter_context(module.register_forward_hook(partial(note, name)))
         run()
     first = found[0] if found else ""
-    raise ValueError(f"{kind_of(model)} itself gives NaN or infinity{where}{first}: mend that before you quantize it")
+    way = "mend that before you quantize it"
+    if all((x.isfinite() | x.isneginf()).all() for x in floats_in(given)):
+        way += ", or, where it is a mask, put that on behind the model"
+    raise ValueError(f"{kind_of(model)} itself gives NaN or infinity{where}{first}: {way}")
 
 
 def unsteady(model: nn.Module, one: list[Tensor], other: list[Tensor]) -> ValueError:
@@ -218,7 +221,7 @@ def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> li
     def read(module: nn.Module) -> bool:
         frame = sys._getframe(1)
         if id(module) in theirs and not _of_torch(frame):
-            lines[_line_at(frame)] = None
+            lines[line_at(frame)] = None
         if "training" not in vars(module):
             raise AttributeError("training")  # then __getattr__ is asked, as for a scripted module
         return vars(module)["training"]
@@ -240,7 +243,7 @@ def lines_that_enter_autocast(model: nn.Module, inputs: tuple[Tensor, ...]) -> l
         frame: FrameType | None = sys._getframe(1)
         while frame and _of_torch(frame):
             frame = frame.f_back
-        lines.update({_line_at(frame): None} if frame else {})
+        lines.update({line_at(frame): None} if frame else {})
         return enter(context)
 
     with mock.patch.object(torch.autocast, "__enter__", noted):
@@ -252,7 +255,7 @@ def _of_torch(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__", "").startswith("torch.")
 
 
-def _line_at(frame: FrameType) -> str:
+def line_at(frame: FrameType) -> str:
     file, number = frame.f_code.co_filename, frame.f_lineno
     return at_line(file, number, linecache.getline(file, number).strip())
 

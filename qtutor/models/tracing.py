@@ -1,5 +1,6 @@
 """Trace a model with torch.fx, and say in words where that, or a run, fails."""
 
+import builtins
 import functools
 import inspect
 import operator
@@ -7,15 +8,17 @@ import re
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
+from unittest import mock
 
 from qtutor.models.copying import copy_model
 from qtutor.models.operators import check_module, kind_of
-from qtutor.models.running import at_line, passing
+from qtutor.models.running import at_line, line_at, passing
 from qtutor.models.tensors import tensors_in
 
 import torch
@@ -30,16 +33,71 @@ _TRACE = fx.Tracer.trace.__code__
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+class Proxy(fx.Proxy):
+    """Stands for a value in a trace; errors of PyTorch name its class."""
+
+
+def _augmented(operation: Callable) -> Callable:
+    def assign(self: Proxy, other: Any) -> Any:
+        self.tracer.written[line_at(sys._getframe(1))] = None
+        return operation(self, other)
+
+    return assign
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):  # x += y is recorded as x = x + y
+    setattr(Proxy, f"__i{_name}__", _augmented(getattr(operator, _name)))
+
+
 class Call(fx.Tracer):
     """Traces one kind of call, at which arguments that have a default are bound, so that Python may branch on them.
 
     Attributes:
         inputs: of the call; None for what `forward` takes by all means.
         stars: how many inputs a `*inputs` stands for, and which names a `**inputs`, where nobody said.
+        tensors: names of inputs that are tensors.
+        asked: " at file:line: `code`" of each line that asks for the class of what may be a tensor or not.
+        written: of each line that writes in place as in x += y, which is not recorded.
     """
 
     inputs: tuple | None = None
     stars: tuple[int, tuple[str, ...]] = (1, ())
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.tensors: set[str] = set()
+        self.asked: dict[str, None] = {}
+        self.written: dict[str, None] = {}
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Record forward, to which stand-ins that are known to be tensors pass for such.
+
+        They do so by another `isinstance`, for a `__class__` that says Tensor would deceive PyTorch's C++, too.
+        """
+        with mock.patch.object(builtins, "isinstance", functools.partial(self._is_instance, isinstance)):
+            return super().trace(root, concrete_args)
+
+    def _is_instance(self, original: Callable, value: Any, kinds: Any) -> bool:
+        if type(value) is not Proxy or Tensor not in (kinds if type(kinds) is tuple else get_args(kinds) or (kinds,)):
+            return original(value, kinds)
+        frame = sys._getframe(1)
+        if frame.f_code is torch.is_tensor.__code__ and frame.f_back:
+            frame = frame.f_back
+        if f"{frame.f_globals.get('__name__')}.".startswith(("torch.", "qtutor.")):
+            return original(value, kinds)
+        if not self.gives_tensor(value.node):
+            self.asked[line_at(frame)] = None
+        return self.gives_tensor(value.node)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a node while forward runs."""
+        return Proxy(node, self)
+
+    def gives_tensor(self, node: fx.Node) -> bool:
+        """Whether a node is known to give a tensor: an input that is one, or a layer of one output."""
+        if node.op == "call_module":
+            return isinstance(self.root.get_submodule(str(node.target)), (nn.Linear, _ConvNd, _BatchNorm))
+        return node.op == "placeholder" and node.target in self.tensors
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Note the user's lines that a node stands for, without the compiler that PyTorch would import to note them."""
@@ -64,6 +122,8 @@ class Call(fx.Tracer):
             if value is None:
                 stand_in(name)  # what is left out keeps its place
                 return None
+            if isinstance(value, Tensor):
+                self.tensors.add(name)
             return stand_in(name) if tensors_in(value) else value
 
         signature = inspect.signature(self.root.forward)

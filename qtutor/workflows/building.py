@@ -7,15 +7,16 @@ from typing import Any
 
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
+from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, outputs, without_gradients
 from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.checks import QuantizationWarning, Reference, listed, repeats, tell
-from qtutor.workflows.floats import without_kernel, wrapped
-from qtutor.workflows.infinity import noting_infinity, spared
+from qtutor.workflows.checks import QuantizationWarning, Reference, repeats, tell
+from qtutor.workflows.floats import without_kernel
+from qtutor.workflows.infinity import noting_unheld, spared
 from qtutor.workflows.judging import (
     Unfit,
     cannot_run,
@@ -25,6 +26,7 @@ from qtutor.workflows.judging import (
     failed,
     judge,
     lines_in_place,
+    stays,
     tell_what_hurts_untrained,
     tell_what_stays,
 )
@@ -38,6 +40,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
+_NOTHING = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
+_TAKEN = {"meta", *vars(GraphModule)}  # what torch.fx calls its own
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 _EVENLY = torch.linspace(-1, 1, 2048)  # a value for each bin of a histogram: of two PyTorch takes a second for a range
@@ -142,7 +146,7 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
     for number, inputs in enumerate(batches):
         which = f" on batch {number} of calibration_data"
         try:
-            with noting_infinity(prepared) as observers:
+            with noting_unheld(prepared) as unheld:
                 found = outputs(prepared, inputs)
         except pt2e.OtherSizes as error:
             raise Refused(f"cannot take all batches: {error}", inputs) from error
@@ -150,8 +154,8 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
             raise failed(model, inputs, error, prepared, which) from error
         if not all(x.isfinite().all() for x in floats_in(found)):
             check_finite(model, inputs, which)
-        if observers:
-            raise Unfit(spared(prepared, recipe, observers))
+        if unheld and (sparing := spared(prepared, recipe, unheld)) != recipe:
+            raise Unfit(sparing)
         if number == 0:
             known = all(map(torch.equal, tensors_in(inputs), tensors_in(reference.batch)))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
@@ -160,6 +164,12 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Return what a recipe makes of a float copy, which is used up, before any data."""
+    taken = _TAKEN & {*copied._modules, *copied._parameters, *copied._buffers} if recipe.flow != "eager" else ()
+    for name in taken:
+        raise Refused(
+            f"cannot take {kind_of(copied)}: PyTorch keeps something of its own under the name {name} in what it makes "
+            f"of a model: give self.{name} another name"
+        )
     prepared = _FLOWS[recipe.flow].prepare(copied, recipe, inputs)
     refuse_left_out(prepared, inputs)
     span_what_shares(prepared)
@@ -200,7 +210,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
         raise Refused(f"cannot convert it: {reason_of(error)}") from error
     inputs = reference.inputs
     if not (recipe.keep_float or _rounds(model)):
-        raise Refused(_nothing(model, recipe))
+        raise Refused(_NOTHING + stays(model, recipe))
     try:
         found = outputs(model, inputs)
     except Exception as error:
@@ -231,12 +241,6 @@ def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
             clip_codes(model, weights, recipe.bits, recipe.edges, recipe.reduced)
     compute_in_floats(model, weights, recipe.in_floats)
     return remember(model.eval(), recipe), weights  # conversion makes new modules, in training mode
-
-
-def _nothing(model: nn.Module, recipe: Recipe) -> str:
-    hidden = listed(model, wrapped(model, recipe))
-    said = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
-    return f"{said}; {hidden}" if hidden else said
 
 
 def _rounds(model: nn.Module) -> bool:
@@ -276,11 +280,11 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
             module.disable_fake_quant()
             module.disable_observer()
     if not rounds:
-        raise Refused(_nothing(exact, recipe))
-    with noting_infinity(exact) as observers:
+        raise Refused(_NOTHING + stays(prepared, recipe))
+    with noting_unheld(exact) as unheld:
         found = reference.agreement(exact)
-    if observers:
-        raise Unfit(spared(exact, recipe, observers))
+    if unheld and (sparing := spared(exact, recipe, unheld)) != recipe:
+        raise Unfit(sparing)
     check_same(model, prepared, recipe, found, reference)
 
 

@@ -34,17 +34,26 @@ class Left(nn.Module):
 
     def __reduce__(self) -> tuple:
         """Let a file name the class of the owner's, for it cannot find this one by its name."""
-        return _blank, (type(self).__mro__[2],), vars(self)
+        how, kind = type(self).__bases__
+        return _blank, (kind, how), vars(self)
+
+
+class Frozen(Left):
+    """A layer that stays in eval mode, too."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stay as it is."""
+        return self
 
 
 @functools.cache
-def left(kind: type[nn.Module]) -> type[nn.Module]:
+def left(kind: type[nn.Module], how: type[Left] = Left) -> type[nn.Module]:
     """Return the class that a layer of some class gets which stays in floats."""
-    return type(kind.__name__, (Left, kind), {})
+    return type(kind.__name__, (how, kind), {})
 
 
-def _blank(kind: type[nn.Module]) -> nn.Module:
-    return left(kind).__new__(left(kind))
+def _blank(kind: type[nn.Module], how: type[Left]) -> nn.Module:
+    return left(kind, how).__new__(left(kind, how))
 
 
 def without_kernel(model: nn.Module) -> tuple[str, ...]:
@@ -55,9 +64,8 @@ def without_kernel(model: nn.Module) -> tuple[str, ...]:
     """
     found = []
     for name, module in model.named_modules():
-        odd = isinstance(module, _ConvNd) and (
-            module.padding_mode not in ("zeros", "reflect") or isinstance(module.padding, str)
-        )
+        modes = ("zeros",) if isinstance(module, nn.Conv3d) else ("zeros", "reflect")
+        odd = isinstance(module, _ConvNd) and (module.padding_mode not in modes or isinstance(module.padding, str))
         odd = odd or type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
         if odd or (name and next(module.children(), None) is None and is_altered(module)):
             found.append(name)
@@ -88,12 +96,6 @@ def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) 
         owners = (".".join(path[:end]) for end in range(len(path)))
         names.append(next((name for name in owners if isinstance(modules.get(name), _WEIGHTED)), parameter))
     return [*dict.fromkeys(map(given_name, names))]
-
-
-def wrapped(model: nn.Module, recipe: Recipe) -> dict[str, str]:
-    """Return the names of the modules that hide others from a trace, each with what to write."""
-    names = [name for name, module in model.named_modules() if isinstance(module, _WRAPPED)]
-    return why_left(model, [*scripted(model), *names], recipe)
 
 
 def why_left(model: nn.Module, names: Collection[str], recipe: Recipe) -> dict[str, str]:
@@ -135,4 +137,5 @@ def _multiplied(model: GraphModule) -> Iterator[str]:
 def _called(node: Node) -> str:
     if node.op not in ("call_function", "call_method"):
         return ""
-    return getattr(node.target, "_opname", function_name(node)).strip("_")
+    name = getattr(node.target, "_opname", function_name(node))
+    return (node.args[0].rpartition(".")[2] if name == "in_floats" else name).strip("_")

@@ -9,14 +9,16 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from qtutor.fusion import fuse
 from qtutor.fusion.folding import along_channels, foldable_kind
+from qtutor.models.copying import kept_in_eval
 from qtutor.models.operators import KINDS, Trait, target_of, traits
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies, tensors_in
 from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, line_of, norm_dims, works_in_place
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.calls import call_apart, copies_of, share_ranges
-from qtutor.workflows.floats import Left, left
+from qtutor.workflows.floats import Frozen, Left, left
 from qtutor.workflows.low_bits import narrow_qconfig, trained_qconfig
 from qtutor.workflows.recipe import Recipe
 
@@ -30,9 +32,8 @@ from torch.overrides import TorchFunctionMode
 
 _TENSORS = ("input", "weight", "bias")
 _ARGUMENTS = {"linear": _TENSORS, "add": ("input", "other"), "mul": ("input", "other")}
-_ARGUMENTS |= {f"conv{n}d": (*_TENSORS, "stride", "padding", "dilation", "groups") for n in (1, 2, 3)}
-_ARGUMENTS |= {f"conv_transpose{n}d": (*_TENSORS, "stride", "padding", "output_padding", "groups") for n in (1, 2, 3)}
-
+_CONVOLUTION = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+"""The arguments behind these of a function that convolves with weights of the caller's, with their defaults."""
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FOLDED = (*KINDS, _BatchNorm)
@@ -49,7 +50,11 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     Both are traced in eval mode: a trace knows one branch only of what depends on `self.training`.
     """
     ao = torch_ao()
+    if recipe.trained:
+        model = _freeze(model, inputs)
     for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not module.affine and not is_altered(module):
+            _scale_by_one(module)
         kept = name in recipe.left_float or any(f"{name}.".startswith(f"{each}.") for each in recipe.keep_float)
         if type(module) is nn.Identity and not is_altered(module):  # as where `fuse` folded a batch norm
             module.__class__ = _Skipped
@@ -69,6 +74,28 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         prepared = prepare(model.train(recipe.trained), mapping, inputs)
     share_ranges(prepared)
     return prepared
+
+
+def _freeze(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Return the model with batch norms and dropouts that its own train() keeps in eval mode folded, or fixed."""
+    frozen = {*kept_in_eval(model)}
+    with suppress(ValueError):  # one that cannot be traced is refused soon
+        model = fuse(model, inputs, frozen) if frozen else model
+    for name in frozen:
+        module = model.get_submodule(name)
+        if isinstance(module, _BatchNorm):
+            module.__class__ = left(type(module), Frozen)
+        elif not isinstance(module, nn.Identity):
+            module.__class__ = _Skipped
+    return model
+
+
+def _scale_by_one(norm: nn.Module) -> None:
+    """Give a batch norm without gains, which PyTorch does not merge, gains of one that do not train; in place."""
+    norm.affine = True
+    norm.weight, norm.bias = (
+        nn.Parameter(values(norm.num_features), requires_grad=False) for values in (torch.ones, torch.zeros)
+    )
 
 
 def _closed(module: nn.Module) -> bool:
@@ -112,7 +139,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
                 graph = super().trace(root, concrete_args)
             root.train(recipe.trained)
             _repair(graph, root, recipe)
-            _keep_apart(graph, root, dims)
+            _keep_apart(graph, root, dims, recipe.trained)
             call_apart(graph, root, _FOLDED, Left)
             return graph
 
@@ -143,6 +170,8 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
     for place, node in enumerate(nodes := [*graph.nodes]):
         if node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
             node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
+        elif node.op == "call_function" and name_of(node).rpartition(".")[2].startswith("conv"):
+            _convolve(node)
         elif node.kwargs and node.op == "call_function":
             _pass_by_place(node, _ARGUMENTS.get(getattr(node.target, "__name__", ""), ()))
         elif node.kwargs and node.op == "call_module":
@@ -155,17 +184,24 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
         operands = node.args if Trait.ARITHMETIC in traits(target_of(node, root)) else ()
         with_number = len(node.all_input_nodes) == 1 and len(operands) == 2
         # In training PyTorch would give what is computed with a number the range of its input.
-        stays = name_of(node) in recipe.float_operators or node.name in recipe.infinite
+        stays = name_of(node) in recipe.float_operators or node.name in (*recipe.infinite, *recipe.unrounded)
         if stays or (recipe.trained and with_number) or (operands and node.kwargs):  # add(x, y, alpha=2) has no kernel
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
 
 
-def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int]) -> None:
-    """Keep PyTorch from folding batch norms that normalize along another axis than their layer's; in place."""
+def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int], trained: bool) -> None:
+    """Keep PyTorch from folding batch norms that it cannot fold, in place.
+
+    These have no statistics, or normalize along another axis than their layer's; of those that train, PyTorch merges
+    none with a transposed convolution.
+    """
     for node in graph.nodes:
-        if node.op == "call_module" and node.target in dims and node.all_input_nodes[0].op == "call_module":
-            norm, layer = (root.get_submodule(each.target) for each in (node, node.all_input_nodes[0]))
-            if type(norm) is nn.BatchNorm1d and foldable_kind(layer) and not along_channels(layer, dims[node.target]):
+        norm = root.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, Left) and node.all_input_nodes[0].op == "call_module":
+            layer = root.get_submodule(node.all_input_nodes[0].target)
+            other = type(norm) is nn.BatchNorm1d and not along_channels(layer, dims.get(node.target, 0))
+            unmerged = norm.running_mean is None or (trained and isinstance(layer, TRANSPOSED))
+            if foldable_kind(layer) and (unmerged or (other and node.target in dims)):
                 norm.__class__ = left(type(norm))
 
 
@@ -176,6 +212,22 @@ def _pass_by_place(node: Node, names: Sequence[str]) -> None:
             break
         node.args = (*node.args, node.kwargs[name])
         node.kwargs = {other: value for other, value in node.kwargs.items() if other != name}
+
+
+def _convolve(node: Node) -> None:
+    """Pass a convolution with weights of the caller's all arguments by place, and a size for each axis.
+
+    One that is transposed stays in floats, for as of PyTorch 2.13 its kernel reads what nobody wrote; so does one with
+    an argument that is no number.
+    """
+    kind, names = node.target.__name__, (*_TENSORS, *_CONVOLUTION)
+    given = {"bias": None} | _CONVOLUTION | dict(zip(names, node.args, strict=False)) | node.kwargs
+    if "transpose" in kind or any(isinstance(given[name], str | Node) for name in _CONVOLUTION):
+        node.target, node.args = in_floats, (name_of(node), *node.args)
+        return
+    axes = int(kind[-2])
+    wide = {name: (given[name],) * axes for name in _CONVOLUTION if name != "groups" and isinstance(given[name], int)}
+    node.args, node.kwargs = tuple((given | wide)[name] for name in names), {}
 
 
 def in_floats(name: str, *operands: Any, **options: Any) -> Any:
@@ -233,7 +285,9 @@ def name_of(node: Node) -> str:
 
 def _function(name: str) -> Callable | None:
     home, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(home), attribute, None) if home else None
+    with suppress(ImportError):  # as of operators below torch.ops
+        return getattr(importlib.import_module(home), attribute, None) if home else None
+    return None
 
 
 def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:

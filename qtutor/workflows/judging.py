@@ -1,12 +1,14 @@
 """What is said of what a flow made of a model, and what is raised where it cannot take one."""
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 
+from qtutor.models.copying import kept_in_eval
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, lines_that_enter_autocast, outputs
 from qtutor.models.tensors import floats_in, shape_of
-from qtutor.models.tracing import label, line_of, where, works_in_place
+from qtutor.models.tracing import label, line_of, trace, where, works_in_place
 from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import CHOOSES, Reference, agrees, listed, tell, what_hurts
@@ -29,13 +31,29 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
     if names := [name for name in found if not f"{name}.".startswith(asked)]:
         reasons = why_left(float_copy(given), names, recipe)
         tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, reasons)}")
+    if recipe.trained:
+        tell_what_is_frozen(given)
     if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(float_copy(given))):
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
     if recipe.infinite:
         lines = " and".join(lines_that_read_infinity(model, recipe))
-        tell(f"flow={recipe.flow!r} computes in floating point what reads infinity, which no scale holds,{lines}")
+        what = "what reads infinity, or a mask as far out, which no scale holds,"
+        tell(f"flow={recipe.flow!r} computes in floating point {what}{lines}")
+
+
+def stays(model: nn.Module, recipe: Recipe) -> str:
+    """Say for the end of a sentence what a flow has left in floats in a model, and why, if that is known."""
+    names = left_in_floats(model, model, recipe.left_float) if isinstance(model, GraphModule) else []
+    return f". What stays: {listed(model, why_left(model, names, recipe))}" if names else ""
+
+
+def tell_what_is_frozen(given: nn.Module) -> None:
+    """Say which batch norms and dropouts do not train, for the model's own train() keeps them in eval mode."""
+    copied = float_copy(given)
+    if names := kept_in_eval(copied):
+        tell(f"train() of the model keeps in eval mode, and so it is here: {listed(copied, dict.fromkeys(names, ''))}")
 
 
 def check_trained(quantized: nn.Module, reference: Reference) -> None:
@@ -119,10 +137,18 @@ def _lost(model: nn.Module, prepared: nn.Module, recipe: Recipe, inputs: tuple[T
             f"The hooks of {_named(blocks)} get lost: write what they do into forward, or take them off with "
             "handle.remove()"
         )
-    return (
-        f"The usual cause is a write in place{lines_in_place(prepared)}: write y = relu(x), and torch.where or "
-        "torch.cat for x[i] = y"
-    )
+    with suppress(ValueError):
+        tracer = trace(model, "a flow", inputs)
+        if asked := " and".join(tracer.asked):
+            return f"Python asks for the class of a value, which no trace knows, here{asked}: do so in __init__"
+        if written := " and".join(tracer.written):
+            return f"A trace takes x += y for x = x + y, here{written}: write that, for other names of x too"
+    if written := lines_in_place(prepared):
+        return (
+            f"The usual cause is a write in place{written}: write y = relu(x), and torch.where or torch.cat for "
+            "x[i] = y"
+        )
+    return "A trace takes another way through forward: Python decides there by what only a run knows"
 
 
 def _named(modules: list[str]) -> str:

@@ -2,13 +2,16 @@
 
 import io
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
 from qtutor.fusion import fuse
-from qtutor.models.running import no_fast_attention
+from qtutor.models.copying import kept_in_eval
+from qtutor.models.running import no_fast_attention, outputs
 from qtutor.models.tensors import copies, tensors_in
 from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
@@ -61,9 +64,15 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
         functional: rewrite what works in place.
     """
     if all(x.dim() and len(x) == 1 for x in tensors_in(inputs)):  # export takes a size of 1 for a constant
-        inputs = tree_map_only(Tensor, lambda x: torch.cat([x, x]), inputs)
-    else:
-        inputs = copies(inputs)  # two inputs may be one tensor, and its size is noted by identity
+        with suppress(Exception):  # where the first axis is none of samples, two are other inputs
+            captured = _captured(model, tree_map_only(Tensor, lambda x: torch.cat([x, x]), inputs), functional)
+            pairs = zip(outputs(model, inputs), outputs(captured, inputs), strict=True)
+            if all(torch.allclose(x, y, 1e-3, 1e-3, equal_nan=True) for x, y in pairs):
+                return captured
+    return _captured(model, copies(inputs), functional)  # two may be one tensor, and its size is noted by identity
+
+
+def _captured(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool) -> GraphModule:
     shapes = torch.export.ShapesCollection()
     for x in tensors_in(inputs):
         if x.dim():
@@ -155,6 +164,8 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         quantizer.set_module_name_qconfig(name, narrow_config(default, bits))
     for name in (*recipe.keep_float, *recipe.left_float):
         quantizer.set_module_name_qconfig(name, None)
+    quantizer.annotate = partial(_annotate_floats, quantizer.annotate)
+    frozen = kept_in_eval(model) if recipe.trained else []
     with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
         model = fuse(model, inputs)
     for module in model.modules():
@@ -164,9 +175,22 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     _fold_norms(captured, utils)
     with _folded_already():
         prepared = observe(captured, quantizer)
+    for node in prepared.graph.nodes:
+        if any(path in frozen for path, _ in [*node.meta.get("nn_module_stack", {}).values()][-1:]):
+            node.meta["switch"] = None
     switchable = Prepared(prepared, prepared.graph)
     switchable.meta |= prepared.meta
     return switchable.train(recipe.trained)
+
+
+def _annotate_floats(annotate: Callable, captured: GraphModule) -> GraphModule:
+    """Have a quantizer annotate a captured model, and spare what computes with whole numbers or float64."""
+    annotate(captured)
+    for node in captured.graph.nodes:
+        sources = getattr(node.meta.get("quantization_annotation"), "input_qspec_map", ())
+        if any(getattr(source.meta.get("val"), "dtype", torch.float32) != torch.float32 for source in sources):
+            del node.meta["quantization_annotation"]
+    return captured
 
 
 def _fold_norms(captured: GraphModule, utils: ModuleType) -> None:
@@ -175,8 +199,9 @@ def _fold_norms(captured: GraphModule, utils: ModuleType) -> None:
         is_layer, behind = getattr(utils, name), defaultdict[Node, set[str]](set)
         calls = [node for node in captured.graph.nodes if is_layer(node)]
         for node in calls:
-            behind[node.args[1]] |= {user.args[3].target if utils._is_bn_node(user) else "" for user in node.users}
-        apart = {node for node in calls if len(behind[node.args[1]]) > 1}
+            norms = [utils._is_bn_node(user) and user.args[3] for user in node.users]  # one may have no statistics
+            behind[node.args[1]] |= {norm.target if norm else f"{norm}" for norm in norms}
+        apart = {node for node in calls if len(behind[node.args[1]]) > 1 or "None" in behind[node.args[1]]}
         with mock.patch.object(
             utils, name, lambda node, is_layer=is_layer, apart=apart: node not in apart and is_layer(node)
         ):
@@ -192,7 +217,7 @@ class Prepared(GraphModule):
             arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
             for place, argument in enumerate(arguments[: len(node.args)]):
                 if argument.name in ("train", "training") and node.args[place] is False:  # such as dropout
-                    node.meta["switch"] = place
+                    node.meta.setdefault("switch", place)  # or None, where it is not to be switched
 
     def train(self, mode: bool = True) -> "Prepared":
         """Switch the whole model."""

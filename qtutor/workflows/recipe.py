@@ -42,7 +42,8 @@ class Recipe:
         float_operators: names of functions and methods that no kernel of the flow takes.
         functional: whether what works in place was rewritten when the model was captured.
         in_floats: names of INT8 layers whose kernel is wrong for their shapes.
-        infinite: names of nodes of an FX graph that read infinity.
+        infinite: names of nodes of an FX graph that meet infinity, or a mask as far out.
+        unrounded: names of those that compute with whole numbers or float64.
     """
 
     flow: str
@@ -60,6 +61,7 @@ class Recipe:
     functional: bool = False
     in_floats: tuple[str, ...] = ()
     infinite: tuple[str, ...] = ()
+    unrounded: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, flow: str, inputs: tuple[Tensor, ...], engine: str | None, **asked: Any) -> "Recipe":

@@ -35,6 +35,11 @@ _MEANINGS = (
     (r"used as inputs to control flow", "Python decides there by a tensor's value or size"),
     (r"GuardOnDataDependent|[Dd]ata-dependent", "Python needs a tensor's value there, to decide or as a plain number"),
     (
+        r"cannot be interpreted as an integer",
+        "Python counts there as far as an input is long, and a trace knows no length; flow='pt2e' captures one length "
+        "only, quantize_dynamic all",
+    ),
+    (
         r"must be a string|list indices|'len' is not|__len__|len\(\) of a|cannot be interpreted|"
         r"'(float|int)' object has|__round__|__format__",
         "Python needs a plain number there: keep it a tensor, and write x.shape[0] for len(x)",
@@ -84,7 +89,7 @@ _MEANINGS = (
 _JARGON = re.compile(
     r"eval_with_key|[Rr]eference node|prepack|\baten\b|::|Proxy|histogram_cpu|^\s*$|AssertionError|IndexError|KeyError|"
     r"RecursiveScriptModule|-?nan|GraphModule|SymInt|0x[0-9a-f]+|fake_quant|_call_function|\bnode\b|\bNode\b|"
-    r"C\+\+|torch\.ops|[Uu]nsupported|not supported"
+    r"C\+\+|torch\.ops|[Uu]nsupported|not supported|list index out"
 )
 
 
