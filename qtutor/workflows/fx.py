@@ -34,6 +34,7 @@ _TENSORS = ("input", "weight", "bias")
 _ARGUMENTS = {"linear": _TENSORS, "add": ("input", "other"), "mul": ("input", "other")}
 _CONVOLUTION = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 """The arguments behind these of a function that convolves with weights of the caller's, with their defaults."""
+_CONVOLVING = {f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3)}
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FOLDED = (*KINDS, _BatchNorm)
@@ -170,7 +171,7 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
     for place, node in enumerate(nodes := [*graph.nodes]):
         if node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
             node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
-        elif node.op == "call_function" and name_of(node).rpartition(".")[2].startswith("conv"):
+        elif node.op == "call_function" and name_of(node).rpartition(".")[2] in _CONVOLVING:
             _convolve(node)
         elif node.kwargs and node.op == "call_function":
             _pass_by_place(node, _ARGUMENTS.get(getattr(node.target, "__name__", ""), ()))
