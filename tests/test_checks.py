@@ -2084,10 +2084,6 @@ def test_what_no_scale_holds_is_computed_in_floats_and_the_rest_in_int8(forward,
         (lambda x, w: F.conv2d(x, w, padding="same"), True),
         (lambda x, w: F.conv2d(x, w[:, :1], groups=x.shape[1]), True),
         (lambda x, w: F.conv_transpose2d(x, w, stride=2), True),
-        (
-            lambda x, w: torch.conv_tbc(x.flatten(2).permute(2, 0, 1), w.flatten(2).permute(2, 1, 0), w[:, 0, 0, 0]),
-            False,
-        ),
     ],
 )
 def test_a_convolution_with_weights_of_its_own_takes_its_arguments_as_it_likes(convolve, left, trained, images):
