@@ -186,10 +186,8 @@ def where(error: BaseException) -> str:
     """
 
     def blameless(frame: FrameType) -> bool:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if "__name__" not in frame.f_globals or frame.f_code.co_filename.startswith(
-            "<eval_with_key>"
-        ):  # nobody wrote it
+        package, file = frame.f_globals.get("__name__", "").partition(".")[0], frame.f_code.co_filename
+        if not package or file.startswith("<eval_with_key>"):  # which a program wrote, as torch.fx does
             return True
         if package == __name__.partition(".")[0]:  # ours are to blame where they are a model
             return not isinstance(frame.f_locals.get("self"), nn.Module)

@@ -94,6 +94,8 @@ def prepare_qat(
 ) -> nn.Module:
     """Return a model to train, in training mode, that rounds weights and activations as INT8 will.
 
+    Parameters that get no gradient from the model, as under torch.no_grad, get none here.
+
     Narrower codes are still stored in 8 bits: fewer bits show what they cost, and save nothing. Activations of
     8 bits keep to 7, as PyTorch's default does, only where two products of 8 bits overflow: on the engines x86
     and fbgemm, where the processor has no INT8 dot product.
@@ -222,7 +224,7 @@ def _advised(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
     try:
         yield
     except Refused as refused:
-        tried = [inputs] if refused.inputs is None else [inputs, refused.inputs]
+        tried = [inputs] if refused.inputs is None or refused.inputs is inputs else [inputs, refused.inputs]
         others = [flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, tried, flow, recipe.trained)]
         able = " or ".join(f"flow={flow!r}" for flow in others)
         way = f"{able} can take it as it is" if able else "No other flow takes it as it is"
