@@ -199,14 +199,21 @@ def unsteady(model: nn.Module, one: list[Tensor], other: list[Tensor]) -> ValueE
 def without_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
     """Return the names of the parameters that get no gradient, as those that forward uses under `torch.no_grad`.
 
-    None are returned where the outputs have no gradient at all.
+    None are returned where the outputs have no gradient at all. Nothing is computed backwards: a gradient goes where
+    the graph leads.
     """
-    watched, grads = eval_copy(model), tuple[Tensor | None, ...]()
-    named = {name: parameter for name, parameter in watched.named_parameters() if parameter.requires_grad}
+    watched, left = eval_copy(model), []
     with suppress(Exception), no_fast_attention(), torch.inference_mode(False), torch.enable_grad():
-        found = sum(x.abs().sum() for x in tensors_in(watched(*copies(inputs))) if x.requires_grad)
-        grads = torch.autograd.grad(found, [*named.values()], allow_unused=True)
-    return [name for name, grad in zip(named, grads, strict=False) if grad is None]
+        left = [x.grad_fn for x in tensors_in(watched(*copies(inputs))) if x.grad_fn]
+    seen, reached = {None, *left}, set[int]()
+    while left:
+        step = left.pop()
+        reached.add(id(getattr(step, "variable", None)))
+        later = {each for each, _ in step.next_functions} - seen
+        seen |= later
+        left += later
+    named = watched.named_parameters() if len(seen) > 1 else ()
+    return [name for name, parameter in named if parameter.requires_grad and id(parameter) not in reached]
 
 
 def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
