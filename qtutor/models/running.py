@@ -18,6 +18,10 @@ from qtutor.models.tensors import copies, floats_in, tensors_in
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
+
+_CHOOSING = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "nonzero", "multinomial", "nms"}
 
 
 @contextmanager
@@ -196,8 +200,9 @@ def unsteady(model: nn.Module, one: list[Tensor], other: list[Tensor]) -> ValueE
     )
 
 
-def without_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
-    """Return the names of the parameters that get no gradient, as those that forward uses under `torch.no_grad`.
+def backwards(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], list[str]]:
+    """Return the names of the parameters that get no gradient, as those that forward uses under `torch.no_grad`, and
+    those of the `torch.autograd.Function`s that lead gradients another way.
 
     None are returned where the outputs have no gradient at all. Nothing is computed backwards: a gradient goes where
     the graph leads.
@@ -205,15 +210,16 @@ def without_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]
     watched, left = eval_copy(model), []
     with suppress(Exception), no_fast_attention(), torch.inference_mode(False), torch.enable_grad():
         left = [x.grad_fn for x in tensors_in(watched(*copies(inputs))) if x.grad_fn]
-    seen, reached = {None, *left}, set[int]()
+    seen, reached, own = {None, *left}, set[int](), dict[str, None]()
     while left:
         step = left.pop()
         reached.add(id(getattr(step, "variable", None)))
+        own |= {step._forward_cls.__name__: None} if isinstance(step, BackwardCFunction) else {}
         later = {each for each, _ in step.next_functions} - seen
         seen |= later
         left += later
     named = watched.named_parameters() if len(seen) > 1 else ()
-    return [name for name, parameter in named if parameter.requires_grad and id(parameter) not in reached]
+    return [name for name, parameter in named if parameter.requires_grad and id(parameter) not in reached], [*own]
 
 
 def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
@@ -247,15 +253,35 @@ def lines_that_enter_autocast(model: nn.Module, inputs: tuple[Tensor, ...]) -> l
     enter = torch.autocast.__enter__
 
     def noted(context: torch.autocast) -> Any:
-        frame: FrameType | None = sys._getframe(1)
-        while frame and _of_torch(frame):
-            frame = frame.f_back
-        lines.update({line_at(frame): None} if frame else {})
+        lines.update(_callers_line())
         return enter(context)
 
     with mock.patch.object(torch.autocast, "__enter__", noted):
         outputs(model, inputs)
     return [*lines]
+
+
+def lines_that_choose(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Return " at file:line: `code`" for each line outside PyTorch that chooses by value, as some best scores."""
+    lines: dict[str, None] = {}
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            if getattr(func, "__name__", "") in _CHOOSING:
+                lines.update(_callers_line())
+            return func(*args, **(kwargs or {}))
+
+    with Watching():
+        outputs(model, inputs)
+    return [*lines]
+
+
+def _callers_line() -> dict[str, None]:
+    """The line outside PyTorch that called what asks, if any did."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame and _of_torch(frame):
+        frame = frame.f_back
+    return {line_at(frame): None} if frame else {}
 
 
 def _of_torch(frame: FrameType) -> bool:

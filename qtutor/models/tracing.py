@@ -281,7 +281,12 @@ def works_in_place(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(node.target), "inplace", False))
     name = node.target if node.op == "call_method" else getattr(node.target, "_opname", function_name(node))
-    return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+    return bool(node.kwargs.get("inplace")) or (changes(name) and name != "__setitem__")
+
+
+def changes(name: str) -> bool:
+    """Whether a function or method of that name writes into what it gets."""
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def has_hooks(module: nn.Module) -> bool:

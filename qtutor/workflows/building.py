@@ -8,7 +8,7 @@ from typing import Any
 from qtutor.models.batches import inputs_of
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.running import agreement, outputs, without_gradients
+from qtutor.models.running import agreement, backwards, outputs
 from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
@@ -33,7 +33,7 @@ from qtutor.workflows.judging import (
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
 from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
 from qtutor.workflows.recipe import Recipe, float_copy, remember
-from qtutor.workflows.refusals import Refused, reason_of
+from qtutor.workflows.refusals import Refused, Untraced, reason_of
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,14 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
     if not recipe.trained:
         return prepared, recipe
     if recipe.flow != "eager":
-        untrained = {*without_gradients(float_copy(model), reference.inputs)}
+        untrained, own = backwards(float_copy(model), reference.inputs)
+        if lost := {*own} - {*backwards(prepared, reference.inputs)[1]}:
+            names = " and ".join(sorted(lost))
+            raise Untraced(
+                f"cannot train {kind_of(model)}: gradients would not go by the backward of {names}. "
+                "Call it in a function at the top of a file, write torch.fx.wrap with the name of that function below, "
+                "and flow='fx' keeps it"
+            )
         for name, parameter in prepared.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name not in untrained)
     reference = _taken(reference, prepared)

@@ -16,10 +16,10 @@ from qtutor.affine import decibels
 from qtutor.models.batches import Batch
 from qtutor.models.copying import eval_copy, hidden_in, through_layers
 from qtutor.models.operators import kind_of
-from qtutor.models.running import agreement, check_outputs, outputs, unsteady
+from qtutor.models.running import agreement, check_outputs, lines_that_choose, outputs, unsteady
 from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.simulation import Scheme, Simulation
-from qtutor.workflows.limits import CLEAR, HALF, USUAL
+from qtutor.workflows.limits import CLEAR, HALF, TWICE, USUAL
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ CHOOSES = (
     "choose behind the model"
 )
 """What to do where rounding changes the shapes of outputs."""
+
+_FINER = 4
+"""Bits more: each halves the error, but where something is chosen by value."""
 
 _MANY = 6  # layers of one class, of which each is named
 _FEW = 2  # samples: what is wrong is wrong for each, and a check must cost little
@@ -209,6 +212,16 @@ def what_hurts(
         return CHOOSES, with_rounded(names)
     said = f"{worst} ({simulation.layers[worst].kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded"
     everything, others = with_rounded(names), [name for name in names if name != worst]
+    choosing = lines_that_choose(model, inputs) if everything < USUAL else []
+    if choosing:
+        finer = simulation.round(Scheme(8 + _FINER, weights="channel"))
+        with simulation.rounded(finer, names):
+            gained = agreement(exact, outputs(simulation.model, inputs)) - everything
+        choosing = choosing if abs(gained - _FINER * TWICE) > TWICE else []
+    if choosing:
+        said = f"something is chosen by value{' and'.join(choosing)}, and rounding changes what: return all of it and "
+        said += "choose behind the model" + ", or keep what leads there in floats (keep_float)" * can_keep
+        return said, everything
     if can_keep and others and (spared := with_rounded(others)) > everything + HALF:
         said += f": keep_float={[worst]} would reach up to {spared:.0f} dB"
     return said, everything

