@@ -73,7 +73,8 @@ class Range(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> "Range":
         """Measure a tensor that holds anything."""
-        return cls(*map(float, x.detach().aminmax()), float(x.detach().square().mean()))
+        low, high = x.aminmax()
+        return cls(float(low), float(high), float(x.square().mean()))
 
     def lost_in(self, all_of_them: Collection["Range"]) -> bool:
         """Whether a step for all leaves too little of these: the square of its error is a twelfth of its own."""
