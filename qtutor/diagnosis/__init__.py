@@ -4,5 +4,5 @@ from qtutor.diagnosis.diagnose import diagnose
 from qtutor.diagnosis.experiment import Measured
 from qtutor.diagnosis.recommendation import choose_float_layers
 from qtutor.diagnosis.result import Diagnosis
-from qtutor.diagnosis.weights_alone import WeightDiagnosis
+from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
 from qtutor.simulation import Configuration

@@ -45,7 +45,7 @@ _NOTHING: Trial = frozenset()
 
 
 @overload
-def diagnose(  # type: ignore[overload-overlap]  # "group" is a string too
+def diagnose(
     model: nn.Module,
     data: Iterable,
     *,
@@ -64,7 +64,7 @@ def diagnose(
     *,
     metric: Metric | None = None,
     bits: int = 8,
-    weights: str = "tensor",
+    weights: Literal["tensor", "channel"] = "tensor",
     activations: str = "minmax",
     samples: int = 1024,
     tolerance: float = 0.01,
@@ -93,12 +93,9 @@ def diagnose(
     more are made for each layer.
 
     With `weights="group"` only the weights of linear layers are rounded, in groups, as those of language models are;
-    layers are ranked by the KL of the output, and a `WeightDiagnosis` comes back:
+    layers are ranked by the KL of the output, and `diagnose_weights` gives a `WeightDiagnosis`:
 
         diagnose(model, [tokens], bits=4, weights="group")
-
-    It makes one pass for each layer and two more. 128 tokens are enough to rank the 210 layers of a model of 135
-    million weights, which takes three minutes of one processor and, with the model, 1.1 GB.
 
     An interrupt ends the measuring: what was measured until then is returned, with a note.
 
@@ -135,12 +132,10 @@ def diagnose(
     """
     from tqdm.auto import tqdm
 
-    if weights != "group":
-        configuration = Configuration(bits, weights, activations)
-    batches, more = read_some(data, samples)
-    notes = [f"The first {sum(b.size for b in batches)} samples were used: samples={samples}."] if more else []
     if weights == "group":
-        return diagnose_weights(model, batches, bits, group, notes, progress)
+        return diagnose_weights(model, data, bits=bits, group=group, samples=samples, progress=progress)
+    configuration = Configuration(bits, weights, activations)
+    batches, notes = read_some(data, samples)
     simulation, batches, classes = _first_runs(model, batches, notes, metric is None)
     if metric is None and classes:
         metric = accuracy
