@@ -15,7 +15,7 @@ from typing import Any
 
 from qtutor.affine import decibels
 from qtutor.models.batches import Batch
-from qtutor.models.running import no_fast_attention, noise_of_the_worst
+from qtutor.models.running import no_fast_attention, noise_of_the_worst, power
 from qtutor.models.tensors import floats_in
 from qtutor.simulation import Rounding, Simulation
 from qtutor.words import named
@@ -87,8 +87,8 @@ class Score:
         same = [a.shape for a in reference] == [b.shape for b in outputs]
         for i, exact in enumerate(reference):
             exact = exact.double()
-            error = float((exact - outputs[i].double()).square().sum()) if same else math.nan
-            self.signal[i] += float(exact.square().sum())
+            error = power(exact - outputs[i].double()) if same else math.nan
+            self.signal[i] += power(exact)
             self.sums[i] += float(exact.sum())
             self.counts[i] += exact.numel()
             self.noise[i] += math.inf if same and not math.isfinite(error) else error
