@@ -14,7 +14,7 @@ overall SQNR hides a channel that is lost.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -151,19 +151,9 @@ def diagnose(
     suspects = sorted(everything, key=lambda name: -statistics[name].noise)
     alone_and_all_but = [t for name in suspects for t in (frozenset({name}), everything - {name})]
     trials = list(dict.fromkeys([_NOTHING, everything, *alone_and_all_but]))
-    scores: dict[Trial, Score] = {}
     with tqdm(total=len(trials) * len(batches), desc="Diagnosing", unit="pass", disable=not progress) as shown:
-        try:
-            sweep_by_workers(simulation, rounding, batches, trials, metric, shown.update, scores)
-            stopped = ""
-        except KeyboardInterrupt:
-            stopped = "Interrupted"
-        except Exception as error:
-            stopped = f"Stopped by {named(error)}"
+        scores, stopped = _scored(experiment, configuration, trials, shown.update)
         _check(scores, everything, len(batches), stopped, notes)
-        for trial, score in scores.items():
-            if len(trial) >= len(everything) - 1 and not score.error:
-                experiment.note(replace(configuration, keep_float=tuple(sorted(everything - trial))), score)
         if scores[everything].offset_hides:
             notes.append(f"{OFFSET.capitalize()}.")
         table, skipped = _tables(_rows(simulation, statistics, scores), simulation, scores, metric_name)
@@ -193,6 +183,26 @@ def diagnose(
         goal=goal,
         experiment=experiment,
     )
+
+
+def _scored(
+    experiment: Experiment, configuration: Configuration, trials: list[Trial], step: Callable[[int], Any]
+) -> tuple[dict[Trial, Score], str]:
+    """Score trials, and note what configurations give; also return what stopped that, "" where nothing did."""
+    simulation, rounding = experiment.prepare(configuration)
+    scores: dict[Trial, Score] = {}
+    stopped = ""
+    try:
+        sweep_by_workers(simulation, rounding, experiment.batches, trials, experiment.metric, step, scores)
+    except KeyboardInterrupt:
+        stopped = "Interrupted"
+    except Exception as error:
+        stopped = f"Stopped by {named(error)}"
+    for trial, score in scores.items():
+        if len(trial) >= len(simulation.layers) - 1 and not score.error:
+            kept = tuple(sorted(simulation.layers.keys() - trial))
+            experiment.note(replace(configuration, keep_float=kept), score)
+    return scores, stopped
 
 
 def _check(scores: dict[Trial, Score], everything: Trial, batches: int, stopped: str, notes: list[str]) -> None:
