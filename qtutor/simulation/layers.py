@@ -101,7 +101,7 @@ def _candidates(model: nn.Module) -> tuple[dict[str, Layer], dict[str, tuple[str
             skipped[name] = kind, "it is quantized already"
         elif shapes := [path for path, p in module._parameters.items() if p is not None and not _is_vector(p)]:
             known = "linear, convolution, embedding, recurrent and attention layers"
-            reason = f"diagnose knows {known}, and not what {kind} does with its {', '.join(shapes)}"
+            reason = f"the simulation knows {known}, and not what {kind} does with its {', '.join(shapes)}"
             skipped[name or "(model)"] = kind, reason
     return layers, skipped
 
