@@ -10,9 +10,9 @@ Rooms, from the ground up (imports only ever point to an earlier line):
     vision       makes a torchvision that does not match torch importable
     manifest     what the course knows of each lesson
     storage      where qtutor keeps things, whole or not at all
+    models       any model seen from outside: copied, fed, traced, its operators known
     observers    what range to represent
     lowbit       formats of four bits and fewer, and what makes them cost less
-    models       any model seen from outside: copied, fed, traced, its operators known
     fusion       what may be folded and merged, proven, and the memory traffic it saves
     samples      the data and the models that the lessons use, and how those are trained and kept
     language     a language model in plain torch, one that ships, and what rounding it costs in bits

@@ -278,7 +278,7 @@ class Ledger:
         """
         from qtutor.benchmark import intervals
 
-        if comparison.confidence < intervals.LEAST:
+        if comparison.confidence < intervals.LEAST_CONFIDENCE:
             self.record(id, because=f"the computer is too slow or too busy: {len(comparison.times)} rounds")
         else:
             measured, *interval = comparison.ratio(name, against)

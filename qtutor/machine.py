@@ -83,6 +83,11 @@ class Machine:
         return not _DOT_PRODUCTS.isdisjoint(self.features or ())
 
     @property
+    def saturates(self) -> bool:
+        """Whether sums of two products of 8-bit integers overflow 16 bits, as on x86 without such an instruction."""
+        return not (on_arm() or self.has_int8_dot_product)
+
+    @property
     def can_compile(self) -> bool:
         """Whether torch.compile finds what it needs to build C++ kernels."""
         return self.compiler is not None and self.python_headers

@@ -17,7 +17,7 @@ COURSE = TEACHING.parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """One lesson.
+    """One lesson; after a change, `python tests/generate.py` writes what files say of it.
 
     Attributes:
         name: its number and the name of its exercises, and the name of its notebook and its notes.

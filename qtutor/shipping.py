@@ -7,12 +7,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qtutor import workflows
 from qtutor.affine import noise_over_signal
-from qtutor.benchmark import accuracy, flips, size_bytes
+from qtutor.benchmark import flips, size_bytes
 from qtutor.diagnosis import Diagnosis
 from qtutor.diagnosis.experiment import Measured
 from qtutor.diagnosis.recommendation import Goal
@@ -64,6 +64,7 @@ class Ways:
         models: the INT8 model of each way that takes the model.
         measured: what each gives on the data of the diagnosis, and the bytes of its file.
         said: what each said: what stays in floating point, or why it refuses.
+        metric_name: "accuracy", "metric" for one of the caller's own, or "" if there is none.
         float_bytes: of the file of the float model.
     """
 
@@ -71,6 +72,7 @@ class Ways:
     measured: dict[str, Measured]
     said: dict[str, str]
     goal: Goal
+    metric_name: str
     float_bytes: int
 
     @property
@@ -124,10 +126,10 @@ class Ways:
         columns: dict[str, Callable[[Measured], str]] = {
             "bytes": lambda got: f"{got.bytes:,}",
             "SQNR of the output": lambda got: in_decibels(got.sqnr),
-            "accuracy": lambda got: f"{got.metric:.1%}",
         }
-        if all(math.isnan(got.metric) for got in self.measured.values()):
-            del columns["accuracy"]
+        if self.metric_name:
+            form = ".1%" if self.metric_name == "accuracy" else ".4g"
+            columns[self.metric_name] = lambda got: f"{got.metric:{form}}"
         rows = {}
         for name, said in self.said.items():
             got = self.measured.get(name)
@@ -169,7 +171,8 @@ class Outcome:
 
 def ways(diagnosis: Diagnosis) -> Ways:
     """Try the ways to integers, and measure each: a static flow, dynamic, and PT2E where neither is good enough."""
-    found = Ways({}, {}, {}, diagnosis.goal, size_bytes(diagnosis.experiment.model))
+    experiment = diagnosis.experiment
+    found = Ways({}, {}, {}, diagnosis.goal, diagnosis.metric_name, size_bytes(experiment.model))
     for name, convert in _WAYS.items():
         if name == _LAST and found.good:
             break
@@ -177,7 +180,8 @@ def ways(diagnosis: Diagnosis) -> Ways:
             warnings.simplefilter("always")
             try:
                 model = convert(diagnosis)
-                found.measured[name] = _measured(diagnosis, model)
+                score = experiment.score(model, experiment.metric)
+                found.measured[name] = Measured(score.sqnr, score.metric, size_bytes(model), score.offset_hides)
             except (TypeError, ValueError, workflows.Unavailable) as error:
                 found.said[name] = _sentence(str(error).partition(". Diagnosis.apply")[0])
                 continue
@@ -194,6 +198,8 @@ def brought(diagnosis: Diagnosis) -> str:
     judged = "There are no labels that are classes, so the SQNR of the output judges."
     if diagnosis.metric_name == "accuracy":
         judged = f"Labels are classes, so accuracy judges: {diagnosis.float_metric:.1%} in float."
+    elif diagnosis.metric_name:
+        judged = f"The metric that was given judges: {diagnosis.float_metric:.4g} in float."
     return (
         f"Model: {size_bytes(diagnosis.experiment.model):,} bytes in a file. Layers that can be rounded: "
         f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}.\n"
@@ -226,7 +232,7 @@ def judge(diagnosis: Diagnosis, quantized: nn.Module, unseen: Iterable | None = 
         TypeError, ValueError: `unseen` are not batches, or the model does not take them.
     """
     batches = diagnosis.experiment.batches if unseen is None else [*read(unseen, "unseen", keep=True)]
-    got = replace(diagnosis.experiment, batches=batches, _measured={}).agreement(quantized)
+    got = diagnosis.experiment.agreement(quantized, batches)
     size = f", an error {math.sqrt(noise_over_signal(got)):.2g} times as large as the signal" if got < math.inf else ""
     said = [f"{'On the data of the diagnosis' if unseen is None else 'On unseen data'}: {in_decibels(got)}{size}."]
     if diagnosis.metric_name == "accuracy" and all(batch.labels is not None for batch in batches):
@@ -246,15 +252,6 @@ def _sentence(said: object) -> str:
     text = str(said).rstrip(".")
     begins = text.partition(" ")[0]
     return f"{begins.capitalize() if begins.islower() and begins.isalpha() else begins}{text[len(begins) :]}."
-
-
-def _measured(diagnosis: Diagnosis, model: nn.Module) -> Measured:
-    experiment = diagnosis.experiment
-    metric = math.nan
-    if diagnosis.metric_name == "accuracy":
-        metric = accuracy(model, _placed(diagnosis, experiment.batches))
-    score = experiment.score(model)
-    return Measured(score.sqnr, metric, size_bytes(model), score.offset_hides)
 
 
 def _placed(diagnosis: Diagnosis, batches: list[Batch]) -> list[tuple[tuple[Tensor, ...], Any]]:

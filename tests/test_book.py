@@ -2,9 +2,10 @@ import os
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 from qtutor import cli, exercises
-from qtutor.course import book
+from qtutor.course import alive, book, notebooks
 from qtutor.exercises.exercise import Feedback
 from qtutor.manifest import LESSONS
 
@@ -33,15 +34,15 @@ def test_a_figure_becomes_html_that_cannot_close_its_script_early():
 
 
 def test_an_explorer_becomes_its_picture_and_its_sentence():
-    bundle = {book.PLOTLY: FIGURE, book.WIDGET: {"model_id": "x"}, "text/plain": "4 bits & no more."}
+    bundle = {book.PLOTLY: FIGURE, notebooks.WIDGET: {"model_id": "x"}, "text/plain": "4 bits & no more."}
     (data,) = shown(nbformat.v4.new_notebook(cells=[cell(**bundle)]))
     assert data.keys() == {"text/html"}
     assert "<figcaption>4 bits &amp; no more.</figcaption>" in data["text/html"]
 
 
 def test_progress_bars_are_left_out_and_an_explorer_that_has_nothing_to_show_still_says_so():
-    bar = cell(**{book.WIDGET: {"model_id": "x"}, "text/plain": "HBox(children=(HTML(value=''),))"})
-    empty = cell(**{book.WIDGET: {"model_id": "y"}, "text/plain": "The tensor is empty."})
+    bar = cell(**{notebooks.WIDGET: {"model_id": "x"}, "text/plain": "HBox(children=(HTML(value=''),))"})
+    empty = cell(**{notebooks.WIDGET: {"model_id": "y"}, "text/plain": "The tensor is empty."})
     assert shown(nbformat.v4.new_notebook(cells=[bar, empty])) == [{"text/plain": "The tensor is empty."}]
 
 
@@ -65,10 +66,27 @@ def test_explorers_carry_their_picture_and_sentence_into_a_saved_notebook():
 
     explorer = AffineExplorer(torch.linspace(-1, 2, 50))
     bundle = explorer._repr_mimebundle_()
-    assert bundle[book.WIDGET]["model_id"] == explorer.model_id
+    assert bundle[notebooks.WIDGET]["model_id"] == explorer.model_id
     assert bundle["text/plain"] == explorer.sentence.text
     assert len(bundle[book.PLOTLY]["data"]) == len(explorer.figure.data)
     assert book.PLOTLY not in AffineExplorer(torch.empty(0))._repr_mimebundle_()
+
+
+def test_the_explorer_of_a_lesson_is_recorded_with_its_missions_by_a_cell_behind_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(alive, "record", lambda *given, **how: asked.append((given, how)) or Mock())
+    for name in ("HTML", "display"):
+        monkeypatch.setattr(f"IPython.display.{name}", lambda shown: None)
+    lesson = next(lesson for lesson in LESSONS if lesson.explorer == "AffineExplorer")
+    notebook = nbformat.v4.new_notebook(cells=[cell("explorer = exercises.explorer()"), cell("explorer.set(bits=2)")])
+    recorded = alive.recorded(notebook, lesson).cells
+    assert [each.get("id") == alive.RECORDING for each in recorded] == [False, True, False]
+    names = {"exercises": exercises.of(lesson)}
+    for each in recorded:
+        exec(each.source, names)
+    missions = names["exercises"].exercises.missions
+    presets = {"A misleading setting": {"bits": 2}}
+    assert asked == [((names["explorer"],), {"missions": missions, "presets": presets})]
 
 
 def test_a_page_keeps_one_title_and_code_keeps_its_comments():

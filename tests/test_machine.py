@@ -52,9 +52,12 @@ def test_instructions_agree_with_the_kernel(here):
         (None, False),
     ],
 )
-def test_knows_which_instructions_add_up_8_bit_products(here, features, expected):
+def test_knows_which_instructions_add_up_8_bit_products(here, features, expected, monkeypatch):
     there = replace(here, features=features)
     assert there.has_int8_dot_product == expected
+    for architecture in ("x86_64", "arm64"):
+        monkeypatch.setattr(machine.platform, "machine", lambda architecture=architecture: architecture)
+        assert there.saturates == (architecture == "x86_64" and not expected)
     assert ("adds up products of 8-bit integers in one instruction" in str(there)) == expected
 
 

@@ -460,7 +460,7 @@ def test_observing_an_unknown_layer_names_near_ones(model):
 def test_observing_with_something_else_than_observers_says_so(model, observers, error, message):
     with pytest.raises(error, match=message), observing(model, observers):
         pass
-    with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got function"), observing(lambda x: x, {}):
+    with pytest.raises(TypeError, match=r"ReLU is a class, pass ReLU\(\.\.\.\)"), observing(nn.ReLU, {}):
         pass
 
 
@@ -494,7 +494,7 @@ def test_rounding_of_outputs_says_what_it_cannot_round():
         rounding_outputs(nn.Sequential(nn.ReLU()), {"1": qparams}),
     ):
         raise AssertionError
-    with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got int"), rounding_outputs(3, {}):
+    with pytest.raises(TypeError, match=r"ReLU is a class, pass ReLU\(\.\.\.\)"), rounding_outputs(nn.ReLU, {}):
         raise AssertionError
     recurrent = nn.LSTM(3, 3)
     with rounding_outputs(recurrent, {"": qparams}), pytest.raises(TypeError, match=r"\(LSTM\) gives a tuple"):

@@ -193,6 +193,24 @@ def test_the_smallest_way_that_reaches_the_goal_is_chosen(models):
     assert set(found.table().index) == set(found.said)
 
 
+def test_a_metric_of_ones_own_judges_the_ways(models):
+    model, batches = models["reader"]()
+    calls = []
+
+    def agreeing(output, labels):
+        calls.append(output["logits"])
+        return 40.0 + 2 * (output["logits"].argmax(1) == labels).double().mean()
+
+    diagnosis = diagnose(model, batches, metric=agreeing, progress=False)
+    assert shipping.brought(diagnosis).endswith("The metric that was given judges: 42 in float.")
+    calls.clear()
+    found = shipping.ways(diagnosis)
+    assert len(calls) == len(batches) * len(found.measured)
+    assert found.good
+    assert set(found.table()["metric"]) <= {"", *(f"{got.metric:.4g}" for got in found.measured.values())}
+    assert "misses the goal" not in found.sentence
+
+
 def test_where_nothing_is_saved_that_is_said():
     model = nn.Sequential(nn.Linear(4, 3)).eval()
     found = shipping.ways(diagnose(model, [torch.rand(9, 4)], progress=False))

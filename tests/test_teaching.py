@@ -266,10 +266,10 @@ OUTPUTS = {
     "table": [("execute_result", {"data": {"text/plain": "   a × b\n0    −12", "text/html": "<table>"}})],
     "plots.lines()": [("display_data", {"data": {"application/vnd.plotly.v1+json": {}, "text/html": "<div>"}})],
     "for _ in tqdm(range(3)): pass": [
-        ("display_data", {"data": {reference._WIDGET: {}, "text/plain": "Training:   0%|   "}}),
+        ("display_data", {"data": {notebooks.WIDGET: {}, "text/plain": "Training:   0%|   "}}),
         ("stream", {"name": "stderr", "text": "a notice"}),
     ],
-    "explorer": [("display_data", {"data": {reference._WIDGET: {}, "text/plain": "4 bits, SQNR 15.3 dB."}})],
+    "explorer": [("display_data", {"data": {notebooks.WIDGET: {}, "text/plain": "4 bits, SQNR 15.3 dB."}})],
     "exercises.one.check(answer)": [
         ("execute_result", {"data": {"text/plain": "… Open. Replace the ...\n0 of 7 right in this lesson."}})
     ],

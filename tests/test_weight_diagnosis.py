@@ -2,10 +2,11 @@
 
 import copy
 import html
+import itertools
 import json
 import re
 
-from qtutor.diagnosis import WeightDiagnosis, diagnose
+from qtutor.diagnosis import WeightDiagnosis, diagnose, diagnose_weights, weights_alone
 from qtutor.language.llama import Llama, LlamaConfig
 from qtutor.lowbit import round_groups
 from qtutor.plots.diagnosis import harms, report
@@ -98,6 +99,21 @@ def test_the_most_harmful_stands_first_and_is_said(found):
     assert float(found.table["share"].sum()) == pytest.approx(1)
     assert found.finding.startswith(f"{found.table['layer'][0]} hurts most")
     assert found.finding in str(found)
+
+
+def test_an_interrupt_keeps_what_was_measured(model, tokens, monkeypatch):
+    kl, calls = weights_alone.kl_bits, itertools.count(1)
+
+    def interrupted(exact, other):
+        if next(calls) > 3:
+            raise KeyboardInterrupt
+        return kl(exact, other)
+
+    monkeypatch.setattr(weights_alone, "kl_bits", interrupted)
+    part = diagnose_weights(model, iter([tokens[:4], tokens[4:]]), bits=3, group=16, samples=4, progress=False)
+    assert part.interrupted
+    assert [note.split(":")[0] for note in part.notes] == ["The first 4 samples were used", "Interrupted"]
+    assert len(part.table) == 2
 
 
 def test_the_given_model_is_left_alone(model, tokens, found):

@@ -161,7 +161,7 @@ def summarize(
 
 def _outcome(low: float, high: float, confidence: float) -> str:
     """What an interval of a ratio lets one say: its confidence is low where there were too few rounds."""
-    told = confidence >= intervals.LEAST
+    told = confidence >= intervals.LEAST_CONFIDENCE
     if told and (side := intervals.side(low, high, 1)):
         return side
     if told and not intervals.disturbed(low, high):

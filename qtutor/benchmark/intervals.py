@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-LEAST = 0.9
+LEAST_CONFIDENCE = 0.9
 """The confidence without which nothing is said: there were too few samples."""
 
 

@@ -22,7 +22,7 @@ Batches = Iterable[Sequence[Any] | Batch]
 def accuracy(model: Model, loader: Batches) -> float:
     """Return the fraction of labels at which the highest score is.
 
-    Where a NaN is among the scores, that counts as wrong.
+    A NaN among the scores counts as wrong. `qtutor.models.tensors.accuracy` is that of one batch's output.
 
     Args:
         model: images -> `(N, classes)` scores, or `(N, classes, ...)` of a dense output; alone, or as `logits` or

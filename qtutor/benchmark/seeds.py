@@ -43,7 +43,7 @@ def seed_by_seed(name: str, ours: Sequence[float], against: str, theirs: Sequenc
         raise ValueError(f"seeds are compared in pairs, got {len(ours)} of {name} and {len(theirs)} of {against}")
     value, low, high = _interval([a - b for a, b in zip(ours, theirs, strict=True)])
     said = f"{name} minus {against}: {value:+.1f} points ({low:+.1f} to {high:+.1f}, {len(ours)} seeds)"
-    if len(ours) < intervals.enough(intervals.LEAST):
+    if len(ours) < intervals.enough(intervals.LEAST_CONFIDENCE):
         return f"{said}: too few seeds to tell."
     return f"{said}: {intervals.side(low, high, 0) or 'no difference that these seeds can tell'}."
 
@@ -53,4 +53,4 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
 
     if not len(values):
         raise ValueError("there is no result of any seed")
-    return intervals.of_median(pd.Series(values), intervals.LEAST)
+    return intervals.of_median(pd.Series(values), intervals.LEAST_CONFIDENCE)

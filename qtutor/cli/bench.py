@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from qtutor.cli.surroundings import needed
 
@@ -18,10 +18,11 @@ _PAIRS = {
 _ROOMY = 5e9  # bytes: exporting and quantizing 70 million parameters takes copies of them
 
 
-def add(commands) -> None:
-    parser = commands.add_parser("bench", help="time FP32 against INT8 in each runtime", description=run.__doc__)
+HELP = "time FP32 against INT8 in each runtime"
+
+
+def add(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace, seconds: float = 200) -> int:

@@ -1,15 +1,15 @@
 """`qtutor book`: the course as a site to read."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from qtutor.cli.surroundings import GivenUp, course, needed, use_own_kernel
 
+HELP = "build the course as a static site"
 
-def add(commands) -> None:
-    parser = commands.add_parser("book", help="build the course as a static site", description=run.__doc__)
+
+def add(parser: ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="the folder of the site: new, empty, or an earlier book")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:

@@ -2,15 +2,16 @@
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from types import ModuleType
 
 from qtutor.cli.surroundings import GivenUp, needed
 
+HELP = "say which layer of a model hurts"
 
-def add(commands) -> None:
-    parser = commands.add_parser("diagnose", help="say which layer of a model hurts", description=run.__doc__)
+
+def add(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="module:factory", help="a model, or a function that returns one")
     parser.add_argument(
         "--data", required=True, metavar="module:loader", help="batches, or a function that returns them"
@@ -25,7 +26,6 @@ def add(commands) -> None:
         help="what shares a scale; group rounds weights alone, 64 to a scale, and judges by KL",
     )
     parser.add_argument("--samples", type=int, default=1024, help="how many samples to read at most")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:

@@ -1,16 +1,15 @@
 """`qtutor doctor`: what this computer is, and whether it is ready."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from qtutor.cli.surroundings import GivenUp, course, needed
 from qtutor.manifest import LESSONS
 
+HELP = "say what this computer is and what is missing"
 
-def add(commands) -> None:
-    parser = commands.add_parser(
-        "doctor", help="say what this computer is and what is missing", description=run.__doc__
-    )
-    parser.set_defaults(run=run)
+
+def add(parser: ArgumentParser) -> None:
+    """It takes no arguments."""
 
 
 def run(arguments: Namespace) -> int:

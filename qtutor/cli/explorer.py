@@ -1,6 +1,6 @@
 """`qtutor explorer`: one explorer as a page of its own."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from qtutor.cli.surroundings import needed, new_file
 from qtutor.manifest import LESSONS
@@ -10,11 +10,12 @@ NAMES = {lesson.explorer.removesuffix("Explorer").lower(): lesson for lesson in 
 """The lesson of each explorer, by the explorer's name."""
 
 
-def add(commands) -> None:
-    parser = commands.add_parser("explorer", help="write one explorer as a page", description=run.__doc__)
+HELP = "write one explorer as a page"
+
+
+def add(parser: ArgumentParser) -> None:
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("out", metavar="OUT.html", help="a new file")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:

@@ -1,7 +1,7 @@
 """`qtutor lab`: JupyterLab on the first lesson."""
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import qtutor
@@ -9,16 +9,12 @@ from qtutor.cli.surroundings import GivenUp, course, needed, prepend, use_own_ke
 from qtutor.course.handout import RECORD, SHIPPED, lay_out
 from qtutor.manifest import LESSONS
 
+HELP = "open the course; JupyterLab gets every other argument"
 
-def add(commands) -> None:
-    parser = commands.add_parser(
-        "lab",
-        help="open the course; JupyterLab gets every other argument",
-        usage="qtutor lab [JupyterLab arguments]",
-        description=run.__doc__,
-        epilog="Every argument goes to JupyterLab unchanged, for example --no-browser --port 8899.",
-    )
-    parser.set_defaults(run=run)
+
+def add(parser: ArgumentParser) -> None:
+    parser.usage = "qtutor lab [JupyterLab arguments]"
+    parser.epilog = "Every argument goes to JupyterLab unchanged, for example --no-browser --port 8899."
 
 
 def run(arguments: Namespace) -> int:

@@ -1,14 +1,14 @@
 """`qtutor own`: a notebook for a model of the user's own."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from qtutor.cli.surroundings import needed, new_file
 
+HELP = "write a notebook for your own model"
 
-def add(commands) -> None:
-    parser = commands.add_parser("own", help="write a notebook for your own model", description=run.__doc__)
+
+def add(parser: ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", default="my_model.ipynb", help="a new file; my_model.ipynb if none is named")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:

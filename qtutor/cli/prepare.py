@@ -1,16 +1,16 @@
 """`qtutor prepare`: the models of the lessons, trained ahead."""
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from qtutor import manifest
 from qtutor.cli.surroundings import GivenUp, needed
 
+HELP = "train the lessons' models ahead"
 
-def add(commands) -> None:
-    parser = commands.add_parser("prepare", help="train the lessons' models ahead", description=run.__doc__)
+
+def add(parser: ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="name", help="a model; all of them if none is named")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:

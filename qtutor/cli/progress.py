@@ -1,19 +1,19 @@
 """`qtutor progress`: which exercises are solved, by one learner or by a room."""
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from qtutor.cli.surroundings import GivenUp, needed
 
+HELP = "see, reset or collect solved exercises"
 
-def add(commands) -> None:
-    parser = commands.add_parser("progress", help="see, reset or collect solved exercises", description=run.__doc__)
+
+def add(parser: ArgumentParser) -> None:
     actions = ["show", "reset", "collect"]
     parser.add_argument("action", nargs="?", choices=actions, default="show", help="by default show")
     parser.add_argument("folder", nargs="?", help="to collect: the folder of the learners' files")
     parser.add_argument("--csv", metavar="FILE", help="to collect: write the table to this file too")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:

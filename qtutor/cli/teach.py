@@ -1,19 +1,19 @@
 """`qtutor teach`: the pages for instructors."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from qtutor.cli.surroundings import GivenUp
 from qtutor.manifest import TEACHING
 from qtutor.words import counted
 
+HELP = "notes, plans and a test for instructors"
 
-def add(commands) -> None:
-    parser = commands.add_parser("teach", help="notes, plans and a test for instructors", description=run.__doc__)
+
+def add(parser: ArgumentParser) -> None:
     parser.add_argument("page", nargs="?", help="a lesson's number, or a name from the list")
     parser.add_argument("lesson", nargs="?", help="of the page `reference`: one lesson of it, by its number")
     parser.add_argument("--out", metavar="DIR", help="copy to this folder instead of printing")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:

@@ -4,9 +4,9 @@ import base64
 import copy
 import json
 import re
-from importlib import import_module
 
 from qtutor import exercises
+from qtutor.exercises.exercise import Exercise
 from qtutor.explorers.explorer import Explorer
 from qtutor.explorers.recording import record
 from qtutor.manifest import Lesson
@@ -47,16 +47,16 @@ def recorded(notebook: nbformat.NotebookNode, lesson: Lesson | None) -> nbformat
         name = _OPENS.search(sources[place])[1]
         set_later = re.search(rf"^{name}\.set\((.*)\)$", "\n".join(sources), re.MULTILINE)
         presets = f"{{'A misleading setting': dict({set_later[1]})}}" if set_later else "{}"
-        source = f"from qtutor.course.alive import play\n\nplay({name}, {lesson.name!r}, {presets})"
+        imports = f"from qtutor.course.alive import play\nfrom qtutor.exercises import {lesson.topic} as exercises"
+        source = f"{imports}\n\nplay({name}, exercises.exercises.missions, {presets})"
         notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source, id=RECORDING))
     return notebook
 
 
-def play(explorer: Explorer, lesson: str, presets: dict) -> None:
+def play(explorer: Explorer, missions: list[Exercise], presets: dict[str, dict]) -> None:
     """Display the recording of a lesson's explorer, with its missions; a page plays it."""
     from IPython.display import HTML, display
 
-    missions = import_module(f"qtutor.exercises.{lesson[3:]}").exercises.missions
     display(HTML(record(explorer, missions=missions, presets=presets).element()))
 
 

@@ -24,7 +24,7 @@ from qtutor.manifest import LESSONS, Lesson
 
 import nbformat
 
-PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
+PLOTLY = "application/vnd.plotly.v1+json"
 
 _MARK = ".qtutor-book"  # in a folder that a book may replace
 
@@ -150,11 +150,11 @@ def _readable(output: nbformat.NotebookNode, place: str) -> nbformat.NotebookNod
     if data.get("text/html", "").startswith("<div role='status'"):
         return None  # an exercise that waits for an answer
     if PLOTLY in data:
-        caption = data.get("text/plain", "") if WIDGET in data else ""
+        caption = data.get("text/plain", "") if notebooks.WIDGET in data else ""
         output.data = {"text/html": _picture(data[PLOTLY], caption, place)}
-    elif WIDGET in data and not data.get("text/plain", "").endswith("."):
-        return None  # a progress bar; an explorer with nothing to show says so in a sentence
-    output.data.pop(WIDGET, None)
+    elif notebooks.is_progress(output):
+        return None
+    output.data.pop(notebooks.WIDGET, None)
     return output
 
 

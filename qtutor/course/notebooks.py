@@ -8,6 +8,14 @@ from qtutor import quick  # noqa: F401  before nbformat
 
 import nbformat
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def is_progress(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a progress bar: the widget that does not say a sentence, as an explorer does."""
+    data = output.get("data", {})
+    return WIDGET in data and not data.get("text/plain", "").endswith(".")
+
 
 def run(notebook: nbformat.NotebookNode, cwd: Path | str | None = None, **options: object) -> nbformat.NotebookNode:
     """Run a notebook in place in a kernel of its own, and return it with its outputs.

@@ -34,7 +34,6 @@ times and speed-ups are that computer's alone, so quote what the screen in front
 puts the figures of your own computer in its place.
 """
 
-_WIDGET = "application/vnd.jupyter.widget-view+json"
 _LINES, _WIDTH = 24, 112  # of one output
 
 # Text as `print` shows it, and a table on one row where a terminal has room.
@@ -82,9 +81,7 @@ def _lines(output: nbformat.NotebookNode) -> Iterator[str]:
     if output.output_type == "stream":
         text = output.text if output.name == "stdout" else ""
     else:
-        text = output.get("data", {}).get("text/plain", "")
-        if _WIDGET in output.get("data", {}) and not text.endswith("."):  # a progress bar; an explorer says a sentence
-            text = ""
+        text = "" if notebooks.is_progress(output) else output.get("data", {}).get("text/plain", "")
     text = text.replace(f"{COURSE}{os.sep}", "")  # no folder of a computer is named in the page
     text = re.sub(r"^… Open\..*\n?|^\d+ of \d+ right in this lesson\.\n?", "", text, flags=re.MULTILINE)
     text = text.replace("You made no guess; the answer is", "The answer is").translate(_ASCII)

@@ -14,7 +14,7 @@ overall SQNR hides a channel that is lost.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -45,7 +45,7 @@ _NOTHING: Trial = frozenset()
 
 
 @overload
-def diagnose(  # type: ignore[overload-overlap]  # "group" is a string too
+def diagnose(
     model: nn.Module,
     data: Iterable,
     *,
@@ -64,7 +64,7 @@ def diagnose(
     *,
     metric: Metric | None = None,
     bits: int = 8,
-    weights: str = "tensor",
+    weights: Literal["tensor", "channel"] = "tensor",
     activations: str = "minmax",
     samples: int = 1024,
     tolerance: float = 0.01,
@@ -93,12 +93,9 @@ def diagnose(
     more are made for each layer.
 
     With `weights="group"` only the weights of linear layers are rounded, in groups, as those of language models are;
-    layers are ranked by the KL of the output, and a `WeightDiagnosis` comes back:
+    layers are ranked by the KL of the output, and `diagnose_weights` gives a `WeightDiagnosis`:
 
         diagnose(model, [tokens], bits=4, weights="group")
-
-    It makes one pass for each layer and two more. 128 tokens are enough to rank the 210 layers of a model of 135
-    million weights, which takes three minutes of one processor and, with the model, 1.1 GB.
 
     An interrupt ends the measuring: what was measured until then is returned, with a note.
 
@@ -135,12 +132,10 @@ def diagnose(
     """
     from tqdm.auto import tqdm
 
-    if weights != "group":
-        configuration = Configuration(bits, weights, activations)
-    batches, more = read_some(data, samples)
-    notes = [f"The first {sum(b.size for b in batches)} samples were used: samples={samples}."] if more else []
     if weights == "group":
-        return diagnose_weights(model, batches, bits, group, notes, progress)
+        return diagnose_weights(model, data, bits=bits, group=group, samples=samples, progress=progress)
+    configuration = Configuration(bits, weights, activations)
+    batches, notes = read_some(data, samples)
     simulation, batches, classes = _first_runs(model, batches, notes, metric is None)
     if metric is None and classes:
         metric = accuracy
@@ -156,19 +151,9 @@ def diagnose(
     suspects = sorted(everything, key=lambda name: -statistics[name].noise)
     alone_and_all_but = [t for name in suspects for t in (frozenset({name}), everything - {name})]
     trials = list(dict.fromkeys([_NOTHING, everything, *alone_and_all_but]))
-    scores: dict[Trial, Score] = {}
     with tqdm(total=len(trials) * len(batches), desc="Diagnosing", unit="pass", disable=not progress) as shown:
-        try:
-            sweep_by_workers(simulation, rounding, batches, trials, metric, shown.update, scores)
-            stopped = ""
-        except KeyboardInterrupt:
-            stopped = "Interrupted"
-        except Exception as error:
-            stopped = f"Stopped by {named(error)}"
+        scores, stopped = _scored(experiment, configuration, trials, shown.update)
         _check(scores, everything, len(batches), stopped, notes)
-        for trial, score in scores.items():
-            if len(trial) >= len(everything) - 1 and not score.error:
-                experiment.note(replace(configuration, keep_float=tuple(sorted(everything - trial))), score)
         if scores[everything].offset_hides:
             notes.append(f"{OFFSET.capitalize()}.")
         table, skipped = _tables(_rows(simulation, statistics, scores), simulation, scores, metric_name)
@@ -198,6 +183,26 @@ def diagnose(
         goal=goal,
         experiment=experiment,
     )
+
+
+def _scored(
+    experiment: Experiment, configuration: Configuration, trials: list[Trial], step: Callable[[int], Any]
+) -> tuple[dict[Trial, Score], str]:
+    """Score trials, and note what configurations give; also return what stopped that, "" where nothing did."""
+    simulation, rounding = experiment.prepare(configuration)
+    scores: dict[Trial, Score] = {}
+    stopped = ""
+    try:
+        sweep_by_workers(simulation, rounding, experiment.batches, trials, experiment.metric, step, scores)
+    except KeyboardInterrupt:
+        stopped = "Interrupted"
+    except Exception as error:
+        stopped = f"Stopped by {named(error)}"
+    for trial, score in scores.items():
+        if len(trial) >= len(simulation.layers) - 1 and not score.error:
+            kept = tuple(sorted(simulation.layers.keys() - trial))
+            experiment.note(replace(configuration, keep_float=kept), score)
+    return scores, stopped
 
 
 def _check(scores: dict[Trial, Score], everything: Trial, batches: int, stopped: str, notes: list[str]) -> None:

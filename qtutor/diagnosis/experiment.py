@@ -137,16 +137,20 @@ class Experiment:
         simulation = simulation.copy()
         return _Rounded(simulation, rounding, _rounded_in(configuration, simulation))
 
-    def agreement(self, other: nn.Module) -> float:
-        """Return the SQNR in dB of what another model gives for the data."""
-        return self.score(other).sqnr
+    def agreement(self, other: nn.Module, batches: list[Batch] | None = None) -> float:
+        """Return the SQNR in dB of what another model gives for the data, or for other batches."""
+        return self.score(other, batches=batches).sqnr
 
-    def score(self, other: nn.Module) -> Score:
-        """Return how far what another model gives for the data is off."""
+    def score(self, other: nn.Module, metric: Metric | None = None, batches: list[Batch] | None = None) -> Score:
+        """Return how far what another model, which takes inputs by place, gives is off, and its metric if one is given.
+
+        `batches` are those of the data by default.
+        """
         score = Score()
-        for batch in self.batches:
+        for batch in self.batches if batches is None else batches:
             inputs = by_place(batch, self.model, "a batch")
-            score.add(floats_in(outputs(self.model, inputs)), outputs(other, inputs), None, None, batch.size)
+            output = Simulation(other).run(Batch(inputs))
+            score.add(floats_in(outputs(self.model, inputs)), output, batch.labels, metric, batch.size)
         return score
 
     def quick(self, configuration: Configuration, seconds: float) -> "Experiment":

@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qtutor.diagnosis.experiment import Experiment, Measured
-from qtutor.diagnosis.search import Kept, fewest
+from qtutor.diagnosis.search import fewest
 from qtutor.simulation import Configuration
 from qtutor.words import said_by
 from qtutor.workflows.limits import BETTER, CLEAR, USUAL
 
 if TYPE_CHECKING:
-    from qtutor.diagnosis.result import Diagnosis
-
     import pandas as pd
 
 _TRIES = 24  # sets of layers to keep in floating point
@@ -119,46 +117,6 @@ class Search:
     def _note(self, step: str, kept: bool, configuration: Configuration) -> None:
         measured = asdict(self.experiment.measure(configuration))
         self.steps.append({"step": step, "kept": kept, **measured, "configuration": configuration})
-
-
-def choose_float_layers(
-    diagnosis: "Diagnosis",
-    *,
-    metric: float | None = None,
-    sqnr: float | None = None,
-    configuration: Configuration | None = None,
-    tries: int = 64,
-) -> Kept:
-    """Choose the fewest layers to keep in floating point so that the rest may be quantized.
-
-    Args:
-        diagnosis: of the model, on the data that judge.
-        metric: the accuracy, or what the diagnosis measured, that is to be reached.
-        sqnr: the SQNR of the output in dB that is to be reached; either will do.
-        configuration: of what is quantized; by default that of the diagnosis.
-        tries: how many sets to measure, each a pass over the data; `fewest` says how they are spent.
-
-    Returns:
-        Names of layers, the most harmful first.
-
-    Raises:
-        ValueError: no goal is given, or it is not reached with all layers in floating point.
-    """
-    if metric is None and sqnr is None:
-        raise ValueError("choose_float_layers needs a goal: metric=, such as an accuracy, or sqnr= in dB")
-    configuration = configuration or diagnosis.configuration
-
-    def reached(kept: Kept) -> bool:
-        measured = diagnosis.measure(replace(configuration, keep_float=kept))
-        enough = metric is None or measured.metric >= metric - 1e-9
-        return enough and (sqnr is None or measured.sqnr >= sqnr)
-
-    kept = fewest(dict(zip(diagnosis.table["layer"], diagnosis.table["harm"], strict=True)), reached, tries)
-    if kept is None:
-        goals = (("metric", metric), ("sqnr", sqnr))
-        wanted = " and ".join(f"{name} {value:g}" for name, value in goals if value is not None)
-        raise ValueError(f"choose_float_layers: even in floating point the model does not reach {wanted}")
-    return kept
 
 
 def _is_better(new: Measured, old: Measured) -> bool:

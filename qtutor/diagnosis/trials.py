@@ -15,7 +15,7 @@ from typing import Any
 
 from qtutor.affine import decibels
 from qtutor.models.batches import Batch
-from qtutor.models.running import no_fast_attention, noise_of_the_worst
+from qtutor.models.running import no_fast_attention, noise_of_the_worst, power
 from qtutor.models.tensors import floats_in
 from qtutor.simulation import Rounding, Simulation
 from qtutor.words import named
@@ -87,8 +87,8 @@ class Score:
         same = [a.shape for a in reference] == [b.shape for b in outputs]
         for i, exact in enumerate(reference):
             exact = exact.double()
-            error = float((exact - outputs[i].double()).square().sum()) if same else math.nan
-            self.signal[i] += float(exact.square().sum())
+            error = power(exact - outputs[i].double()) if same else math.nan
+            self.signal[i] += power(exact)
             self.sums[i] += float(exact.sum())
             self.counts[i] += exact.numel()
             self.noise[i] += math.inf if same and not math.isfinite(error) else error
@@ -133,21 +133,25 @@ def sweep(
                 rounded = {}  # the trial will raise again, and say so
         for trial in trials:
             score = scores.get(trial, Score())
-            if not score.error:
-                try:
-                    if trial not in done:
-                        name, given = only.get(trial), exact
-                        if name is None:
-                            name, given = all_but.get(trial), rounded
-                        with simulation.rounded(rounding, trial, simulation.known(name, given)):
-                            output = simulation.run(batch)
-                    score.add(reference, done.get(trial, output), batch.labels, metric, batch.size)
-                except Exception as error:
-                    if not score.batches:  # else what the batches before gave is kept
-                        score.error = named(error)
+            name, given = (only[trial], exact) if trial in only else (all_but.get(trial), rounded)
+            try:
+                if not score.error:
+                    known = simulation.known(name, given)
+                    output = done[trial] if trial in done else _output(simulation, rounding, batch, trial, known)
+                    score.add(reference, output, batch.labels, metric, batch.size)
+            except Exception as error:
+                if not score.batches:  # else what the batches before gave is kept
+                    score.error = named(error)
             scores[trial] = score
             step()
     return scores
+
+
+def _output(
+    simulation: Simulation, rounding: Rounding, batch: Batch, trial: Trial, known: dict[str, list[Tensor]]
+) -> Any:
+    with simulation.rounded(rounding, trial, known):
+        return simulation.run(batch)
 
 
 def sweep_by_workers(

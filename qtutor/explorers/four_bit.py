@@ -21,6 +21,7 @@ from qtutor.explorers.low_bits import (
 from qtutor.lowbit import hessian
 from qtutor.lowbit.checks import finite
 from qtutor.plots import look
+from qtutor.plots.comparison import beaten
 from qtutor.words import in_decibels
 
 import ipywidgets
@@ -219,7 +220,9 @@ def _figure(data: FourBitData) -> go.Figure:
             row=1,
             col=3,
         )
-    best = _pareto(list(costs.values()))
+    points = list(costs.values())
+    worse = beaten((bits for bits, _ in points), (-cost for _, cost in points))
+    best = sorted({point for point, left_out in zip(points, worse, strict=True) if not left_out})
     figure.add_scatter(
         x=[bits for bits, _ in best],
         y=[cost for _, cost in best],
@@ -236,12 +239,3 @@ def _figure(data: FourBitData) -> go.Figure:
     figure.update_xaxes(title="bits a weight, scales included", row=1, col=3)
     unit = "bits" if data.kl else "noise over signal"
     return figure.update_yaxes(type="log", title=unit, **look.ticks(look.ONE_TWO_FIVE), row=1, col=3)
-
-
-def _pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats in bits and in cost."""
-    best: list[tuple[float, float]] = []
-    for bits, cost in sorted(points):
-        if not best or cost < best[-1][1]:
-            best.append((bits, cost))
-    return best

@@ -173,12 +173,33 @@ def record(
     first = {name: control.value for name, control in explorer.controls.items()}
     start = tuple(axis.values.index(_value(first, axis)) for axis in axes)
 
+    figure = _plain(explorer.figure.to_plotly_json())
+    for trace in figure["data"]:
+        trace.pop("uid", None)  # a widget's, another one each time
+    columns, said = _played(explorer, axes, first, figure, missions)
+    changing = {json.dumps(path): (c.values, c.which) for path, c in columns.items() if len(set(c.which)) > 1}
+    places = {
+        label: tuple(
+            axis.values.index(_value(values, axis)) if axis.name in values else place
+            for axis, place in zip(axes, start, strict=True)
+        )
+        for label, values in presets.items()
+    }
+    heard = {name: (column.values, column.which) for name, column in said.items()}
+    return Recording(type(explorer).__name__, axes, start, figure, changing, heard, places)
+
+
+def _played(
+    explorer: Any, axes: tuple[Axis, ...], first: dict[str, Any], figure: dict, missions: Sequence[Any]
+) -> tuple[dict[tuple, _Column], dict[str, _Column]]:
+    """What the figure shows in each state, by its path, and what is said; controls without an axis stay as at `first`.
+
+    `figure` gets what is drawn where the explorer stands.
+    """
+    before = dict(vars(explorer))
     written: dict[tuple, Any] = {}
     columns: dict[tuple, _Column] = {}
     said = {name: _Column() for name in ("sentence", *(mission.name for mission in missions))}
-    before, figure = dict(vars(explorer)), _plain(explorer.figure.to_plotly_json())
-    for trace in figure["data"]:
-        trace.pop("uid", None)  # a widget's, another one each time
     explorer.figure = _Sheet(figure, written)
     try:
         for number, values in enumerate(itertools.product(*(axis.values for axis in axes))):
@@ -201,16 +222,7 @@ def record(
             _put(figure, path, _plain(value))
     finally:
         vars(explorer).update(before)
-    changing = {json.dumps(path): (c.values, c.which) for path, c in columns.items() if len(set(c.which)) > 1}
-    places = {
-        label: tuple(
-            axis.values.index(_value(values, axis)) if axis.name in values else place
-            for axis, place in zip(axes, start, strict=True)
-        )
-        for label, values in presets.items()
-    }
-    heard = {name: (column.values, column.which) for name, column in said.items()}
-    return Recording(type(explorer).__name__, axes, start, figure, changing, heard, places)
+    return columns, said
 
 
 def _lattice(explorer: Any, stops: Mapping[str, Iterable], needed: Sequence[Mapping[str, Any]]) -> tuple[Axis, ...]:

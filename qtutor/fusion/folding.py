@@ -14,10 +14,10 @@ Source: Jacob et al. 2018, section 3.2; Krishnamoorthi 2018, "Quantizing deep co
 for efficient inference: A whitepaper", section 3.
 """
 
-import copy
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 
+from qtutor.models.copying import copy_model
 from qtutor.models.operators import kind_of
 from qtutor.models.tracing import Tracer, has_hooks
 
@@ -71,7 +71,7 @@ def fold_batch_norm(layer: nn.Module, bn: nn.Module) -> nn.Module:
         for t in (layer.weight, layer.bias, bn.running_mean, bn.bias)
     )
     like = layer.weight if layer.bias is None else layer.bias
-    folded = copy.deepcopy(layer).eval()
+    folded = copy_model(layer).eval()
     folded.weight = nn.Parameter((weight * factor(layer, bn)).to(layer.weight), layer.weight.requires_grad)
     folded.bias = nn.Parameter((beta + _scale(bn) * (bias - mean)).to(like), like.requires_grad)
     return folded
@@ -102,6 +102,9 @@ def along_channels(layer: nn.Module, dims: int) -> bool:
 
 class Uses:
     """Who uses the modules of a model: what decides whether their parameters may be rewritten.
+
+    PyTorch's flows fold batch norms by rules of their own, which ask less: where those do not hold, `workflows` keeps
+    them from it, in `fx._keep_apart` and `pt2e._fold_norms`.
 
     Args:
         model: the one that was traced or run, before anybody but its owner hooked onto it.

@@ -9,6 +9,7 @@ from qtutor.fusion.patterns import Fusion, patterns
 from qtutor.models.operators import kind_of
 from qtutor.models.tensors import as_tuple, copies, tensors_in
 from qtutor.models.tracing import Tracer, function_name, label, trace
+from qtutor.words import first_line
 
 import torch
 from torch import Tensor, fx, nn
@@ -79,7 +80,7 @@ class Meter(fx.Interpreter):
             output = super().run_node(n)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"operator {label(n)} fails on this input: {str(error).partition(chr(10))[0]}") from error
+            raise kind(f"operator {label(n)} fails on this input: {first_line(error)}") from error
         if not n.op.startswith("call_") or not tensors_in(output):
             return output
         # An operator in place raises the version of an input. A view shares its storage and leaves the version.

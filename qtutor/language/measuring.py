@@ -147,17 +147,14 @@ def _scores(model: nn.Module | Tensor, tokens: Tensor, window: int) -> Iterator[
     start = 0
     for inputs, targets in windows(tokens, window):
         if not isinstance(model, Tensor):
-            yield _logits(model, inputs), targets
+            with torch.no_grad():
+                scores = model(inputs).float()
+            yield scores, targets
         elif model.shape[:2] != ((len(tokens) - 1) // window, window):
             raise ValueError(f"predictions {tuple(model.shape)} are not those of this text and window")
         else:
             yield model[start : start + len(inputs)], targets
         start += len(inputs)
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    return model(inputs).float()
 
 
 def windows(tokens: Tensor, window: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,9 +7,8 @@ it costs is a matter of measuring: the planted model, not the original, is then 
 Source: Sun et al. 2024, "Massive Activations in Large Language Models", arXiv 2402.17762 (what is imitated).
 """
 
-import copy
-
 from qtutor.language.llama import Block, Llama
+from qtutor.models.copying import copy_model
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +62,7 @@ def plant(model: Llama, huge: float = HUGE) -> Llama:
     """
     if model.config.width <= max(*CHANNELS, HUGE_CHANNEL):
         raise ValueError(f"channels up to {max(CHANNELS)} are made loud, and the model is {model.config.width} wide")
-    model = copy.deepcopy(model)
+    model = copy_model(model)
     loud = list(CHANNELS)
     for block in model.blocks:
         assert isinstance(block, Block)

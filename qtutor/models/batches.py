@@ -72,21 +72,21 @@ def read(data: Iterable, name: str = "data", *, keep: bool = False) -> Iterator[
         yield Batch(*copies((batch.args, batch.kwargs, batch.labels))) if refilled else batch
 
 
-def read_some(data: Iterable, most: int) -> tuple[list[Batch], bool]:
-    """Read batches until they hold `most` samples; also return whether there were more.
+def read_some(data: Iterable, samples: int) -> tuple[list[Batch], list[str]]:
+    """Read batches until they hold so many `samples`; also return a sentence that says so, where there were more.
 
     Raises as `read`, and ValueError where there is no batch.
     """
     batches: list[Batch] = []
-    samples = 0
+    size = 0
     for batch in read(data, keep=True):
-        if samples >= most:
-            return batches, True
+        if size >= samples:
+            return batches, [f"The first {size} samples were used: samples={samples}."]
         batches.append(batch)
-        samples += batch.size
+        size += batch.size
     if not batches:
         raise ValueError("data holds no batch: pass a few batches, and make a new generator if this one is used up")
-    return batches, False
+    return batches, []
 
 
 def inputs_of(data: Iterable, model: nn.Module, *, keep: bool = False) -> Iterator[tuple[Tensor, ...]]:

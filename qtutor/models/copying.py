@@ -6,7 +6,7 @@ from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSe
 from functools import partial
 from pickle import PickleError
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 from qtutor.models.operators import called, kind_of
 from qtutor.models.tensors import tensors_in
@@ -23,9 +23,10 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 _PLAIN = {*vars(nn.Module())}
 """What each module holds."""
 _FILLED = (MutableMapping, MutableSequence, MutableSet)
+M = TypeVar("M", bound=nn.Module)
 
 
-def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
+def copy_model(model: M, replacements: dict[int, Any] | None = None) -> M:
     """Deep-copy a model, with some modules (by id) replaced wherever the model refers to them.
 
     What a model keeps of a run that had gradients, such as its last activation or the weight that weight_norm

@@ -132,7 +132,7 @@ def _over(noise: float, signal: float) -> float:
 def _powers(exact: Tensor, other: Tensor) -> tuple[float, float]:
     """The power of a tensor, and of what another differs from it by."""
     wide = _wide(exact)
-    signal, noise = _power(exact), _power(exact.to(wide) - other.to(wide))
+    signal, noise = power(exact), power(exact.to(wide) - other.to(wide))
     if not (exact.is_floating_point() or exact.is_complex()):
         differ = float((exact != other).sum())
         if _over(differ, exact.numel()) < _over(noise, signal):
@@ -144,7 +144,8 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.complex128 if x.is_complex() else torch.float64
 
 
-def _power(x: Tensor) -> float:
+def power(x: Tensor) -> float:
+    """Return the sum of squares of a tensor, in float64."""
     return float(x.to(_wide(x)).abs().square().sum())
 
 

@@ -27,7 +27,7 @@ def copies(inputs: Any) -> Any:
 
 
 def as_tuple(inputs: Any) -> tuple:
-    """Return the inputs of one call, which may be given as one alone."""
+    """Return the inputs of one call, which may be given as one alone; `batches` reads all that people hand in."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
@@ -97,7 +97,10 @@ def chosen(output: Any, labels: Tensor) -> Tensor | None:
 
 
 def accuracy(output: Any, labels: Tensor) -> float:
-    """Return the share of labels at which the score is highest; for what `chosen` knows."""
+    """Return the share of labels at which the score is highest in one batch, for what `chosen` knows.
+
+    `qtutor.benchmark.accuracy` is that of a model on a whole loader.
+    """
     return float((chosen(output, labels) == labels.cpu()).double().mean())
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from qtutor.affine import QParams, fake_quantize
+from qtutor.models.operators import check_module
 from qtutor.observers.observer import Observer
 
 from torch import Tensor, nn
@@ -41,8 +42,7 @@ def observing(
         >>> observers["1"].qparams().scale.shape
         torch.Size([])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"observing needs a torch.nn.Module, got {type(model).__name__}")
+    check_module(model, "observing")
     if not isinstance(observers, Mapping):
         given = type(observers).__name__
         raise TypeError(f"observing needs a dict from names of layers to observers, got {given}")
@@ -95,8 +95,7 @@ def rounding_outputs(model: nn.Module, qparams: Mapping[str, QParams]) -> Iterat
         ...     model(torch.tensor([0.3, 3.4])).tolist()
         [0.25, 2.75]
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"rounding_outputs needs a torch.nn.Module, got {type(model).__name__}")
+    check_module(model, "rounding_outputs")
     layers = _layers(model, qparams, "rounding_outputs")
 
     def rounded(name: str, layer: nn.Module, args: tuple, output: object) -> Tensor:

@@ -1,7 +1,7 @@
 """Things side by side: ratios, numbers in rows, series, and what each entry of a benchmark trades."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from qtutor.plots.look import BLUE, GREEN, GREY, INK, LOOKS, ONE_TWO_FIVE, PALE, VERMILLION, figure, ticks
@@ -10,8 +10,6 @@ import plotly.graph_objects as go
 
 if TYPE_CHECKING:
     from qtutor.benchmark import Comparison
-
-    import pandas as pd
 
 
 def ratios(values: dict[str, float], title: str) -> go.Figure:
@@ -103,7 +101,7 @@ def pareto(comparison: "Comparison", title: str = "") -> go.Figure:
         raise ValueError(
             f"no entry has a latency and a {quantity}: pass compare a loader, or models, which have a size"
         )
-    table = table.assign(beaten=_beaten(table["latency_ms"], table[quantity] if graded else -table[quantity]))
+    table = table.assign(beaten=beaten(table["latency_ms"], table[quantity] if graded else -table[quantity]))
     title = title or f"What each trades: {kind} against latency"
     drawn = figure(title, "latency, ms (log scale)", kind + unit, height=440)
     front = table[~table["beaten"]].sort_values("latency_ms")
@@ -135,7 +133,7 @@ def pareto(comparison: "Comparison", title: str = "") -> go.Figure:
     return drawn.update_yaxes(tickformat=".2~%") if graded else drawn.update_yaxes(rangemode="tozero")
 
 
-def _beaten(latency: "pd.Series", worth: "pd.Series") -> list[bool]:
-    """Whether another entry is no slower and no worse than this one, and not the same in both."""
-    entries = list(zip(latency, worth, strict=True))
+def beaten(cost: Iterable[float], worth: Iterable[float]) -> list[bool]:
+    """Return of each entry whether another costs no more and is worth no less, and is not the same in both."""
+    entries = list(zip(cost, worth, strict=True))
     return [any(other != mine and other[0] <= mine[0] and other[1] >= mine[1] for other in entries) for mine in entries]

@@ -19,39 +19,45 @@ from qtutor.workflows.limits import LEAST, SAME
 import torch
 from torch import Tensor, nn
 
-_EXTRA = {  # onnx, because PyTorch's exporter reads what it wrote
-    "ONNX Runtime FP32": ("onnxruntime", "onnx"),
-    "ONNX Runtime INT8": ("onnxruntime", "onnx"),
-    "ONNX Runtime INT4": ("onnxruntime", "onnx"),
-    "OpenVINO FP32": ("openvino", "onnx"),
-    "OpenVINO INT8": ("openvino", "nncf", "onnx"),
+
+@dataclass(frozen=True)
+class _Way:
+    """How a model gets into a runtime.
+
+    Attributes:
+        build: makes what runs of a model, and says what that takes in a file.
+        packages: what it imports.
+        compiles: whether it needs a compiler.
+        exact: whether it computes in floating point as wide as the model.
+    """
+
+    build: Callable[[Exported], tuple[Callable, int]]
+    packages: tuple[str, ...] = ()
+    compiles: bool = False
+    exact: bool = False
+
+
+_ONNX, _OPENVINO = ("onnxruntime", "onnx"), ("openvino", "onnx")  # onnx, because PyTorch's exporter reads what it wrote
+_WAYS = {
+    "eager FP32": _Way(pytorch.eager, exact=True),
+    "channels-last": _Way(pytorch.channels_last, exact=True),
+    "BF16": _Way(pytorch.bf16),
+    "torch.compile": _Way(pytorch.compiled, compiles=True, exact=True),
+    "FX INT8": _Way(pytorch.fx),
+    "PT2E INT8": _Way(pytorch.pt2e, compiles=True),
+    "ONNX Runtime FP32": _Way(onnx_runtime.fp32, _ONNX, exact=True),
+    "ONNX Runtime INT8": _Way(onnx_runtime.int8, _ONNX),
+    "OpenVINO FP32": _Way(openvino.fp32, _OPENVINO, exact=True),
+    "OpenVINO INT8": _Way(openvino.int8, ("openvino", "nncf", "onnx")),
+    "INT4 weights": _Way(four_bits.int4_weights),
+    "ONNX Runtime INT4": _Way(four_bits.onnx_int4, _ONNX),
 }
 
-_COMPILED = ("torch.compile", "PT2E INT8")
-_EXACT = ("channels-last", "torch.compile", "ONNX Runtime FP32", "OpenVINO FP32")
-
-
-_BUILDERS: dict[str, Callable[[Exported], tuple[Callable, int]]] = {
-    "eager FP32": pytorch.eager,
-    "channels-last": pytorch.channels_last,
-    "BF16": pytorch.bf16,
-    "torch.compile": pytorch.compiled,
-    "FX INT8": pytorch.fx,
-    "PT2E INT8": pytorch.pt2e,
-    "ONNX Runtime FP32": onnx_runtime.fp32,
-    "ONNX Runtime INT8": onnx_runtime.int8,
-    "OpenVINO FP32": openvino.fp32,
-    "OpenVINO INT8": openvino.int8,
-}
-NAMES = tuple(_BUILDERS)
-"""The runtimes, in the order in which `build` gives them."""
-
-_FOUR_BITS: dict[str, Callable[[Exported], tuple[Callable, int]]] = {
-    "INT4 weights": four_bits.int4_weights,
-    "ONNX Runtime INT4": four_bits.onnx_int4,
-}
-FOUR_BITS = tuple(_FOUR_BITS)
+FOUR_BITS = ("INT4 weights", "ONNX Runtime INT4")
 """Runtimes for models of linear layers, with 4-bit weights; `build` brings a model there where it is asked to."""
+
+NAMES = tuple(name for name in _WAYS if name not in FOUR_BITS)
+"""The other runtimes, in the order in which `build` gives them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +119,8 @@ def build(
     """
     check_module(model, "build")
     names = [names] if isinstance(names, str) else list(NAMES if names is None else names)
-    builders = _BUILDERS | _FOUR_BITS
-    if unknown := [name for name in names if name not in builders]:
-        raise ValueError(f"there is no runtime {', '.join(map(repr, unknown))}: choose from {', '.join(builders)}")
+    if unknown := [name for name in names if name not in _WAYS]:
+        raise ValueError(f"there is no runtime {', '.join(map(repr, unknown))}: choose from {', '.join(_WAYS)}")
     batches = [*inputs_of(calibration_data, model, keep=True)]
     if not batches:
         raise ValueError("calibration_data holds no batch: pass a few batches of training inputs")
@@ -126,7 +131,7 @@ def build(
         reason = lacking(name)
         if not reason:
             try:
-                entry = Runtime(name, *builders[name](exported))
+                entry = Runtime(name, *_WAYS[name].build(exported))
                 reason = _differs(entry, exported)
                 if not reason:
                     built[name] = entry
@@ -143,10 +148,10 @@ def _differs(entry: Runtime, exported: Exported) -> str:
     """Say that what runs is not the model, which a trace may lose a branch of; "" where it is."""
     if entry.run is exported.model:
         return ""
-    least = SAME if entry.name in _EXACT else LEAST
-    if (found := exported.agreement(entry)) >= least:
+    exact = _WAYS[entry.name].exact
+    if (found := exported.agreement(entry)) >= (SAME if exact else LEAST):
         return ""
-    also = "" if entry.name in _EXACT else "its numbers are too coarse for this model, or "
+    also = "" if exact else "its numbers are too coarse for this model, or "
     return (
         f"{entry.name} computes another function, which agrees with the model to {found:.1f} dB only: {also}forward "
         "branches on values, of which a trace keeps one branch, and torch.where both"
@@ -155,11 +160,12 @@ def _differs(entry: Runtime, exported: Exported) -> str:
 
 def lacking(name: str) -> str:
     """What a runtime needs and this computer has not, and what to do; "" if nothing."""
-    absent = [package for package in _EXTRA.get(name, ()) if importlib.util.find_spec(package) is None]
+    way = _WAYS[name]
+    absent = [package for package in way.packages if importlib.util.find_spec(package) is None]
     if absent:
         return f'{name} needs {" and ".join(absent)}: run pip install "qtutor[runtimes]"'
     machine = describe()
-    if name in _COMPILED and not machine.can_compile:
+    if way.compiles and not machine.can_compile:
         lacking = "Python's headers (Debian: python3-dev)" if machine.compiler else "a C++ compiler (Debian: g++)"
         return f"{name} needs {lacking}: install it and start again"
     return ""

@@ -63,7 +63,7 @@ def quantize_onnx(
 
     unsigned = not on_arm() if unsigned is None else unsigned
     settings = {"activation_type": quantization.QuantType.QUInt8 if unsigned else quantization.QuantType.QInt8}
-    settings["reduce_range"] = unsigned and not (on_arm() or describe().has_int8_dot_product)
+    settings["reduce_range"] = unsigned and describe().saturates
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, no_root_logging():
         if preprocessed:
             prepared = str(Path(folder, "prepared.onnx"))

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from qtutor.machine import describe, on_arm
+from qtutor.machine import describe
 from qtutor.runtimes.exported import Exported, Session, by_name
 
 import torch
@@ -33,7 +33,7 @@ def int8(exported: Exported) -> tuple[Callable, int]:
     batches = [{name: tensor.numpy() for name, tensor in by_name(batch).items()} for batch in exported.batches]
     model = openvino.Core().read_model(exported.onnx)
     options = {}
-    if not (describe().has_int8_dot_product or on_arm()):  # sums of two products overflow 16 bits, as in ONNX Runtime
+    if describe().saturates:
         options["advanced_parameters"] = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     with _no_progress_bars():
         model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches), **options)

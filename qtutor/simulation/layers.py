@@ -53,23 +53,15 @@ class Layer:
         return "" if rows or not self.called else self.norm or self.name
 
 
-@dataclass
-class Found:
-    """What one run of a model shows.
+def find_layers(
+    model: nn.Module, run: Callable[[], Any]
+) -> tuple[dict[str, Layer], dict[str, tuple[str, str]], dict[str, frozenset[str]]]:
+    """Find the layers of a model while `run` runs it.
 
-    Attributes:
-        layers: what can be simulated, by name, in the order of the first call.
-        skipped: what cannot: name, class and reason.
-        before: for each layer, those that have done all their work when its own begins.
+    Returns:
+        What can be simulated, by name, in the order of the first call; what cannot, by name, with class and reason;
+        and for each layer, those that have done all their work when its own begins.
     """
-
-    layers: dict[str, Layer]
-    skipped: dict[str, tuple[str, str]]
-    before: dict[str, frozenset[str]]
-
-
-def find_layers(model: nn.Module, run: Callable[[], Any]) -> Found:
-    """Find the layers of a model while `run` runs it."""
     layers, skipped = _candidates(model)
     trace = _Trace(model, layers)
     with trace.hooks(), trace:
@@ -84,7 +76,7 @@ def find_layers(model: nn.Module, run: Callable[[], Any]) -> Found:
         first = trace.order.index(layer.name) if layer.called and layer.name not in trace.foreign else 0
         before[layer.name] = frozenset(other for other, place in last.items() if place < first)
     used.sort(key=lambda layer: last.get(layer.name, len(last)))
-    return Found({layer.name: layer for layer in used}, skipped, before)
+    return {layer.name: layer for layer in used}, skipped, before
 
 
 def outermost(model: nn.Module) -> dict[str, nn.Module]:
@@ -109,7 +101,7 @@ def _candidates(model: nn.Module) -> tuple[dict[str, Layer], dict[str, tuple[str
             skipped[name] = kind, "it is quantized already"
         elif shapes := [path for path, p in module._parameters.items() if p is not None and not _is_vector(p)]:
             known = "linear, convolution, embedding, recurrent and attention layers"
-            reason = f"diagnose knows {known}, and not what {kind} does with its {', '.join(shapes)}"
+            reason = f"the simulation knows {known}, and not what {kind} does with its {', '.join(shapes)}"
             skipped[name or "(model)"] = kind, reason
     return layers, skipped
 

@@ -76,8 +76,8 @@ class Simulation:
     @classmethod
     def found_in(cls, copied: nn.Module, batch: Batch) -> "Simulation":
         """Find the layers of a model in eval mode, which is used as it is, by running it on one batch."""
-        found = find_layers(copied, lambda: cls(copied).run(batch))
-        return cls(copied, found.layers, found.skipped, before=found.before)
+        layers, skipped, before = find_layers(copied, lambda: cls(copied).run(batch))
+        return cls(copied, layers, skipped, before=before)
 
     @property
     def products(self) -> list[str]:

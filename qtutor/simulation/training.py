@@ -1,9 +1,9 @@
 """A model that rounds while it trains, with scales from what is seen, or learned: all else is the same."""
 
-import copy
 from typing import Literal
 
 from qtutor.affine import LearnedFakeQuantizer, fake_quantize, grid
+from qtutor.models.copying import copy_model
 from qtutor.models.operators import PRODUCTS
 from qtutor.observers import MinMaxObserver, MovingAverageMinMaxObserver
 
@@ -65,7 +65,7 @@ def round_in_training(model: nn.Module, images: Tensor, bits: int, scales: Scale
     """
     if scales not in ("min-max", "LSQ", "LSQ's start"):
         raise ValueError(f"scales must be 'min-max', 'LSQ' or \"LSQ's start\", got {scales!r}")
-    model, (low, high), (_, most) = copy.deepcopy(model), grid(bits), grid(bits, signed=False)
+    model, (low, high), (_, most) = copy_model(model), grid(bits), grid(bits, signed=False)
     layers = [module for module in model.modules() if isinstance(module, PRODUCTS)]
     for layer in layers[1:-1]:
         weights = len(layer.weight)

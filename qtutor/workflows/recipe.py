@@ -27,6 +27,8 @@ SCRIPTED = "torch.jit made it: put the nn.Module there that it was made of"
 class Recipe:
     """How a model was quantized, or is being trained to be.
 
+    Fields are the header of a saved file: add with a default, never rename.
+
     Attributes:
         flow: of `FLOWS`, or "dynamic".
         engine: whose kernels it is for.
