@@ -20,7 +20,7 @@ from qtutor.models.batches import Batch, by_place, read
 from qtutor.models.running import agreement, outputs
 from qtutor.models.tensors import tensors_in
 from qtutor.words import in_decibels
-from qtutor.workflows.checks import QuantizationWarning
+from qtutor.workflows.telling import QuantizationWarning
 
 from torch import Tensor, nn
 

@@ -33,8 +33,8 @@ from qtutor.workflows import (
     quantize_weights,
     save,
 )
-from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
+from qtutor.workflows.telling import QuantizationWarning
 
 import pytest
 import torch

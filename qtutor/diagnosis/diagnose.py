@@ -33,8 +33,8 @@ from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
 from qtutor.models.tracing import where
 from qtutor.simulation import Configuration, Simulation
 from qtutor.words import named
-from qtutor.workflows.checks import OFFSET
 from qtutor.workflows.limits import SAME
+from qtutor.workflows.telling import OFFSET
 
 from torch import nn
 

@@ -11,8 +11,8 @@ from qtutor.diagnosis.statistics import LayerStatistics
 from qtutor.diagnosis.writing import as_text, rows, skipped_lines, written
 from qtutor.simulation import Configuration
 from qtutor.words import in_bytes, in_decibels
-from qtutor.workflows.checks import OFFSET, tell
 from qtutor.workflows.limits import TWICE
+from qtutor.workflows.telling import OFFSET, tell
 
 import torch
 from torch import Tensor, nn

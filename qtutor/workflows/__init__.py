@@ -14,12 +14,14 @@ function returns a new model and leaves the given one, and PyTorch's quantized e
     recipe             what was asked for: all that is needed to build the same model again
     building           from a recipe to a model, compared at each step
     eager, fx, pt2e    the steps of each flow
-    checks, limits     an INT8 model against the float one, warnings; what decibels mean
-    judging, refusals  what is said of a result; why a flow cannot take a model, in plain words
+    checks, limits     an INT8 model against the float one; what decibels mean
+    judging, telling   what is said of a result, and how: warnings, names of layers
+    refusals           why a flow cannot take a model, in plain words
     calls, infinity    modules called several times; what reads infinity stays in floats
     numbers            what a trace made constants, in the state of a model
     floats             the names of what stays in floating point
     kernels, low_bits  kernels that compute something else, replaced; grids of fewer bits
+    training           what trains computes what the converted model will
     backends, notices  what is installed here; what PyTorch says of its own plans
     reference          FX's reference form, in which each rounding can be seen
     model_file         tensors and numbers in a file, and no code

@@ -14,7 +14,7 @@ from qtutor.models.tracing import refuse_left_out
 from qtutor.workflows import eager, fx, pt2e
 from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.checks import QuantizationWarning, Reference, repeats, tell
+from qtutor.workflows.checks import Reference, repeats
 from qtutor.workflows.floats import without_kernel
 from qtutor.workflows.infinity import noting_unheld, spared
 from qtutor.workflows.judging import (
@@ -31,9 +31,11 @@ from qtutor.workflows.judging import (
     tell_what_stays,
 )
 from qtutor.workflows.kernels import Weights, compute_in_floats, mend, noting_weights
-from qtutor.workflows.low_bits import clip_codes, keep_trained_scales, span_what_shares
+from qtutor.workflows.low_bits import clip_codes
 from qtutor.workflows.recipe import Recipe, float_copy, remember
 from qtutor.workflows.refusals import Refused, Untraced, reason_of
+from qtutor.workflows.telling import QuantizationWarning, tell
+from qtutor.workflows.training import keep_trained_scales, span_what_shares
 
 import torch
 from torch import Tensor, nn

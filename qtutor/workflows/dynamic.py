@@ -15,9 +15,9 @@ from qtutor.models.operators import KINDS, called, kind_of
 from qtutor.observers import round_min_max
 from qtutor.simulation.layers import outermost
 from qtutor.workflows.backends import at_work, let_go, torch_ao
-from qtutor.workflows.checks import keep_off_fast_path, listed, tell, tell_what_is_hidden
 from qtutor.workflows.limits import WELL
 from qtutor.workflows.recipe import SCRIPTED, Recipe, float_copy, remember, scripted
+from qtutor.workflows.telling import keep_off_fast_path, listed, tell, tell_what_is_hidden
 
 import torch
 from torch import Tensor, nn

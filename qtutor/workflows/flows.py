@@ -23,13 +23,14 @@ from qtutor.workflows.building import (
     static,
     without_data,
 )
-from qtutor.workflows.checks import Reference, tell
+from qtutor.workflows.checks import Reference
 from qtutor.workflows.int4 import Int4Linear
 from qtutor.workflows.judging import check_trained
 from qtutor.workflows.limits import USUAL
-from qtutor.workflows.low_bits import keep_trained_scales
 from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
 from qtutor.workflows.refusals import Refused, Untraced
+from qtutor.workflows.telling import tell
+from qtutor.workflows.training import keep_trained_scales
 
 from torch import Tensor, nn
 

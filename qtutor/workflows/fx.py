@@ -19,8 +19,9 @@ from qtutor.models.tracing import Call, changes, clear_hooks, has_hooks, is_alte
 from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.calls import call_apart, copies_of, share_ranges
 from qtutor.workflows.floats import Frozen, Left, left
-from qtutor.workflows.low_bits import narrow_qconfig, trained_qconfig
+from qtutor.workflows.low_bits import narrow_qconfig
 from qtutor.workflows.recipe import Recipe
+from qtutor.workflows.training import trained_qconfig
 
 import torch
 from torch import Tensor, fx, nn

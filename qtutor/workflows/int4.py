@@ -13,7 +13,7 @@ from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import check_loaded, eval_copy
 from qtutor.models.operators import check_module, kind_of
 from qtutor.words import said_by
-from qtutor.workflows.checks import keep_off_fast_path, listed, tell, tell_what_is_hidden
+from qtutor.workflows.telling import keep_off_fast_path, listed, tell, tell_what_is_hidden
 
 import torch
 from torch import Tensor, nn

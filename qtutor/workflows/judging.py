@@ -12,11 +12,12 @@ from qtutor.models.tensors import floats_in, shape_of
 from qtutor.models.tracing import label, line_of, trace, where, works_in_place
 from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.checks import CHOOSES, Reference, agrees, listed, tell, what_hurts
+from qtutor.workflows.checks import Reference, agrees, what_hurts
 from qtutor.workflows.floats import left_in_floats, why_left
 from qtutor.workflows.limits import APART, CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.recipe import Recipe, float_copy
 from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
+from qtutor.workflows.telling import CHOOSES, listed, tell
 
 from torch import Tensor, nn
 from torch.fx import GraphModule

@@ -8,9 +8,7 @@ are clipped once, and each output as it comes. The graph of a PT2E model clips b
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from qtutor.affine import grid
@@ -31,24 +29,6 @@ def narrow_qconfig(qconfig: Any, bits: int) -> Any:
     return qconfig._replace(activation=activation, weight=qconfig.weight.with_args(quant_min=low, quant_max=high))
 
 
-def trained_qconfig(qconfig: Any, fake_quantize: Any) -> Any:
-    """Return PyTorch's QConfig for training, changed so that training computes what the converted model will.
-
-    Args:
-        qconfig: of torch.ao, with its fused fake-quantizers.
-        fake_quantize: the class that is not fused. Its symmetric scale is half the steps in the range; the fused
-            kernel's is one step coarser, a third at 2 bits, and it shifts zero in a channel of one sign.
-    """
-    activation = qconfig.activation.with_args(quant_min=0, quant_max=255, reduce_range=False)
-    return qconfig._replace(activation=activation, weight=fake_quantize.with_args(**qconfig.weight.p.keywords))
-
-
-def trained_config(config: Any, fake_quantize: Any) -> Any:
-    """Return the same of a QuantizationConfig of torchao."""
-    make = fake_quantize.with_args(**config.weight.observer_or_fake_quant_ctr.p.keywords)
-    return dataclasses.replace(config, weight=dataclasses.replace(config.weight, observer_or_fake_quant_ctr=make))
-
-
 def narrow_config(config: Any, bits: int) -> Any:
     """Return a QuantizationConfig of torchao for `bits`, or the same for 8."""
     if bits == 8:
@@ -57,42 +37,6 @@ def narrow_config(config: Any, bits: int) -> Any:
     activation = dataclasses.replace(config.input_activation, quant_max=most)
     weight = dataclasses.replace(config.weight, quant_min=low, quant_max=high)
     return dataclasses.replace(config, input_activation=activation, output_activation=activation, weight=weight)
-
-
-def span_what_shares(prepared: nn.Module) -> None:
-    """Have each fake-quantizer of a graph that several tensors share, as before a cat, span them all, in place.
-
-    PyTorch averages their ranges, which clips the widest. Here the range grows at once, and shrinks by the average.
-    """
-    nodes = prepared.graph.nodes if isinstance(prepared, GraphModule) else ()
-    uses = Counter(prepared.get_submodule(node.target) for node in nodes if node.op == "call_module")
-    for module, count in uses.items():
-        if count > 1 and hasattr(module, "fake_quant_enabled") and hasattr(module.activation_post_process, "min_val"):
-            module.register_forward_pre_hook(_span)
-
-
-def _span(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    if module.observer_enabled[0]:
-        observer, (low, high) = module.activation_post_process, inputs[0].detach().aminmax()
-        observer.min_val.copy_(torch.minimum(observer.min_val, low))
-        observer.max_val.copy_(torch.maximum(observer.max_val, high))
-
-
-def keep_trained_scales(prepared: nn.Module) -> None:
-    """Make each fake-quantizer that has seen data hand on the scale that it trained with, in place.
-
-    Conversion would let those of weights see the weight once more, and ask the fused ones, which work the scale
-    out anew from the range, with a zero point that may differ by one.
-    """
-    for module in prepared.modules():
-        seen = getattr(getattr(module, "activation_post_process", None), "min_val", None)  # a sigmoid's range is fixed
-        if hasattr(module, "fake_quant_enabled") and seen is not None and seen.isfinite().any():
-            module.disable_observer()
-            module.calculate_qparams = partial(_trained_qparams, module)  # which a copy takes along
-
-
-def _trained_qparams(fake_quantize: Any) -> tuple[Tensor, Tensor]:
-    return fake_quantize.scale, fake_quantize.zero_point
 
 
 def clip_codes(

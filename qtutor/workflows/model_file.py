@@ -22,8 +22,8 @@ import qtutor
 from qtutor.models.copying import hidden_in
 from qtutor.models.tensors import tensors_in
 from qtutor.storage import write_atomically
-from qtutor.workflows.checks import tell
 from qtutor.workflows.numbers import calls, numbers_of
+from qtutor.workflows.telling import tell
 
 import torch
 from torch import Tensor, nn

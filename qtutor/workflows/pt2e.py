@@ -17,9 +17,10 @@ from qtutor.models.tracing import is_altered
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
 from qtutor.workflows.floats import left
 from qtutor.workflows.inductor import lower
-from qtutor.workflows.low_bits import narrow_config, trained_config
+from qtutor.workflows.low_bits import narrow_config
 from qtutor.workflows.notices import unlogged
 from qtutor.workflows.recipe import Recipe, recipe_of, remember
+from qtutor.workflows.training import trained_config
 
 import torch
 from torch import Tensor, nn
