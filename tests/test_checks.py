@@ -2270,7 +2270,7 @@ def test_what_floats_need_no_codes_for_keeps_its_small_values(forward, trained, 
     torch.manual_seed(0)
     make = lambda: Forward(forward, first=nn.Linear(16, 16), second=nn.Linear(16, 4)).eval()  # noqa: E731
     model, x = make(), torch.randn(64, 16)
-    said = "sums, products, means and functions between layers, where codes lose too much"
+    said = "sums, products, means, norms and functions between layers, where codes lose too much"
     with pytest.warns(QuantizationWarning, match=said) if forward is odds else warnings.catch_warnings():
         quantized = in_int8(model, x, trained=trained)
     assert {"first", "second"} == {n for n, m in quantized.named_modules() if isinstance(m, nnq.Linear)}

@@ -40,8 +40,8 @@ _CONVOLVING = {f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (
 
 _EPSILON = 1e-3
 """A number below it is added, or clamped at, for what is near zero: codes do not hold it."""
-_BEGINNING = ("matmul", "_norm", "norm1d", "norm2d", "norm3d")
-"""Ends of the names of what is worth rounding floats for, beside what has weights."""
+_NORMS = ("_norm", "norm", "norm1d", "norm2d", "norm3d")
+"""Ends of the names of norms."""
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FOLDED = (*KINDS, _BatchNorm)
@@ -235,7 +235,7 @@ def _gains(node: Node, root: nn.Module, recipe: Recipe, coded: Collection[Node])
     kernel, kind = kernel_of(node, root), traits(target_of(node, root))
     if kernel is None or not node.all_input_nodes or (node.op == "call_module" and recipe.keeps(node.target)):
         return None
-    if recipe.between and not kernel.begins and (Trait.KEEPS_RANGE not in kind or Trait.AVERAGES in kind):
+    if recipe.between and not kernel.multiplies and (Trait.KEEPS_RANGE not in kind or Trait.AVERAGES in kind):
         return False
     return kernel.begins or any(each in coded for each in node.all_input_nodes)
 
@@ -244,10 +244,12 @@ class Kernel(NamedTuple):
     """What is known of an INT8 kernel.
 
     Attributes:
-        begins: whether it is worth rounding floats for: a product, or a norm.
+        multiplies: whether it multiplies by weights, or may be merged into what does.
+        begins: whether it is worth rounding floats for: it multiplies, or is a norm.
         scale: of what it gives, where PyTorch fixes that.
     """
 
+    multiplies: bool
     begins: bool
     scale: float | None
 
@@ -261,9 +263,12 @@ def _kernels() -> dict[Any, Kernel]:
     for each in get_native_backend_config().configs:
         ways = [way for way in each.dtype_configs if way.input_dtype == torch.quint8]
         if each.pattern is not None and ways and each.observation_type is not ObservationType.INPUT_OUTPUT_NOT_OBSERVED:
-            named = getattr(each.pattern, "__name__", "").lower().endswith(_BEGINNING)
+            name = getattr(each.pattern, "__name__", "").lower()
+            multiplies = name.startswith(("matmul", "batchnorm")) or any(
+                way.weight_dtype == torch.qint8 for way in ways
+            )
             scale = ways[0].output_dtype_with_constraints.scale_exact_match
-            found[each.pattern] = Kernel(named or any(way.weight_dtype for way in ways), scale)
+            found[each.pattern] = Kernel(multiplies, multiplies or name.endswith(_NORMS), scale)
     return found
 
 

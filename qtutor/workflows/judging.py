@@ -45,7 +45,7 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
     if recipe.uneven:
         tell(f"{in_floats} what no one scale holds, as large values beside small ones,{_lines(model, recipe.uneven)}")
     if recipe.between:
-        tell(f"{in_floats} sums, products, means and functions between layers, where codes lose too much")
+        tell(f"{in_floats} sums, products, means, norms and functions between layers, where codes lose too much")
 
 
 def _lines(model: nn.Module, names: Collection[str]) -> str:
