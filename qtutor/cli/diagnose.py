@@ -35,13 +35,14 @@ def run(arguments: Namespace) -> int:
     """
     with needed():
         from qtutor import diagnosis, plots
+        from qtutor.diagnosis import writing
 
     options = {name: getattr(arguments, name) for name in ("bits", "weights", "samples")}
     try:
         found = diagnosis.diagnose(_made(arguments.model), _made(arguments.data), **options)
         print(found)
         if arguments.weights != "group":
-            print(f"\n{found.steps.drop(columns='configuration').to_string(index=False)}")
+            print(f"\n{writing.in_columns(found.steps)}")
             print(f"\n{found.verdict}\nApply it with diagnosis.apply() after diagnosis = diagnose(model, data).")
         if arguments.html:
             plots.report(found, arguments.html)

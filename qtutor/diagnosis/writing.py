@@ -28,9 +28,15 @@ def skipped_lines(skipped: "pd.DataFrame") -> list[str]:
     return [f"{row.layer} ({row.kind}): {row.reason}" for row in skipped.itertuples()]
 
 
+def in_columns(table: "pd.DataFrame") -> str:
+    """Return a table to be printed, its numbers to three digits, without configurations."""
+    kept = table.drop(columns="configuration", errors="ignore")
+    return kept.to_string(index=False, float_format=lambda value: f"{value:.3g}")
+
+
 def as_text(notes: Iterable[str], table: "pd.DataFrame", skipped: "pd.DataFrame") -> str:
     """Return notes, a table and what was skipped, line by line."""
-    lines = [*notes, table.to_string(index=False, float_format=lambda value: f"{value:.3g}")]
+    lines = [*notes, in_columns(table)]
     if len(skipped):
         lines += ["Skipped:", *(f"  {line}" for line in skipped_lines(skipped))]
     return "\n".join(lines)
