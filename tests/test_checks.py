@@ -36,6 +36,7 @@ from qtutor.workflows import (
 from qtutor.workflows.checks import QuantizationWarning
 from qtutor.workflows.kernels import InFloats
 
+import numpy as np
 import pytest
 import torch
 import torch.ao.nn.quantized as nnq
@@ -1457,35 +1458,88 @@ def test_a_function_that_knows_the_model_is_refused_and_another_is_copied(wrap, 
     assert torch.equal(copy_model(model)(images[0]), model(images[0]))
 
 
+def on_a_grid(self, x):
+    rows, columns = torch.meshgrid(torch.arange(x.size(0)), torch.arange(x.shape[-1]), indexing="ij")
+    return self.first(x) + 0.1 * rows + torch.linspace(-1, 1, x.size(-1)) * columns
+
+
 SIZES = {
-    "the sizes as a tuple": (
-        lambda self, x: self.first(x) + torch.zeros(x.size(0), 1),
-        lambda self, x: self.first(x) + torch.zeros((x.size(0), 1)),
-    ),
-    "random": (
-        lambda self, x: self.first(x) + 0 * torch.randn(x.size(0), 1),
-        lambda self, x: self.first(x) + 0 * torch.randn((x.size(0), 1)),
-    ),
-    "x.narrow": (
-        lambda self, x: self.first(x) + self.steps[: x.size(0)],
-        lambda self, x: self.first(x) + self.steps.narrow(0, 0, x.size(0)),
-    ),
-    "compute with it as it is": (
-        lambda self, x: self.first(x) / torch.tensor(x.size(0)),
-        lambda self, x: self.first(x) / x.size(0),
-    ),
+    "zeros": lambda self, x: self.first(x) + torch.zeros(x.size(0), 1),
+    "a tuple": lambda self, x: self.first(x) + torch.zeros((x.size(0), 1)),
+    "random": lambda self, x: self.first(x) + 0 * torch.randn(x.size(0), 1),
+    "like": lambda self, x: self.first(x) + x.new_ones(x.size(0), 1) + self.steps.new_zeros(x.size(0), 1),
+    "triangle": lambda self, x: torch.ones(x.size(0), x.size(0), device=x.device).tril() @ self.first(x),
+    "eye": lambda self, x: torch.eye(x.size(0), dtype=x.dtype) @ self.first(x),
+    "number": lambda self, x: self.first(x) / torch.tensor(x.size(0)),
+    "slice": lambda self, x: self.first(x) + self.steps[: x.size(0)] + self.plain[None, : x.size(0)][0],
+    "expand": lambda self, x: self.first(x) + self.steps[:1].expand(x.size(0), -1),
+    "repeat": lambda self, x: self.first(x) + self.steps[:1].repeat(x.size(0), 1),
+    "positions": lambda self, x: self.first(x) + self.plain[torch.arange(0, x.size(0), device=x.device)],
+    "grid": on_a_grid,
+    "whole": lambda self, x: self.first(x).view(torch.sym_int(x.size(0) / 1), -1),
 }
 
 
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("kind", SIZES)
-def test_what_a_size_of_an_input_goes_into_is_named_with_a_way_that_holds(kind):
-    refused, taken = (Forward(forward, first=nn.Linear(16, 16)) for forward in SIZES[kind])
-    for model in (refused, taken):
-        model.register_buffer("steps", torch.ones(9, 1))
-    way = "tuple" if kind == "random" else kind
-    with pytest.raises(ValueError, match=rf"at .*test_checks.py.*: .* {way}"):
-        quantize_static(refused, [ROWS])
-    assert sqnr(taken(ROWS).detach(), quantize_static(taken, [ROWS])(ROWS)) > 25
+def test_a_size_of_an_input_may_go_into_what_forward_makes(kind, trained, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        model = Forward(SIZES[kind], first=nn.Linear(16, 16)).eval()
+        model.register_buffer("steps", torch.rand(9, 1))
+        model.plain = torch.rand(9, 1)
+        return model
+
+    model, quantized = make(), in_int8(make(), ROWS, trained=trained)
+    for x in (ROWS, ROWS[:5]):
+        assert sqnr(model(x).detach(), quantized(x).detach()) > 20
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", make())(ROWS), quantized(ROWS))
+    assert "__getitem__" not in vars(torch.Tensor)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.second(self.first(x).relu() * np.sqrt(2)),
+        lambda self, x: self.second(np.sqrt(0.5) * (self.first(x) + x)),
+        lambda self, x: self.second(self.first(x).view(-1, np.prod((4, 4)))) / np.float32(3),
+        lambda self, x: self.second(np.int64(2) * self.first(x).T.T),
+    ],
+)
+def test_numbers_of_numpy_are_taken_as_those_of_python(forward, trained):
+    model = two_layers(forward)
+    assert sqnr(model(ROWS).detach(), in_int8(model, ROWS, trained=trained)(ROWS).detach()) > 25
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.second(h.float() if (h := s.first(x)).dtype == torch.bfloat16 else h),
+        lambda s, x: s.second(h / 99 if (h := s.first(x.relu() + x)).device.type in ("mps", "cuda") else h),
+        lambda s, x: s.second(s.first(x if torch.is_floating_point(x) and not x.is_cuda else x.float() / 99)),
+        lambda s, x: s.second(h.view(len(ROWS), -1) if (h := s.first(x).view(x.size(0), -1)).dtype == x.dtype else x),
+        lambda s, x: s.second(s.first(x) / (1 if (s.norm(s.first(x)) + x).dtype == s.first.weight.dtype else 99)),
+        lambda s, x: s.second(s.first(x)).masked_fill(x[:, :1] > 0, -torch.finfo(s.first(x).dtype).max),
+    ],
+)
+def test_who_asks_for_a_dtype_or_a_device_gets_the_answer_of_a_run(forward):
+    model = two_layers(forward)
+    model.norm = nn.LayerNorm(16)
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS])(ROWS)) > 25
+
+
+def test_a_dtype_that_is_not_certain_is_not_guessed():
+    for dtype in (lambda x: torch.erf(x).dtype, lambda x: ((x > 0).long() + 0.5).dtype, lambda x: x.to(x.dtype).dtype):
+        model = two_layers(lambda s, x, of=dtype: s.second(s.first(x) / (1 if of(x) == torch.float32 else 99)))
+        with pytest.raises(ValueError, match="Python decides there by a tensor's value, size or dtype"):
+            quantize_static(model, [ROWS])
+    model = two_layers(lambda s, x: s.second(s.first(x)).clamp(torch.finfo(torch.erf(x).dtype).min))
+    with pytest.raises(
+        ValueError, match=r"at .*finfo.*: Python needs a dtype there that no trace knows: write torch.f"
+    ):
+        quantize_static(model, [ROWS])
 
 
 LEFT_ALONE = {
@@ -1826,12 +1880,32 @@ def with_list(kind):
             lambda: two_layers(lambda self, x: self.second(self.first(x) * x[0, 0] * 9)),
         ),
         (
+            lambda: two_layers(lambda self, x: self.second(self.first(x).view(int(x.shape[0] / 2), 2, -1))),
+            r"write .* torch.sym_int\(x\) for int\(x\)",
+            lambda: two_layers(lambda self, x: self.second(self.first(x).view(torch.sym_int(x.shape[0] / 2), 2, -1))),
+        ),
+        (
+            lambda: two_layers(lambda self, x: self.second(self.first(x)) / float(x[0, 0])),
+            r"torch.sym_float\(x\) for float\(x\)",
+            lambda: two_layers(lambda self, x: self.second(self.first(x)) / torch.sym_float(x[0, 0])),
+        ),
+        (
+            lambda: two_layers(lambda self, x: self.second(self.first(x) * np.sqrt(x.shape[1]))),
+            "for NumPy there: compute it with torch, and numbers with math",
+            lambda: two_layers(lambda self, x: self.second(self.first(x) * math.sqrt(x.shape[1]))),
+        ),
+        (
+            lambda: two_layers(lambda self, x: self.second(sum([self.first(x), x][: x.shape[0]]))),
+            "a list is cut there to a size that an input has",
+            lambda: two_layers(lambda self, x: self.second(self.first(x) + x)),
+        ),
+        (
             lambda: two_layers(lambda self, x: self.second(self.first(x)) / len(x)),
             r"write x.shape\[0\] for len\(x\)",
             lambda: two_layers(lambda self, x: self.second(self.first(x)) / x.shape[0]),
         ),
         (
-            lambda: two_layers(lambda self, x: self.second(self.first(x)) + torch.zeros(x.shape[0], 4)),
+            lambda: two_layers(lambda self, x: self.second(self.first(x)) + torch.Tensor(x.shape[0], 4).fill_(0)),
             r"as in torch.zeros\(\(n, 1\)\)",
             lambda: two_layers(lambda self, x: self.second(self.first(x)) + torch.zeros((x.shape[0], 4))),
         ),
@@ -1844,18 +1918,30 @@ def test_what_a_refusal_says_to_write_instead_is_taken(refused, message, taken):
     assert sqnr(taken()(ROWS).detach(), quantize_static(taken(), [ROWS])(ROWS)) > 20
 
 
-def packed(self, x, lengths):
+def packed(self, x, lengths, most=None):
     found, _ = self.memory(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
-    return self.head(pad_packed_sequence(found, batch_first=True)[0])
+    return self.head(pad_packed_sequence(found, batch_first=True, total_length=most)[0])
+
+
+def reads_packed(forward):
+    torch.manual_seed(0)
+    return Forward(forward, memory=nn.GRU(16, 8, batch_first=True), head=nn.Linear(8, 4)).eval()
 
 
 @pytest.mark.parametrize(("flow", "said"), [("fx", "lengths of packed sequences"), ("pt2e", "a packed sequence")])
 def test_lengths_of_sequences_are_named_with_what_takes_them(flow, said):
-    model = Forward(packed, memory=nn.GRU(16, 8, batch_first=True), head=nn.Linear(8, 4)).eval()
-    inputs = torch.randn(3, 5, 16), torch.tensor([5, 2, 3])
+    model, inputs = reads_packed(partial(packed, most=5)), (torch.randn(3, 5, 16), torch.tensor([5, 2, 3]))
     with pytest.raises(ValueError, match=f"{said}.*, which no trace knows. quantize_dynamic.model. can take it"):
         quantize_static(model, [(inputs, None)], flow)
     assert sqnr(model(*inputs).detach(), quantize_dynamic(model)(*inputs).detach()) > 25
+
+
+def test_packed_sequences_of_other_lengths_are_taken():
+    model, batches = reads_packed(packed), [(torch.randn(8, 6, 16), torch.randint(1, 7, (8,))) for _ in range(8)]
+    with pytest.warns(QuantizationWarning, match=r"floating point: memory \(GRU\): quantize_dynamic takes it$"):
+        quantized = quantize_static(model, [(inputs, None) for inputs in batches])
+    inputs = batches[0][0][:4, :5], torch.tensor([3, 4, 5, 1])
+    assert sqnr(model(*inputs).detach(), quantized(*inputs).detach()) > 25
 
 
 def swish(x):
