@@ -870,6 +870,48 @@ def test_what_a_model_keeps_of_its_training_is_copied_too():
         quantize_static(model, [ROWS])
 
 
+def trains_on_batches(self, batch, epochs):
+    return batch
+
+
+def trains_for_epochs(self, epochs):
+    for _ in range(epochs):
+        pass
+
+
+def trains_on_each(self, batches):
+    return [batch.sum() for batch in batches]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("train", [trains_on_batches, trains_for_epochs, trains_on_each])
+@pytest.mark.parametrize(
+    "run",
+    [
+        *CONVERT.values(),
+        lambda model, x: quantize_static(model, [x], "pt2e"),
+        prepare_qat,
+        lambda model, x: diagnose(model, [x], progress=False),
+    ],
+)
+def test_a_train_that_is_no_switch_is_named(run, train, inside):
+    def made(**methods):
+        agent = type("Agent", (nn.Sequential,), methods)(nn.Linear(64, 64), nn.Linear(64, 32))
+        return nn.Sequential(agent, nn.ReLU()) if inside else agent
+
+    x, said = torch.randn(4, 64), "0 .Agent." if inside else "this Agent"
+    with pytest.raises(ValueError, match=rf"train of {said} is not the train\(mode\) .* give it another name"):
+        run(made(train=train), x)
+    run(made(fit=train), x)
+
+
+def test_an_eval_that_is_no_switch_is_named_and_what_it_needs_of_its_own_is_not():
+    with pytest.raises(ValueError, match=r"eval of this Agent is not the eval\(\) of nn.Module"):
+        quantize_dynamic(type("Agent", (nn.Sequential,), {"eval": trains_on_each})(nn.Linear(4, 4)))
+    frozen = type("Frozen", (nn.Sequential,), {"train": lambda self, mode=True: nn.Module.train(self, False)})
+    quantize_dynamic(frozen(nn.Linear(4, 4)))
+
+
 def test_a_list_that_holds_itself_is_copied():
     model = Remembers()
     model.seen.append(model.seen)

@@ -2,7 +2,9 @@
 
 import copy
 import dis
-from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, MutableSet
 from functools import partial
 from pickle import PickleError
 from types import CellType, FunctionType, MethodType
@@ -57,11 +59,49 @@ def copy_model(model: nn.Module, replacements: dict[int, Any] | None = None) -> 
 
 
 def eval_copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
-    """Copy a model into eval mode; raises as `check_loaded` and `copy_model`."""
+    """Copy a model into eval mode.
+
+    Raises:
+        ValueError: as `check_loaded` and `copy_model`, or train or eval of a module do something else than PyTorch's.
+    """
     check_loaded(model)
     copied = copy_model(model, replacements)
-    copied.eval()  # which a model may have overridden, and return nothing
+    _switch_to_eval(copied)
     return copied
+
+
+def _switch_to_eval(model: nn.Module) -> None:
+    """Switch a model to eval mode by its own methods, which may return nothing."""
+    own = [(name, module, "train") for name, module in model.named_modules() if _overrides(module, "train")]
+    own += [("", model, "eval")] if _overrides(model, "eval") else []
+    blamed = [each for each in own if not _takes(getattr(each[1], each[2]), (False,) if each[2] == "train" else ())]
+    if not blamed:
+        try:
+            model.eval()
+            blamed = [each for each in own if each[1].training]
+        except Exception as error:
+            inside = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+            blamed = [each for each in own if any(each[1] is one for one in inside)][::-1]
+            if not blamed:
+                raise
+    for name, module, method in blamed:
+        usual = "train(mode)" if method == "train" else "eval()"
+        raise ValueError(
+            f"{method} of {called(name, module)} is not the {usual} of nn.Module, which switches to eval mode: give it "
+            "another name"
+        )
+
+
+def _overrides(module: nn.Module, method: str) -> bool:
+    return not f"{getattr(type(module), method).__module__}.".startswith("torch.")
+
+
+def _takes(method: Callable, given: tuple) -> bool:
+    try:
+        inspect.signature(method).bind(*given)
+    except TypeError:
+        return False
+    return True
 
 
 def kept_in_eval(model: nn.Module) -> list[str]:
