@@ -120,6 +120,17 @@ def test_what_is_written_in_place_is_kept_or_the_line_is_named(flow, between, re
         assert sqnr(model(images[0]), quantize()(images[0])) > 25
 
 
+@pytest.mark.parametrize("flow", ["eager", "fx"])
+@pytest.mark.parametrize("function", [False, True])
+def test_a_leaky_relu_in_place_prints_nothing(function, flow, images, capfd):
+    act = partial(F.leaky_relu, negative_slope=0.2, inplace=True) if function else nn.LeakyReLU(0.2, inplace=True)
+    model = two_convolutions(lambda self, x: self.leave(self.second(self.act(self.first(self.enter(x))))))
+    model.act, model.enter, model.leave = act, QuantStub(), DeQuantStub()
+    for quantized in (quantize_static(model, images, flow), in_int8(model, images[0], flow, trained=True)):
+        assert sqnr(model(images[0]), quantized(images[0])) > 25
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.skipif(not FBGEMM, reason="PyTorch for ARM has no fbgemm")
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_kernel_that_is_wrong_is_replaced_named_and_comes_back_from_a_file(trained, tmp_path):

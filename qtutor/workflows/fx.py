@@ -317,6 +317,20 @@ def convert(prepared: nn.Module) -> nn.Module:
     return torch_ao().quantize_fx.convert_fx(prepared)
 
 
+def out_of_place(model: nn.Module) -> None:
+    """Ask each INT8 leaky ReLU for a tensor of its own, which it gives anyway, and prints where it is not asked to."""
+    from torch.ao.nn.quantized import LeakyReLU
+
+    for module in model.modules():
+        if isinstance(module, LeakyReLU):
+            module.inplace = False
+    if isinstance(model, GraphModule):
+        for node in model.graph.nodes:
+            if node.target is torch.ops.quantized.leaky_relu:
+                node.kwargs = node.kwargs | {"inplace": False}
+        model.recompile()
+
+
 def straighten(model: nn.Module) -> None:
     """Undo channels-last before each clamp, in place: as of PyTorch 2.13, QNNPACK would mix the codes up."""
     from torch.ao.nn.quantized import ReLU6
