@@ -43,7 +43,7 @@ import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
@@ -558,6 +558,42 @@ def test_a_parametrization_becomes_permanent_on_a_copy_and_stays_on_the_model():
         assert sqnr(expected, quantized(x)) > 25
     assert torch.equal(model(x), expected)
     assert hasattr(model[0], "parametrizations")
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("flow", ["eager", *FLOWS])
+def test_what_was_pruned_stays_zero_in_training(flow, copied, images):
+    torch.manual_seed(0)
+    model = nn.Sequential(QuantStub(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    model.append(DeQuantStub()).eval()
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    prune.ln_structured(model[4], "weight", 0.5, 2, 0)
+    prepared = prepare_qat(model, images[0], flow=flow)
+    if copied:
+        prepared = copy.deepcopy(copy_model(prepared))
+    weights = {name: weight for name, weight in prepared.named_parameters() if weight.dim() == 4}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    optimizer = torch.optim.AdamW(prepared.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        prepared(images[0]).square().mean().backward()
+        optimizer.step()
+    for name, weight in weights.items():
+        assert torch.equal(weight == 0, before[name] == 0)
+        assert not torch.equal(weight, before[name])
+    assert [float((weight == 0).float().mean()) for weight in weights.values()] == [0.5, 0.5]
+    assert sqnr(prepared.eval()(images[0]).detach(), convert(prepared)(images[0]).detach()) > 20
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_weights_that_no_longer_keep_to_a_norm_in_training_are_named(flow):
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+    parametrizations.orthogonal(model[0])
+    parametrizations.weight_norm(model[1])
+    nn.utils.spectral_norm(model[2])
+    with pytest.warns(QuantizationWarning, match=r"permanent what holds the weights of 0 \(\w+\), 2 \(Linear\), as"):
+        prepare_qat(model.eval(), ROWS, flow=flow)
+    quantize_static(model, [ROWS], flow)  # and nobody is told of anything
 
 
 def test_inputs_of_any_number_and_name_can_be_traced():
@@ -1245,14 +1281,18 @@ def test_a_quantized_model_is_pickled_or_it_is_said_what_to_call(flow, tmp_path)
         prepared = prepare_qat(make(), ROWS, flow=flow)
         prepared(ROWS)
         again, converted = prepare_qat(make(), ROWS, flow=flow), convert(prepared)
-    with pytest.raises(PicklingError, match=r"use torch.save\(model.state_dict\(\), path\), and load_state_dict of"):
-        torch.save(prepared, tmp_path / "prepared")
+    for each in (prepared, copy.deepcopy(prepared)):
+        with pytest.raises(
+            PicklingError, match=r"use torch.save\(model.state_dict\(\), path\), and load_state_dict of"
+        ):
+            torch.save(each, tmp_path / "prepared")
     torch.save(prepared.state_dict(), tmp_path / "prepared")
     again.load_state_dict(torch.load(tmp_path / "prepared"))
     assert torch.equal(again.eval()(ROWS), prepared.eval()(ROWS))
     if flow == "pt2e":
-        with pytest.raises(PicklingError, match=r"use workflows.save\(model, path\), and workflows.load"):
-            torch.save(converted, tmp_path / "model")
+        for each in (converted, copy.deepcopy(converted)):
+            with pytest.raises(PicklingError, match=r"use workflows.save\(model, path\), and workflows.load"):
+                torch.save(each, tmp_path / "model")
     else:
         torch.save(converted, tmp_path / "model")
         loaded = torch.load(tmp_path / "model", weights_only=False)

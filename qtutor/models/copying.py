@@ -13,12 +13,13 @@ from typing import Any
 from qtutor.models.operators import called, kind_of
 from qtutor.models.tensors import tensors_in
 
-from torch import nn
+from torch import Tensor, nn
 from torch.jit import ScriptFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
@@ -241,6 +242,32 @@ def through_layers(model: nn.Module) -> list[str]:
             module.use_nested_tensor = False
             changed.append(called(name, module))
     return changed
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks of pruned parameters, 1 where a weight stays, by the names that these have in a plain copy."""
+    return {
+        f"{path}.{hook._tensor_name}".removeprefix("."): getattr(module, f"{hook._tensor_name}_mask")
+        for path, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    }
+
+
+def held(model: nn.Module) -> list[str]:
+    """Return the names of modules with a weight that is held to something at each call, such as a norm.
+
+    One that weight_norm computes can be any, and a mask is told of by `masks_of`.
+    """
+
+    def holds(module: nn.Module) -> bool:
+        lists = module.parametrizations.values() if parametrize.is_parametrized(module) else ()
+        steps = [step for steps in lists for step in steps]
+        return any(not isinstance(step, _WeightNorm) for step in steps) or any(
+            isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()
+        )
+
+    return [name for name, module in model.named_modules() if holds(module)]
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

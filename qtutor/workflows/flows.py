@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from qtutor.models.batches import Batch, by_place, call_of
-from qtutor.models.copying import copy_model, eval_copy
+from qtutor.models.copying import copy_model, eval_copy, held, masks_of
 from qtutor.models.operators import PRODUCTS, kind_of
 from qtutor.models.running import count_calls, lines_that_read_training, outputs
 from qtutor.workflows import dynamic, model_file, pt2e
@@ -23,7 +23,7 @@ from qtutor.workflows.building import (
     static,
     without_data,
 )
-from qtutor.workflows.checks import Reference, tell
+from qtutor.workflows.checks import Reference, listed, tell
 from qtutor.workflows.int4 import Int4Linear
 from qtutor.workflows.judging import check_trained
 from qtutor.workflows.limits import USUAL
@@ -93,7 +93,8 @@ def prepare_qat(
 ) -> nn.Module:
     """Return a model to train, in training mode, that rounds weights and activations as INT8 will.
 
-    Parameters that get no gradient from the model, as under torch.no_grad, get none here.
+    Parameters that get no gradient from the model, as under torch.no_grad, get none here. What torch.nn.utils.prune
+    has set to zero stays zero.
 
     Narrower codes are still stored in 8 bits: fewer bits show what they cost, and save nothing. Activations of
     8 bits keep to 7, as PyTorch's default does, only where two products of 8 bits overflow: on the engines for
@@ -121,7 +122,12 @@ def prepare_qat(
         lines = lines_that_read_training(model, reference.inputs) if flow != "eager" else []
         if lines:
             tell(f"forward takes its eval branch in training too, where it reads self.training:{', '.join(lines)}")
-        return remember(prepared, recipe, inputs)
+        if names := held(model):
+            tell(
+                f"prepare_qat makes permanent what holds the weights of {listed(model, dict.fromkeys(names, ''))}, as "
+                "to a norm: from here they train freely"
+            )
+        return remember(prepared, recipe, example=inputs, masks=masks_of(model))
 
 
 def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:

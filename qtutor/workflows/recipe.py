@@ -99,20 +99,27 @@ def _ordinary(zeros: Tensor) -> Tensor:
 
 def recipe_of(model: nn.Module) -> Recipe | None:
     """Return the recipe of a model that a flow made, else None."""
-    return model.meta.get("qtutor") if isinstance(model, GraphModule) else getattr(model, "__dict__", {}).get("_qtutor")
+    return _noted(model, "qtutor")
 
 
 def example_of(prepared: nn.Module) -> tuple[Tensor, ...]:
     """Return the inputs that a model to train was prepared with."""
-    return prepared.meta["qtutor_example"] if isinstance(prepared, GraphModule) else prepared._qtutor_example
+    return _noted(prepared, "qtutor_example")
 
 
-def remember(model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | None = None) -> nn.Module:
-    """Have a model carry its recipe, and the example that it was prepared with, through copies too; return it."""
-    notes = {"qtutor": recipe} | ({} if example is None else {"qtutor_example": example})
+def remember(model: nn.Module, recipe: Recipe, **notes: Any) -> nn.Module:
+    """Have a model carry its recipe and other notes through copies too; return it.
+
+    Args:
+        notes: of a model to train: the `example` that it was prepared with, and the `masks` of what was pruned, by the
+            names of parameters, which are held to zero there.
+    """
+    notes = {"qtutor": recipe} | {f"qtutor_{name}": value for name, value in notes.items()}
     if isinstance(model, GraphModule):  # copying one keeps this and no other attribute
         model.meta |= notes
         travel_with_state(model)
+        if _remember_again not in model._deepcopy_hooks:
+            model._register_deepcopy_hook(_remember_again)
     else:
         vars(model).update({f"_{name}": value for name, value in notes.items()})
     if isinstance(model, GraphModule) and (recipe.prepared or recipe.flow == "pt2e"):
@@ -120,7 +127,19 @@ def remember(model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | Non
     if recipe.flow != "pt2e":
         model.__deepcopy__ = _AtWork(model, "__deepcopy__")
         model.load_state_dict = _AtWork(model, "load_state_dict")
+    parameters = dict(model.named_parameters())
+    for name, mask in (_noted(model, "qtutor_masks") or {}).items():
+        if name in parameters and parameters[name].requires_grad:
+            parameters[name].register_hook(mask.mul)
     return model
+
+
+def _remember_again(copied: GraphModule) -> None:
+    remember(copied, copied.meta["qtutor"])
+
+
+def _noted(model: nn.Module, name: str) -> Any:
+    return model.meta.get(name) if isinstance(model, GraphModule) else getattr(model, "__dict__", {}).get(f"_{name}")
 
 
 def _refuse_to_pickle(recipe: Recipe, protocol: int) -> None:
