@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from pickle import PicklingError
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 from qtutor import runtimes
 from qtutor.affine import sqnr
@@ -886,6 +886,35 @@ class Stays(nn.Linear):
 def test_what_cannot_be_copied_or_compared_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         quantize_static(make(), [ROWS])
+
+
+class Labelled(nn.Module):
+    """Keeps class names, a size, settings, and what is no plain attribute."""
+
+    size = (16,)
+
+    def __init__(self, *classes):
+        super().__init__()
+        self.layer, self.activation, self.table = nn.Linear(16, 2), F.relu, [torch.ones(2)]
+        self.classes, self.settings, self.layers, self._own = [*classes], SimpleNamespace(seed=3), [self.layer], 3
+
+    def forward(self, x):
+        return self.activation(self.layer(x))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_plain_attributes_of_a_model_come_along(flow, tmp_path):
+    model = Labelled("cat", "dog").eval()
+    prepared, quantized = prepare_qat(model, ROWS, flow=flow), quantize_static(model, [ROWS], flow)
+    prepared(ROWS)
+    save(quantized, tmp_path / "model")
+    loaded = load(tmp_path / "model", Labelled("dog", "cat"))
+    assert loaded.classes == ["dog", "cat"]
+    for each in (prepared, convert(copy.deepcopy(prepared)), quantized, copy_model(quantized), loaded):
+        assert (each.size, each.settings) == ((16,), model.settings)
+        assert each.settings is not model.settings
+        assert each is loaded or each.classes == ["cat", "dog"]
+        assert not any(hasattr(each, name) for name in ("activation", "table", "layers", "_own"))
 
 
 class Remembers(nn.Module):

@@ -5,6 +5,7 @@ import dis
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, MutableSet
+from contextlib import suppress
 from functools import partial
 from pickle import PickleError
 from types import CellType, FunctionType, MethodType
@@ -242,6 +243,27 @@ def through_layers(model: nn.Module) -> list[str]:
             module.use_nested_tensor = False
             changed.append(called(name, module))
     return changed
+
+
+def plain_attributes(model: nn.Module) -> dict[str, Any]:
+    """Return copies of what a model or its class keeps beside layers, tensors and functions, such as class names.
+
+    Left out are names that begin with an underscore, and what holds any of these, as far as is seen at once.
+    """
+    kept: dict[str, Any] = {}
+    for holder in (*type(model).__mro__[::-1], model):
+        if f"{getattr(holder, '__module__', '')}.".startswith(("torch.", "builtins.")) and holder is not model:
+            continue
+        for name, value in vars(holder).items():
+            with suppress(Exception):  # of what cannot be copied
+                inside = [each for part in _inside(value) for each in (part, *getattr(part, "__dict__", {}).values())]
+                if not (name.startswith("_") or name in _PLAIN or any(map(_is_no_datum, inside))):
+                    kept[name] = copy.deepcopy(value)
+    return kept
+
+
+def _is_no_datum(value: Any) -> bool:
+    return callable(value) or hasattr(value, "__get__") or bool(tensors_in(value))
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from qtutor.workflows.int4 import Int4Linear
 from qtutor.workflows.judging import check_trained
 from qtutor.workflows.limits import USUAL
 from qtutor.workflows.low_bits import keep_trained_scales
-from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
+from qtutor.workflows.recipe import Recipe, carry, example_of, float_copy, recipe_of, remember
 from qtutor.workflows.refusals import Refused, Untraced
 
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ def quantize_static(
 ) -> nn.Module:
     """Quantize weights and activations to INT8, with activation ranges from `calibration_data`.
 
-    A model in training mode is quantized as it is in eval mode.
+    A model in training mode is quantized as it is in eval mode. "fx" and "pt2e" give a graph: plain attributes of the
+    model, such as class names, are there too, its methods are not.
 
     Args:
         model: float32 on the CPU.
@@ -79,7 +80,7 @@ def quantize_static(
     with at_work(recipe.engine):
         with _advised(model, batches.first, recipe):
             quantized = static(model, recipe, batches)
-        return pt2e.Compiled(quantized, batches.first) if compile else quantized
+        return carry(model, pt2e.Compiled(quantized, batches.first) if compile else quantized)
 
 
 def prepare_qat(
@@ -127,7 +128,7 @@ def prepare_qat(
                 f"prepare_qat makes permanent what holds the weights of {listed(model, dict.fromkeys(names, ''))}, as "
                 "to a norm: from here they train freely"
             )
-        return remember(prepared, recipe, example=inputs, masks=masks_of(model))
+        return carry(model, remember(prepared, recipe, example=inputs, masks=masks_of(model)))
 
 
 def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
@@ -153,7 +154,7 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
             check_trained(quantized, reference)
         except Refused as refused:
             raise ValueError(f"convert {refused}") from refused
-        return pt2e.Compiled(quantized, inputs) if compile else quantized
+        return carry(model, pt2e.Compiled(quantized, inputs) if compile else quantized)
 
 
 def save(model: nn.Module, path: Path | str) -> None:
@@ -207,7 +208,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             shape_scales(prepared, inputs)
             model, _ = converted(prepared, recipe)
         model_file.fill(model, content, Path(path))
-        return pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model
+        return carry(float_model, pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model)
 
 
 def _check_finite(trained: nn.Module) -> None:

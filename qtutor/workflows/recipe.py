@@ -8,7 +8,7 @@ from pickle import PicklingError
 from typing import Any
 
 from qtutor.machine import describe
-from qtutor.models.copying import check_loaded, plain_copy
+from qtutor.models.copying import check_loaded, plain_attributes, plain_copy
 from qtutor.models.operators import check_module, kind_of
 from qtutor.workflows.backends import SATURATING, at_work, choose
 from qtutor.workflows.numbers import travel_with_state
@@ -16,6 +16,7 @@ from qtutor.workflows.numbers import travel_with_state
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.nn.modules.conv import _ConvNd
 
 FLOWS = ("eager", "fx", "pt2e")
@@ -132,6 +133,16 @@ def remember(model: nn.Module, recipe: Recipe, **notes: Any) -> nn.Module:
         if name in parameters and parameters[name].requires_grad:
             parameters[name].register_hook(mask.mul)
     return model
+
+
+def carry(model: nn.Module, made: nn.Module) -> nn.Module:
+    """Give what was made of a model, which may be a graph, its plain attributes, through copies too; return it."""
+    for name, value in plain_attributes(model).items():
+        if not hasattr(made, name):
+            setattr(made, name, value)
+            if isinstance(made, GraphModule):
+                made.meta.setdefault(_USER_PRESERVED_ATTRIBUTES_KEY, {})[name] = value
+    return made
 
 
 def _remember_again(copied: GraphModule) -> None:
