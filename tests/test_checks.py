@@ -1598,6 +1598,9 @@ SIZES = {
     "repeat": lambda self, x: self.first(x) + self.steps[:1].repeat(x.size(0), 1),
     "positions": lambda self, x: self.first(x) + self.plain[torch.arange(0, x.size(0), device=x.device)],
     "grid": on_a_grid,
+    "joined": lambda self, x: self.first(
+        torch.cat([x[:, :14], torch.linspace(-1, 1, x.size(0)).view(-1, 1).expand(-1, 1), (x * 2)[:, :1].clone()], 1)
+    ),
     "whole": lambda self, x: self.first(x).view(torch.sym_int(x.size(0) / 1), -1),
 }
 
@@ -1644,6 +1647,7 @@ def test_numbers_of_numpy_are_taken_as_those_of_python(forward, trained):
         lambda s, x: s.second(h.view(len(ROWS), -1) if (h := s.first(x).view(x.size(0), -1)).dtype == x.dtype else x),
         lambda s, x: s.second(s.first(x) / (1 if (s.norm(s.first(x)) + x).dtype == s.first.weight.dtype else 99)),
         lambda s, x: s.second(s.first(x)).masked_fill(x[:, :1] > 0, -torch.finfo(s.first(x).dtype).max),
+        lambda s, x: s.second(s.first(x)).clamp(torch.finfo((s.first(x) @ x.t() / np.sqrt(4)).softmax(-1).dtype).min),
     ],
 )
 def test_who_asks_for_a_dtype_or_a_device_gets_the_answer_of_a_run(forward):

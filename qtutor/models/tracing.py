@@ -39,6 +39,7 @@ _SIZED = (
 """What takes sizes, or numbers, for which PyTorch takes no stand-in."""
 _ELSEWHERE = ("is_cuda", "is_mps", "is_xpu", "is_meta")
 _SAME_DTYPE = Trait.ARITHMETIC | Trait.KEEPS_RANGE | Trait.PASSES_SCALE
+_OPERATORS = (operator.matmul, operator.sub, operator.truediv, torch.matmul, torch.bmm, torch.softmax, "softmax")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -185,8 +186,9 @@ class Call(fx.Tracer):
             layer = type(module).__module__.startswith("torch.nn.") or self.gives_tensor(value)
             if layer and (weight := next(module.parameters(), None)) is not None:
                 return weight.dtype
-        if layer or (traits(target) & _SAME_DTYPE and target not in ("to", "float", "max") and not value.kwargs):
-            sources = value.all_input_nodes[: None if Trait.ARITHMETIC in traits(target) else 1]
+        same = traits(target) & _SAME_DTYPE and target not in ("to", "float", "max")
+        if layer or ((same or target in _OPERATORS) and not value.kwargs):
+            sources = value.all_input_nodes[: 1 if layer or Trait.KEEPS_RANGE in traits(target) else None]
             dtypes = {self.dtype_of(each) for each in sources}
             if len(dtypes) == 1 and (dtype := dtypes.pop()).is_floating_point:
                 return dtype

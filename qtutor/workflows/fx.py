@@ -140,6 +140,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
                 graph = super().trace(root, concrete_args)
             root.train(recipe.trained)
             _repair(graph, root, recipe)
+            _join_in_floats(graph)
             _keep_apart(graph, root, dims, recipe.trained)
             call_apart(graph, root, _FOLDED, Left)
             return graph
@@ -188,6 +189,23 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
         stays = name_of(node) in recipe.float_operators or node.name in (*recipe.infinite, *recipe.unrounded)
         if stays or (recipe.trained and with_number) or (operands and node.kwargs):  # add(x, y, alpha=2) has no kernel
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
+
+
+def _join_in_floats(graph: fx.Graph) -> None:
+    """Let torch.cat join floats where it is given a view of what was made of numbers or computed in floats, in place.
+
+    As of PyTorch 2.13, the converter would look behind that for a tensor with a range, and fail.
+    """
+
+    def made(node: Node) -> bool:
+        first = node
+        while first.args and isinstance(first.args[0], Node):
+            first = first.args[0]
+        return first is not node and first.op == "call_function" and bool(first.args)
+
+    for node in graph.nodes:
+        if node.target is torch.cat and any(map(made, node.all_input_nodes)):
+            node.target, node.args = in_floats, (name_of(node), *node.args)
 
 
 def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int], trained: bool) -> None:
