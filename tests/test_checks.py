@@ -1647,6 +1647,7 @@ def test_numbers_of_numpy_are_taken_as_those_of_python(forward, trained):
         lambda s, x: s.second(h.view(len(ROWS), -1) if (h := s.first(x).view(x.size(0), -1)).dtype == x.dtype else x),
         lambda s, x: s.second(s.first(x) / (1 if (s.norm(s.first(x)) + x).dtype == s.first.weight.dtype else 99)),
         lambda s, x: s.second(s.first(x)).masked_fill(x[:, :1] > 0, -torch.finfo(s.first(x).dtype).max),
+        lambda s, x: s.second(s.first(x.to(s.first.weight.device)) * (x[:, :1] > 0).to(s.first.weight.dtype)),
         lambda s, x: s.second(s.first(x)).clamp(torch.finfo((s.first(x) @ x.t() / np.sqrt(4)).softmax(-1).dtype).min),
     ],
 )
@@ -2296,6 +2297,12 @@ def test_what_no_scale_holds_is_computed_in_floats_and_the_rest_in_int8(forward,
         (lambda x, w: F.conv2d(x, w, padding="same"), True),
         (lambda x, w: F.conv2d(x, w[:, :1], groups=x.shape[1]), True),
         (lambda x, w: F.conv_transpose2d(x, w, stride=2), True),
+        (
+            lambda x, w: torch.conv_tbc(
+                x.flatten(2).permute(2, 0, 1).contiguous(), w[:, :, 0].permute(2, 1, 0), w[0, :, 0, 0]
+            ),
+            True,
+        ),
     ],
 )
 def test_a_convolution_with_weights_of_its_own_takes_its_arguments_as_it_likes(convolve, left, trained, images):

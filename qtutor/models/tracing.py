@@ -46,6 +46,12 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class Proxy(fx.Proxy):
     """Stands for a value in a trace; errors of PyTorch name its class."""
 
+    def __getattr__(self, k: str) -> Any:
+        """Answer for the weight of a layer at once, which another layer may take the place of."""
+        if k in ("dtype", "device") and self.node.op == "get_attr" and self.tracer.in_layer(self.node):
+            return self.tracer.dtype_of(self.node) if k == "dtype" else torch.device("cpu")
+        return super().__getattr__(k)
+
 
 def _augmented(operation: Callable) -> Callable:
     def assign(self: Proxy, other: Any) -> Any:
@@ -132,6 +138,14 @@ class Call(fx.Tracer):
             return isinstance(self.root.get_submodule(str(node.target)), (nn.Linear, _ConvNd, _BatchNorm))
         return node.op == "placeholder" and node.target in self.dtypes
 
+    def _owner(self, node: fx.Node) -> tuple[nn.Module, str]:
+        path, _, name = str(node.target).rpartition(".")
+        return self.root.get_submodule(path), name
+
+    def in_layer(self, node: fx.Node) -> bool:
+        """Whether a node takes a tensor from a layer that is called as a whole."""
+        return self.is_leaf_module(self._owner(node)[0], str(node.target).rpartition(".")[0])
+
     def _of_known(self, original: Callable, *dtype: Any) -> Any:
         try:
             return original(*(self.known(each.node) if isinstance(each, fx.Proxy) else each for each in dtype))
@@ -177,8 +191,7 @@ class Call(fx.Tracer):
         if value.op == "placeholder":
             return self.dtypes[value.target]
         if value.op == "get_attr":
-            path, _, name = str(value.target).rpartition(".")
-            owner = self.root.get_submodule(path)
+            owner, name = self._owner(value)
             return {**vars(owner), **owner._parameters, **owner._buffers}[name].dtype
         target, layer = target_of(value, self.root), False
         if value.op == "call_module":

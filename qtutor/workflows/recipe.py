@@ -131,8 +131,12 @@ def remember(model: nn.Module, recipe: Recipe, **notes: Any) -> nn.Module:
     parameters = dict(model.named_parameters())
     for name, mask in (_noted(model, "qtutor_masks") or {}).items():
         if name in parameters and parameters[name].requires_grad:
-            parameters[name].register_hook(mask.mul)
+            parameters[name].register_hook(partial(_masked, mask))
     return model
+
+
+def _masked(mask: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * mask.to(gradient)  # which may be on another device by now
 
 
 def carry(model: nn.Module, made: nn.Module) -> nn.Module:
