@@ -1077,6 +1077,16 @@ def less_a_masked_mean(self, x, mask):
     return self.second(hidden - hidden.masked_fill(mask == 0, 0.0).sum(1, True) / mask.sum(1, True))
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("layer", [nn.Linear(16, 8), nn.GRU(16, 8), nn.LSTMCell(16, 8)])
+def test_a_pickle_of_a_dynamic_model_takes_inputs_as_the_model_does(layer, tmp_path):
+    quantized, x = quantize_dynamic(layer), ROWS if isinstance(layer, nn.GRU) else ROWS[0]
+    torch.save(quantized, tmp_path / "model")
+    loaded = torch.load(tmp_path / "model", weights_only=False)
+    for same in (loaded, copy.deepcopy(loaded)):
+        assert all(map(torch.equal, tree_leaves(quantized(input=x)), tree_leaves(same(input=x))))
+
+
 RECURRENT = (
     nn.LSTM(16, 8, 2, bidirectional=True),
     nn.GRU(16, 8, batch_first=True),
