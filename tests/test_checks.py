@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import re
+import threading
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -1631,6 +1632,18 @@ def test_a_size_of_an_input_may_go_into_what_forward_makes(kind, trained, tmp_pa
     save(quantized, tmp_path / "model")
     assert torch.equal(load(tmp_path / "model", make())(ROWS), quantized(ROWS))
     assert "__getitem__" not in vars(torch.Tensor)
+
+
+def test_traces_of_two_threads_leave_nothing_behind():
+    begun, ended, before = threading.Event(), threading.Event(), (isinstance, torch.zeros)
+    later = threading.Thread(
+        target=lambda: find_fusions(two_layers(lambda self, x: (begun.set(), ended.wait(9))[0] or x))
+    )
+    find_fusions(two_layers(lambda self, x: (later.start(), begun.wait(0.3))[0] or x))
+    ended.set()
+    later.join()
+    assert (isinstance, torch.zeros) == before
+    assert not {"__getitem__", "expand"} & {*vars(torch.Tensor)}
 
 
 @pytest.mark.parametrize("trained", [False, True])

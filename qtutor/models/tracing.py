@@ -7,6 +7,7 @@ import operator
 import re
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -37,6 +38,7 @@ _SIZED = (
     *((Tensor, name) for name in ("expand", "new_zeros", "new_ones", "new_empty", "__getitem__")),
 )
 """What takes sizes, or numbers, for which PyTorch takes no stand-in."""
+_ONE_AT_A_TIME = threading.RLock()
 _ELSEWHERE = ("is_cuda", "is_mps", "is_xpu", "is_meta")
 _SAME_DTYPE = Trait.ARITHMETIC | Trait.KEEPS_RANGE | Trait.PASSES_SCALE
 _OPERATORS = (operator.matmul, operator.sub, operator.truediv, torch.matmul, torch.bmm, torch.softmax, "softmax")
@@ -89,9 +91,10 @@ class Call(fx.Tracer):
         """Record forward, to which stand-ins that are known to be tensors pass for such.
 
         They do so by another `isinstance`, for a `__class__` that says Tensor would deceive PyTorch's C++, too. NumPy
-        leaves numbers of its own on the left of a stand-in to that.
+        leaves numbers of its own on the left of a stand-in to that. One thread traces at a time, or what is put in
+        place of PyTorch's functions would stay.
         """
-        with ExitStack() as patches:
+        with _ONE_AT_A_TIME, ExitStack() as patches:
             patch = mock.patch.object
             patches.enter_context(patch(builtins, "isinstance", functools.partial(self._is_instance, isinstance)))
             patches.enter_context(patch(fx.Proxy, "__array_ufunc__", None, create=True))
