@@ -5,12 +5,13 @@ import functools
 import itertools
 import math
 import re
+import threading
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from pickle import PicklingError
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 from qtutor import runtimes
 from qtutor.affine import sqnr
@@ -36,13 +37,14 @@ from qtutor.workflows import (
 from qtutor.workflows.kernels import InFloats
 from qtutor.workflows.telling import QuantizationWarning
 
+import numpy as np
 import pytest
 import torch
 import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
@@ -117,6 +119,17 @@ def test_what_is_written_in_place_is_kept_or_the_line_is_named(flow, between, re
         assert str(caught.value).endswith("flow='pt2e' can take it as it is, fast only with compile=True")
     else:
         assert sqnr(model(images[0]), quantize()(images[0])) > 25
+
+
+@pytest.mark.parametrize("flow", ["eager", "fx"])
+@pytest.mark.parametrize("function", [False, True])
+def test_a_leaky_relu_in_place_prints_nothing(function, flow, images, capfd):
+    act = partial(F.leaky_relu, negative_slope=0.2, inplace=True) if function else nn.LeakyReLU(0.2, inplace=True)
+    model = two_convolutions(lambda self, x: self.leave(self.second(self.act(self.first(self.enter(x))))))
+    model.act, model.enter, model.leave = act, QuantStub(), DeQuantStub()
+    for quantized in (quantize_static(model, images, flow), in_int8(model, images[0], flow, trained=True)):
+        assert sqnr(model(images[0]), quantized(images[0])) > 25
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif(not FBGEMM, reason="PyTorch for ARM has no fbgemm")
@@ -545,6 +558,42 @@ def test_a_parametrization_becomes_permanent_on_a_copy_and_stays_on_the_model():
     assert hasattr(model[0], "parametrizations")
 
 
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("flow", ["eager", *FLOWS])
+def test_what_was_pruned_stays_zero_in_training(flow, copied, images):
+    torch.manual_seed(0)
+    model = nn.Sequential(QuantStub(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    model.append(DeQuantStub()).eval()
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    prune.ln_structured(model[4], "weight", 0.5, 2, 0)
+    prepared = prepare_qat(model, images[0], flow=flow)
+    if copied:
+        prepared = copy.deepcopy(copy_model(prepared))
+    weights = {name: weight for name, weight in prepared.named_parameters() if weight.dim() == 4}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    optimizer = torch.optim.AdamW(prepared.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        prepared(images[0]).square().mean().backward()
+        optimizer.step()
+    for name, weight in weights.items():
+        assert torch.equal(weight == 0, before[name] == 0)
+        assert not torch.equal(weight, before[name])
+    assert [float((weight == 0).float().mean()) for weight in weights.values()] == [0.5, 0.5]
+    assert sqnr(prepared.eval()(images[0]).detach(), convert(prepared)(images[0]).detach()) > 20
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_weights_that_no_longer_keep_to_a_norm_in_training_are_named(flow):
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+    parametrizations.orthogonal(model[0])
+    parametrizations.weight_norm(model[1])
+    nn.utils.spectral_norm(model[2])
+    with pytest.warns(QuantizationWarning, match=r"permanent what holds the weights of 0 \(\w+\), 2 \(Linear\), as"):
+        prepare_qat(model.eval(), ROWS, flow=flow)
+    quantize_static(model, [ROWS], flow)  # and nobody is told of anything
+
+
 def test_inputs_of_any_number_and_name_can_be_traced():
     def star(self, *xs):
         first, second = xs
@@ -837,6 +886,35 @@ def test_what_cannot_be_copied_or_compared_is_refused(make, message):
         quantize_static(make(), [ROWS])
 
 
+class Labelled(nn.Module):
+    """Keeps class names, a size, settings, and what is no plain attribute."""
+
+    size = (16,)
+
+    def __init__(self, *classes):
+        super().__init__()
+        self.layer, self.activation, self.table = nn.Linear(16, 2), F.relu, [torch.ones(2)]
+        self.classes, self.settings, self.layers, self._own = [*classes], SimpleNamespace(seed=3), [self.layer], 3
+
+    def forward(self, x):
+        return self.activation(self.layer(x))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_plain_attributes_of_a_model_come_along(flow, tmp_path):
+    model = Labelled("cat", "dog").eval()
+    prepared, quantized = prepare_qat(model, ROWS, flow=flow), quantize_static(model, [ROWS], flow)
+    prepared(ROWS)
+    save(quantized, tmp_path / "model")
+    loaded = load(tmp_path / "model", Labelled("dog", "cat"))
+    assert loaded.classes == ["dog", "cat"]
+    for each in (prepared, convert(copy.deepcopy(prepared)), quantized, copy_model(quantized), loaded):
+        assert (each.size, each.settings) == ((16,), model.settings)
+        assert each.settings is not model.settings
+        assert each is loaded or each.classes == ["cat", "dog"]
+        assert not any(hasattr(each, name) for name in ("activation", "table", "layers", "_own"))
+
+
 class Remembers(nn.Module):
     """Keeps a mean with its history, and whatever it saw; its train() returns nothing."""
 
@@ -864,6 +942,48 @@ def test_what_a_model_keeps_of_its_training_is_copied_too():
     assert len(model.seen) == 1
     with pytest.raises(ValueError, match=r"its train\(\) returns nothing: let it return self. flow='pt2e' can take it"):
         quantize_static(model, [ROWS])
+
+
+def trains_on_batches(self, batch, epochs):
+    return batch
+
+
+def trains_for_epochs(self, epochs):
+    for _ in range(epochs):
+        pass
+
+
+def trains_on_each(self, batches):
+    return [batch.sum() for batch in batches]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("train", [trains_on_batches, trains_for_epochs, trains_on_each])
+@pytest.mark.parametrize(
+    "run",
+    [
+        *CONVERT.values(),
+        lambda model, x: quantize_static(model, [x], "pt2e"),
+        prepare_qat,
+        lambda model, x: diagnose(model, [x], progress=False),
+    ],
+)
+def test_a_train_that_is_no_switch_is_named(run, train, inside):
+    def made(**methods):
+        agent = type("Agent", (nn.Sequential,), methods)(nn.Linear(64, 64), nn.Linear(64, 32))
+        return nn.Sequential(agent, nn.ReLU()) if inside else agent
+
+    x, said = torch.randn(4, 64), "0 .Agent." if inside else "this Agent"
+    with pytest.raises(ValueError, match=rf"train of {said} is not the train\(mode\) .* give it another name"):
+        run(made(train=train), x)
+    run(made(fit=train), x)
+
+
+def test_an_eval_that_is_no_switch_is_named_and_what_it_needs_of_its_own_is_not():
+    with pytest.raises(ValueError, match=r"eval of this Agent is not the eval\(\) of nn.Module"):
+        quantize_dynamic(type("Agent", (nn.Sequential,), {"eval": trains_on_each})(nn.Linear(4, 4)))
+    frozen = type("Frozen", (nn.Sequential,), {"train": lambda self, mode=True: nn.Module.train(self, False)})
+    quantize_dynamic(frozen(nn.Linear(4, 4)))
 
 
 def test_a_list_that_holds_itself_is_copied():
@@ -953,6 +1073,16 @@ def test_dynamic_takes_flattened_and_parametrized_layers():
 def less_a_masked_mean(self, x, mask):
     hidden = self.first(x)
     return self.second(hidden - hidden.masked_fill(mask == 0, 0.0).sum(1, True) / mask.sum(1, True))
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("layer", [nn.Linear(16, 8), nn.GRU(16, 8), nn.LSTMCell(16, 8)])
+def test_a_pickle_of_a_dynamic_model_takes_inputs_as_the_model_does(layer, tmp_path):
+    quantized, x = quantize_dynamic(layer), ROWS if isinstance(layer, nn.GRU) else ROWS[0]
+    torch.save(quantized, tmp_path / "model")
+    loaded = torch.load(tmp_path / "model", weights_only=False)
+    for same in (loaded, copy.deepcopy(loaded)):
+        assert all(map(torch.equal, tree_leaves(quantized(input=x)), tree_leaves(same(input=x))))
 
 
 RECURRENT = (
@@ -1188,14 +1318,18 @@ def test_a_quantized_model_is_pickled_or_it_is_said_what_to_call(flow, tmp_path)
         prepared = prepare_qat(make(), ROWS, flow=flow)
         prepared(ROWS)
         again, converted = prepare_qat(make(), ROWS, flow=flow), convert(prepared)
-    with pytest.raises(PicklingError, match=r"use torch.save\(model.state_dict\(\), path\), and load_state_dict of"):
-        torch.save(prepared, tmp_path / "prepared")
+    for each in (prepared, copy.deepcopy(prepared)):
+        with pytest.raises(
+            PicklingError, match=r"use torch.save\(model.state_dict\(\), path\), and load_state_dict of"
+        ):
+            torch.save(each, tmp_path / "prepared")
     torch.save(prepared.state_dict(), tmp_path / "prepared")
     again.load_state_dict(torch.load(tmp_path / "prepared"))
     assert torch.equal(again.eval()(ROWS), prepared.eval()(ROWS))
     if flow == "pt2e":
-        with pytest.raises(PicklingError, match=r"use workflows.save\(model, path\), and workflows.load"):
-            torch.save(converted, tmp_path / "model")
+        for each in (converted, copy.deepcopy(converted)):
+            with pytest.raises(PicklingError, match=r"use workflows.save\(model, path\), and workflows.load"):
+                torch.save(each, tmp_path / "model")
     else:
         torch.save(converted, tmp_path / "model")
         loaded = torch.load(tmp_path / "model", weights_only=False)
@@ -1454,35 +1588,105 @@ def test_a_function_that_knows_the_model_is_refused_and_another_is_copied(wrap, 
     assert torch.equal(copy_model(model)(images[0]), model(images[0]))
 
 
+def on_a_grid(self, x):
+    rows, columns = torch.meshgrid(torch.arange(x.size(0)), torch.arange(x.shape[-1]), indexing="ij")
+    return self.first(x) + 0.1 * rows + torch.linspace(-1, 1, x.size(-1)) * columns
+
+
 SIZES = {
-    "the sizes as a tuple": (
-        lambda self, x: self.first(x) + torch.zeros(x.size(0), 1),
-        lambda self, x: self.first(x) + torch.zeros((x.size(0), 1)),
+    "zeros": lambda self, x: self.first(x) + torch.zeros(x.size(0), 1),
+    "a tuple": lambda self, x: self.first(x) + torch.zeros((x.size(0), 1)),
+    "random": lambda self, x: self.first(x) + 0 * torch.randn(x.size(0), 1),
+    "like": lambda self, x: self.first(x) + x.new_ones(x.size(0), 1) + self.steps.new_zeros(x.size(0), 1),
+    "triangle": lambda self, x: torch.ones(x.size(0), x.size(0), device=x.device).tril() @ self.first(x),
+    "eye": lambda self, x: torch.eye(x.size(0), dtype=x.dtype) @ self.first(x),
+    "number": lambda self, x: self.first(x) / torch.tensor(x.size(0)),
+    "slice": lambda self, x: self.first(x) + self.steps[: x.size(0)] + self.plain[None, : x.size(0)][0],
+    "expand": lambda self, x: self.first(x) + self.steps[:1].expand(x.size(0), -1),
+    "repeat": lambda self, x: self.first(x) + self.steps[:1].repeat(x.size(0), 1),
+    "positions": lambda self, x: self.first(x) + self.plain[torch.arange(0, x.size(0), device=x.device)],
+    "grid": on_a_grid,
+    "joined": lambda self, x: self.first(
+        torch.cat([x[:, :14], torch.linspace(-1, 1, x.size(0)).view(-1, 1).expand(-1, 1), (x * 2)[:, :1].clone()], 1)
     ),
-    "random": (
-        lambda self, x: self.first(x) + 0 * torch.randn(x.size(0), 1),
-        lambda self, x: self.first(x) + 0 * torch.randn((x.size(0), 1)),
-    ),
-    "x.narrow": (
-        lambda self, x: self.first(x) + self.steps[: x.size(0)],
-        lambda self, x: self.first(x) + self.steps.narrow(0, 0, x.size(0)),
-    ),
-    "compute with it as it is": (
-        lambda self, x: self.first(x) / torch.tensor(x.size(0)),
-        lambda self, x: self.first(x) / x.size(0),
-    ),
+    "whole": lambda self, x: self.first(x).view(torch.sym_int(x.size(0) / 1), -1),
 }
 
 
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("kind", SIZES)
-def test_what_a_size_of_an_input_goes_into_is_named_with_a_way_that_holds(kind):
-    refused, taken = (Forward(forward, first=nn.Linear(16, 16)) for forward in SIZES[kind])
-    for model in (refused, taken):
-        model.register_buffer("steps", torch.ones(9, 1))
-    way = "tuple" if kind == "random" else kind
-    with pytest.raises(ValueError, match=rf"at .*test_checks.py.*: .* {way}"):
-        quantize_static(refused, [ROWS])
-    assert sqnr(taken(ROWS).detach(), quantize_static(taken, [ROWS])(ROWS)) > 25
+def test_a_size_of_an_input_may_go_into_what_forward_makes(kind, trained, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        model = Forward(SIZES[kind], first=nn.Linear(16, 16)).eval()
+        model.register_buffer("steps", torch.rand(9, 1))
+        model.plain = torch.rand(9, 1)
+        return model
+
+    model, quantized = make(), in_int8(make(), ROWS, trained=trained)
+    for x in (ROWS, ROWS[:5]):
+        assert sqnr(model(x).detach(), quantized(x).detach()) > 20
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", make())(ROWS), quantized(ROWS))
+    assert "__getitem__" not in vars(torch.Tensor)
+
+
+def test_traces_of_two_threads_leave_nothing_behind():
+    begun, ended, before = threading.Event(), threading.Event(), (isinstance, torch.zeros)
+    later = threading.Thread(
+        target=lambda: find_fusions(two_layers(lambda self, x: (begun.set(), ended.wait(9))[0] or x))
+    )
+    find_fusions(two_layers(lambda self, x: (later.start(), begun.wait(0.3))[0] or x))
+    ended.set()
+    later.join()
+    assert (isinstance, torch.zeros) == before
+    assert not {"__getitem__", "expand"} & {*vars(torch.Tensor)}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.second(self.first(x).relu() * np.sqrt(2)),
+        lambda self, x: self.second(np.sqrt(0.5) * (self.first(x) + x)),
+        lambda self, x: self.second(self.first(x).view(-1, np.prod((4, 4)))) / np.float32(3),
+        lambda self, x: self.second(np.int64(2) * self.first(x).T.T),
+    ],
+)
+def test_numbers_of_numpy_are_taken_as_those_of_python(forward, trained):
+    model = two_layers(forward)
+    assert sqnr(model(ROWS).detach(), in_int8(model, ROWS, trained=trained)(ROWS).detach()) > 25
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.second(h.float() if (h := s.first(x)).dtype == torch.bfloat16 else h),
+        lambda s, x: s.second(h / 99 if (h := s.first(x.relu() + x)).device.type in ("mps", "cuda") else h),
+        lambda s, x: s.second(s.first(x if torch.is_floating_point(x) and not x.is_cuda else x.float() / 99)),
+        lambda s, x: s.second(h.view(len(ROWS), -1) if (h := s.first(x).view(x.size(0), -1)).dtype == x.dtype else x),
+        lambda s, x: s.second(s.first(x) / (1 if (s.norm(s.first(x)) + x).dtype == s.first.weight.dtype else 99)),
+        lambda s, x: s.second(s.first(x)).masked_fill(x[:, :1] > 0, -torch.finfo(s.first(x).dtype).max),
+        lambda s, x: s.second(s.first(x.to(s.first.weight.device)) * (x[:, :1] > 0).to(s.first.weight.dtype)),
+        lambda s, x: s.second(s.first(x)).clamp(torch.finfo((s.first(x) @ x.t() / np.sqrt(4)).softmax(-1).dtype).min),
+    ],
+)
+def test_who_asks_for_a_dtype_or_a_device_gets_the_answer_of_a_run(forward):
+    model = two_layers(forward)
+    model.norm = nn.LayerNorm(16)
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS])(ROWS)) > 25
+
+
+def test_a_dtype_that_is_not_certain_is_not_guessed():
+    for dtype in (lambda x: torch.erf(x).dtype, lambda x: ((x > 0).long() + 0.5).dtype, lambda x: x.to(x.dtype).dtype):
+        model = two_layers(lambda s, x, of=dtype: s.second(s.first(x) / (1 if of(x) == torch.float32 else 99)))
+        with pytest.raises(ValueError, match="Python decides there by a tensor's value, size or dtype"):
+            quantize_static(model, [ROWS])
+    model = two_layers(lambda s, x: s.second(s.first(x)).clamp(torch.finfo(torch.erf(x).dtype).min))
+    with pytest.raises(
+        ValueError, match=r"at .*finfo.*: Python needs a dtype there that no trace knows: write torch.f"
+    ):
+        quantize_static(model, [ROWS])
 
 
 LEFT_ALONE = {
@@ -1823,12 +2027,32 @@ def with_list(kind):
             lambda: two_layers(lambda self, x: self.second(self.first(x) * x[0, 0] * 9)),
         ),
         (
+            lambda: two_layers(lambda self, x: self.second(self.first(x).view(int(x.shape[0] / 2), 2, -1))),
+            r"write .* torch.sym_int\(x\) for int\(x\)",
+            lambda: two_layers(lambda self, x: self.second(self.first(x).view(torch.sym_int(x.shape[0] / 2), 2, -1))),
+        ),
+        (
+            lambda: two_layers(lambda self, x: self.second(self.first(x)) / float(x[0, 0])),
+            r"torch.sym_float\(x\) for float\(x\)",
+            lambda: two_layers(lambda self, x: self.second(self.first(x)) / torch.sym_float(x[0, 0])),
+        ),
+        (
+            lambda: two_layers(lambda self, x: self.second(self.first(x) * np.sqrt(x.shape[1]))),
+            "for NumPy there: compute it with torch, and numbers with math",
+            lambda: two_layers(lambda self, x: self.second(self.first(x) * math.sqrt(x.shape[1]))),
+        ),
+        (
+            lambda: two_layers(lambda self, x: self.second(sum([self.first(x), x][: x.shape[0]]))),
+            "a list is cut there to a size that an input has",
+            lambda: two_layers(lambda self, x: self.second(self.first(x) + x)),
+        ),
+        (
             lambda: two_layers(lambda self, x: self.second(self.first(x)) / len(x)),
             r"write x.shape\[0\] for len\(x\)",
             lambda: two_layers(lambda self, x: self.second(self.first(x)) / x.shape[0]),
         ),
         (
-            lambda: two_layers(lambda self, x: self.second(self.first(x)) + torch.zeros(x.shape[0], 4)),
+            lambda: two_layers(lambda self, x: self.second(self.first(x)) + torch.Tensor(x.shape[0], 4).fill_(0)),
             r"as in torch.zeros\(\(n, 1\)\)",
             lambda: two_layers(lambda self, x: self.second(self.first(x)) + torch.zeros((x.shape[0], 4))),
         ),
@@ -1841,18 +2065,30 @@ def test_what_a_refusal_says_to_write_instead_is_taken(refused, message, taken):
     assert sqnr(taken()(ROWS).detach(), quantize_static(taken(), [ROWS])(ROWS)) > 20
 
 
-def packed(self, x, lengths):
+def packed(self, x, lengths, most=None):
     found, _ = self.memory(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
-    return self.head(pad_packed_sequence(found, batch_first=True)[0])
+    return self.head(pad_packed_sequence(found, batch_first=True, total_length=most)[0])
+
+
+def reads_packed(forward):
+    torch.manual_seed(0)
+    return Forward(forward, memory=nn.GRU(16, 8, batch_first=True), head=nn.Linear(8, 4)).eval()
 
 
 @pytest.mark.parametrize(("flow", "said"), [("fx", "lengths of packed sequences"), ("pt2e", "a packed sequence")])
 def test_lengths_of_sequences_are_named_with_what_takes_them(flow, said):
-    model = Forward(packed, memory=nn.GRU(16, 8, batch_first=True), head=nn.Linear(8, 4)).eval()
-    inputs = torch.randn(3, 5, 16), torch.tensor([5, 2, 3])
+    model, inputs = reads_packed(partial(packed, most=5)), (torch.randn(3, 5, 16), torch.tensor([5, 2, 3]))
     with pytest.raises(ValueError, match=f"{said}.*, which no trace knows. quantize_dynamic.model. can take it"):
         quantize_static(model, [(inputs, None)], flow)
     assert sqnr(model(*inputs).detach(), quantize_dynamic(model)(*inputs).detach()) > 25
+
+
+def test_packed_sequences_of_other_lengths_are_taken():
+    model, batches = reads_packed(packed), [(torch.randn(8, 6, 16), torch.randint(1, 7, (8,))) for _ in range(8)]
+    with pytest.warns(QuantizationWarning, match=r"floating point: memory \(GRU\): quantize_dynamic takes it$"):
+        quantized = quantize_static(model, [(inputs, None) for inputs in batches])
+    inputs = batches[0][0][:4, :5], torch.tensor([3, 4, 5, 1])
+    assert sqnr(model(*inputs).detach(), quantized(*inputs).detach()) > 25
 
 
 def swish(x):
@@ -2081,6 +2317,12 @@ def test_what_no_scale_holds_is_computed_in_floats_and_the_rest_in_int8(forward,
         (lambda x, w: F.conv2d(x, w, padding="same"), True),
         (lambda x, w: F.conv2d(x, w[:, :1], groups=x.shape[1]), True),
         (lambda x, w: F.conv_transpose2d(x, w, stride=2), True),
+        (
+            lambda x, w: torch.conv_tbc(
+                x.flatten(2).permute(2, 0, 1).contiguous(), w[:, :, 0].permute(2, 1, 0), w[0, :, 0, 0]
+            ),
+            True,
+        ),
     ],
 )
 def test_a_convolution_with_weights_of_its_own_takes_its_arguments_as_it_likes(convolve, left, trained, images):

@@ -2,7 +2,10 @@
 
 import copy
 import dis
-from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, MutableSet
+from contextlib import suppress
 from functools import partial
 from pickle import PickleError
 from types import CellType, FunctionType, MethodType
@@ -11,12 +14,13 @@ from typing import Any, TypeVar
 from qtutor.models.operators import called, kind_of
 from qtutor.models.tensors import tensors_in
 
-from torch import nn
+from torch import Tensor, nn
 from torch.jit import ScriptFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
@@ -58,11 +62,49 @@ def copy_model(model: M, replacements: dict[int, Any] | None = None) -> M:
 
 
 def eval_copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
-    """Copy a model into eval mode; raises as `check_loaded` and `copy_model`."""
+    """Copy a model into eval mode.
+
+    Raises:
+        ValueError: as `check_loaded` and `copy_model`, or train or eval of a module do something else than PyTorch's.
+    """
     check_loaded(model)
     copied = copy_model(model, replacements)
-    copied.eval()  # which a model may have overridden, and return nothing
+    _switch_to_eval(copied)
     return copied
+
+
+def _switch_to_eval(model: nn.Module) -> None:
+    """Switch a model to eval mode by its own methods, which may return nothing."""
+    own = [(name, module, "train") for name, module in model.named_modules() if _overrides(module, "train")]
+    own += [("", model, "eval")] if _overrides(model, "eval") else []
+    blamed = [each for each in own if not _takes(getattr(each[1], each[2]), (False,) if each[2] == "train" else ())]
+    if not blamed:
+        try:
+            model.eval()
+            blamed = [each for each in own if each[1].training]
+        except Exception as error:
+            inside = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+            blamed = [each for each in own if any(each[1] is one for one in inside)][::-1]
+            if not blamed:
+                raise
+    for name, module, method in blamed:
+        usual = "train(mode)" if method == "train" else "eval()"
+        raise ValueError(
+            f"{method} of {called(name, module)} is not the {usual} of nn.Module, which switches to eval mode: give it "
+            "another name"
+        )
+
+
+def _overrides(module: nn.Module, method: str) -> bool:
+    return not f"{getattr(type(module), method).__module__}.".startswith("torch.")
+
+
+def _takes(method: Callable, given: tuple) -> bool:
+    try:
+        inspect.signature(method).bind(*given)
+    except TypeError:
+        return False
+    return True
 
 
 def kept_in_eval(model: nn.Module) -> list[str]:
@@ -202,6 +244,53 @@ def through_layers(model: nn.Module) -> list[str]:
             module.use_nested_tensor = False
             changed.append(called(name, module))
     return changed
+
+
+def plain_attributes(model: nn.Module) -> dict[str, Any]:
+    """Return copies of what a model or its class keeps beside layers, tensors and functions, such as class names.
+
+    Left out are names that begin with an underscore, and what holds any of these, as far as is seen at once.
+    """
+    kept: dict[str, Any] = {}
+    for holder in (*type(model).__mro__[::-1], model):
+        if f"{getattr(holder, '__module__', '')}.".startswith(("torch.", "builtins.")) and holder is not model:
+            continue
+        for name, value in vars(holder).items():
+            with suppress(Exception):  # of what cannot be copied
+                inside = [each for part in _inside(value) for each in (part, *getattr(part, "__dict__", {}).values())]
+                if not (name.startswith("_") or name in _PLAIN or any(map(_is_no_datum, inside))):
+                    kept[name] = copy.deepcopy(value)
+    return kept
+
+
+def _is_no_datum(value: Any) -> bool:
+    return callable(value) or hasattr(value, "__get__") or bool(tensors_in(value))
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks of pruned parameters, 1 where a weight stays, by the names that these have in a plain copy."""
+    return {
+        f"{path}.{hook._tensor_name}".removeprefix("."): getattr(module, f"{hook._tensor_name}_mask")
+        for path, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    }
+
+
+def held(model: nn.Module) -> list[str]:
+    """Return the names of modules with a weight that is held to something at each call, such as a norm.
+
+    One that weight_norm computes can be any, and a mask is told of by `masks_of`.
+    """
+
+    def holds(module: nn.Module) -> bool:
+        lists = module.parametrizations.values() if parametrize.is_parametrized(module) else ()
+        steps = [step for steps in lists for step in steps]
+        return any(not isinstance(step, _WeightNorm) for step in steps) or any(
+            isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()
+        )
+
+    return [name for name, module in model.named_modules() if holds(module)]
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

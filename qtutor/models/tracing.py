@@ -7,9 +7,10 @@ import operator
 import re
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import takewhile
 from pathlib import Path
 from types import FrameType
@@ -17,12 +18,14 @@ from typing import Any, get_args
 from unittest import mock
 
 from qtutor.models.copying import copy_model
-from qtutor.models.operators import check_module, kind_of
+from qtutor.models.operators import Trait, check_module, kind_of, target_of, traits
 from qtutor.models.running import at_line, line_at, passing
 from qtutor.models.tensors import tensors_in
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
@@ -30,11 +33,26 @@ from torch.utils._pytree import tree_leaves
 _MOST = 16  # inputs that a `*inputs` is taken to stand for
 _NOT_THEIRS = (sysconfig.get_path("purelib"), str(Path(__file__).parent.parent))
 _TRACE = fx.Tracer.trace.__code__
+_SIZED = (
+    *((torch, name) for name in ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor")),
+    *((Tensor, name) for name in ("expand", "new_zeros", "new_ones", "new_empty", "__getitem__")),
+)
+"""What takes sizes, or numbers, for which PyTorch takes no stand-in."""
+_ONE_AT_A_TIME = threading.RLock()
+_ELSEWHERE = ("is_cuda", "is_mps", "is_xpu", "is_meta")
+_SAME_DTYPE = Trait.ARITHMETIC | Trait.KEEPS_RANGE | Trait.PASSES_SCALE
+_OPERATORS = (operator.matmul, operator.sub, operator.truediv, torch.matmul, torch.bmm, torch.softmax, "softmax")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Proxy(fx.Proxy):
     """Stands for a value in a trace; errors of PyTorch name its class."""
+
+    def __getattr__(self, k: str) -> Any:
+        """Answer for the weight of a layer at once, which another layer may take the place of."""
+        if k in ("dtype", "device") and self.node.op == "get_attr" and self.tracer.in_layer(self.node):
+            return self.tracer.dtype_of(self.node) if k == "dtype" else torch.device("cpu")
+        return super().__getattr__(k)
 
 
 def _augmented(operation: Callable) -> Callable:
@@ -55,7 +73,7 @@ class Call(fx.Tracer):
     Attributes:
         inputs: of the call; None for what `forward` takes by all means.
         stars: how many inputs a `*inputs` stands for, and which names a `**inputs`, where nobody said.
-        tensors: names of inputs that are tensors.
+        dtypes: of the inputs that are tensors, by name.
         asked: " at file:line: `code`" of each line that asks for the class of what may be a tensor or not.
         written: of each line that writes in place as in x += y, which is not recorded.
     """
@@ -65,17 +83,41 @@ class Call(fx.Tracer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.tensors: set[str] = set()
+        self.dtypes: dict[str, torch.dtype] = {}
         self.asked: dict[str, None] = {}
         self.written: dict[str, None] = {}
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Record forward, to which stand-ins that are known to be tensors pass for such.
 
-        They do so by another `isinstance`, for a `__class__` that says Tensor would deceive PyTorch's C++, too.
+        They do so by another `isinstance`, for a `__class__` that says Tensor would deceive PyTorch's C++, too. NumPy
+        leaves numbers of its own on the left of a stand-in to that. One thread traces at a time, or what is put in
+        place of PyTorch's functions would stay.
         """
-        with mock.patch.object(builtins, "isinstance", functools.partial(self._is_instance, isinstance)):
+        with _ONE_AT_A_TIME, ExitStack() as patches:
+            patch = mock.patch.object
+            patches.enter_context(patch(builtins, "isinstance", functools.partial(self._is_instance, isinstance)))
+            patches.enter_context(patch(fx.Proxy, "__array_ufunc__", None, create=True))
+            for name in ("finfo", "iinfo"):
+                patches.enter_context(patch(torch, name, functools.partial(self._of_known, getattr(torch, name))))
+            for home, name in _SIZED:
+                patches.enter_context(patch(home, name, self._recording(home, name)))
             return super().trace(root, concrete_args)
+
+    def _recording(self, home: Any, name: str) -> Callable:
+        """A function or method of PyTorch that is recorded where a stand-in is among its arguments."""
+        original = getattr(home, name)
+        function = operator.getitem if name == "__getitem__" else original if home is torch else None
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found: list[fx.Proxy] = []
+            map_aggregate((args, kwargs), lambda each: found.append(each) if isinstance(each, fx.Proxy) else None)
+            if not found:
+                return original(*args, **kwargs)
+            return self.create_proxy("call_function" if function else "call_method", function or name, args, kwargs)
+
+        return call
 
     def _is_instance(self, original: Callable, value: Any, kinds: Any) -> bool:
         if type(value) is not Proxy or Tensor not in (kinds if type(kinds) is tuple else get_args(kinds) or (kinds,)):
@@ -97,7 +139,76 @@ class Call(fx.Tracer):
         """Whether a node is known to give a tensor: an input that is one, or a layer of one output."""
         if node.op == "call_module":
             return isinstance(self.root.get_submodule(str(node.target)), (nn.Linear, _ConvNd, _BatchNorm))
-        return node.op == "placeholder" and node.target in self.tensors
+        return node.op == "placeholder" and node.target in self.dtypes
+
+    def _owner(self, node: fx.Node) -> tuple[nn.Module, str]:
+        path, _, name = str(node.target).rpartition(".")
+        return self.root.get_submodule(path), name
+
+    def in_layer(self, node: fx.Node) -> bool:
+        """Whether a node takes a tensor from a layer that is called as a whole."""
+        return self.is_leaf_module(self._owner(node)[0], str(node.target).rpartition(".")[0])
+
+    def _of_known(self, original: Callable, *dtype: Any) -> Any:
+        try:
+            return original(*(self.known(each.node) if isinstance(each, fx.Proxy) else each for each in dtype))
+        except LookupError:
+            raise ValueError("Python needs a dtype there that no trace knows: write torch.float32") from None
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Answer Python where it decides by a dtype or a device that is known."""
+        with suppress(LookupError):
+            return bool(self.known(obj.node))
+        return super().to_bool(obj)
+
+    def known(self, value: Any) -> Any:
+        """Return what a node gives, as far as that follows from dtypes and from the CPU, where a model is traced.
+
+        Raises:
+            LookupError: it does not follow.
+        """
+        if not isinstance(value, fx.Node):
+            return value
+        name = value.target if value.op == "call_method" else function_name(value)
+        if name in ("is_floating_point", "is_complex"):
+            return getattr(self.dtype_of(value.args[0]), name)
+        if value.target in (operator.eq, operator.ne):
+            return value.target(*map(self.known, value.args))
+        if value.target is not getattr:
+            raise LookupError(value)
+        of, name = value.args
+        if name == "dtype":
+            return self.dtype_of(of)
+        if name == "device":
+            return torch.device("cpu")
+        return False if name in _ELSEWHERE else getattr(self.known(of), name)
+
+    def dtype_of(self, value: Any) -> torch.dtype:
+        """Return the dtype of the tensor that a node gives.
+
+        Raises:
+            LookupError: it is not certain.
+        """
+        if not isinstance(value, fx.Node):
+            raise LookupError(value)
+        if value.op == "placeholder":
+            return self.dtypes[value.target]
+        if value.op == "get_attr":
+            owner, name = self._owner(value)
+            return {**vars(owner), **owner._parameters, **owner._buffers}[name].dtype
+        target, layer = target_of(value, self.root), False
+        if value.op == "call_module":
+            module = self.root.get_submodule(str(value.target))
+            layer = type(module).__module__.startswith("torch.nn.") or self.gives_tensor(value)
+            if layer and (weight := next(module.parameters(), None)) is not None:
+                return weight.dtype
+        same = traits(target) & _SAME_DTYPE and target not in ("to", "float", "max")
+        if layer or ((same or target in _OPERATORS) and not value.kwargs):
+            sources = value.all_input_nodes[: 1 if layer or Trait.KEEPS_RANGE in traits(target) else None]
+            dtypes = {self.dtype_of(each) for each in sources}
+            if len(dtypes) == 1 and (dtype := dtypes.pop()).is_floating_point:
+                return dtype
+        raise LookupError(value)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Note the user's lines that a node stands for, without the compiler that PyTorch would import to note them."""
@@ -109,7 +220,12 @@ class Call(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
-        """Keep the class of a mapping with attributes, such as an output with logits, as torch.fx does of a record."""
+        """Keep the class of a mapping with attributes, such as an output with logits, as torch.fx does of a record.
+
+        A number of NumPy's becomes one of Python's, which the code of a trace can hold.
+        """
+        if isinstance(a, np.generic):
+            a = a.item()
         if isinstance(a, dict) and type(a) is not dict and all(isinstance(name, str) for name in a):
             return self.create_node("call_function", type(a), (), {name: self.create_arg(a[name]) for name in a})
         return super().create_arg(a)
@@ -123,7 +239,8 @@ class Call(fx.Tracer):
                 stand_in(name)  # what is left out keeps its place
                 return None
             if isinstance(value, Tensor):
-                self.tensors.add(name)
+                with torch._C.DisableTorchFunction():  # nothing is computed, whoever watches
+                    self.dtypes[name] = value.dtype
             return stand_in(name) if tensors_in(value) else value
 
         signature = inspect.signature(self.root.forward)

@@ -244,6 +244,7 @@ def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
         return remember(pt2e.convert(prepared.eval()), recipe), {}
     with noting_weights() as weights:
         model = (eager if recipe.flow == "eager" else fx).convert(prepared.eval())
+        fx.out_of_place(model)
         if recipe.engine == "qnnpack":
             fx.straighten(model)
         if recipe.trained and (recipe.bits < 8 or recipe.edges or recipe.reduced):

@@ -70,9 +70,7 @@ def convert(copied: nn.Module, recipe: Recipe) -> nn.Module:
     swapped = quantize(nn.ModuleList(layers), {*_KINDS}, dtype=torch.qint8, inplace=True)
     let_go(layers)
     for module in swapped:
-        module.forward = MethodType(_taking_one(type(module)), module)
-        if hasattr(module, "hidden_size"):
-            module.flatten_parameters = _nothing  # which a forward may call; packed weights need no flattening
+        vars(module).update(_methods(module))
     replaced = {id(layer): module for layer, module in zip(layers, swapped, strict=True)}
     return remember(copy_model(copied, replaced), recipe)  # in the lists, too, that a model may keep them in
 
@@ -132,6 +130,25 @@ def _check_weights(name: str, layer: nn.Module) -> None:
             "far smaller than the rest: where that input is as much larger than the others, divide it by a number "
             "before the layer, and multiply these weights by that"
         )
+
+
+def _methods(layer: nn.Module) -> dict[str, Callable]:
+    """What a quantized layer has of its own, and its copies and pickles have again."""
+    return {
+        "forward": MethodType(_taking_one(type(layer)), layer),
+        "flatten_parameters": _nothing,  # which a forward may call; packed weights need no flattening
+        "__reduce_ex__": functools.partial(_reduced, layer),
+    }
+
+
+def _reduced(layer: nn.Module, protocol: int) -> tuple:
+    return _blank, (type(layer),), {name: each for name, each in vars(layer).items() if name not in _methods(layer)}
+
+
+def _blank(kind: type[nn.Module]) -> nn.Module:
+    layer = kind.__new__(kind)
+    vars(layer).update(_methods(layer))
+    return layer
 
 
 @functools.cache

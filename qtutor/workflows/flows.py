@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from qtutor.models.batches import Batch, by_place, call_of
-from qtutor.models.copying import eval_copy
+from qtutor.models.copying import eval_copy, held, masks_of
 from qtutor.models.operators import PRODUCTS, kind_of
 from qtutor.models.running import count_calls, lines_that_read_training
 from qtutor.workflows import dynamic, model_file, pt2e
@@ -27,9 +27,9 @@ from qtutor.workflows.checks import Reference
 from qtutor.workflows.int4 import Int4Linear
 from qtutor.workflows.judging import check_trained
 from qtutor.workflows.limits import USUAL
-from qtutor.workflows.recipe import Recipe, example_of, float_copy, recipe_of, remember
+from qtutor.workflows.recipe import Recipe, carry, example_of, float_copy, recipe_of, remember
 from qtutor.workflows.refusals import Refused, Untraced
-from qtutor.workflows.telling import tell
+from qtutor.workflows.telling import listed, tell
 from qtutor.workflows.training import keep_trained_scales
 
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ def quantize_static(
 ) -> nn.Module:
     """Quantize weights and activations to INT8, with activation ranges from `calibration_data`.
 
-    A model in training mode is quantized as it is in eval mode.
+    A model in training mode is quantized as it is in eval mode. "fx" and "pt2e" give a graph: plain attributes of the
+    model, such as class names, are there too, its methods are not.
 
     Args:
         model: float32 on the CPU.
@@ -80,7 +81,7 @@ def quantize_static(
     with at_work(recipe.engine):
         with _advised(model, batches.first, recipe):
             quantized = static(model, recipe, batches)
-        return pt2e.Compiled(quantized, batches.first) if compile else quantized
+        return carry(model, pt2e.Compiled(quantized, batches.first) if compile else quantized)
 
 
 def prepare_qat(
@@ -94,7 +95,8 @@ def prepare_qat(
 ) -> nn.Module:
     """Return a model to train, in training mode, that rounds weights and activations as INT8 will.
 
-    Parameters that get no gradient from the model, as under torch.no_grad, get none here.
+    Parameters that get no gradient from the model, as under torch.no_grad, get none here. What torch.nn.utils.prune
+    has set to zero stays zero.
 
     Narrower codes are still stored in 8 bits: fewer bits show what they cost, and save nothing. Activations of
     8 bits keep to 7, as PyTorch's default does, only where two products of 8 bits overflow: on the engines for
@@ -122,7 +124,12 @@ def prepare_qat(
         lines = lines_that_read_training(model, reference.inputs) if flow != "eager" else []
         if lines:
             tell(f"forward takes its eval branch in training too, where it reads self.training:{', '.join(lines)}")
-        return remember(prepared, recipe, inputs)
+        if names := held(model):
+            tell(
+                f"prepare_qat makes permanent what holds the weights of {listed(model, dict.fromkeys(names, ''))}, as "
+                "to a norm: from here they train freely"
+            )
+        return carry(model, remember(prepared, recipe, example=inputs, masks=masks_of(model)))
 
 
 def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
@@ -148,7 +155,7 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
             check_trained(quantized, reference)
         except Refused as refused:
             raise ValueError(f"convert {refused}") from refused
-        return pt2e.Compiled(quantized, inputs) if compile else quantized
+        return carry(model, pt2e.Compiled(quantized, inputs) if compile else quantized)
 
 
 def save(model: nn.Module, path: Path | str) -> None:
@@ -202,7 +209,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             shape_scales(prepared, inputs)
             model, _ = converted(prepared, recipe)
         model_file.fill(model, content, Path(path))
-        return pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model
+        return carry(float_model, pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model)
 
 
 def _check_finite(trained: nn.Module) -> None:

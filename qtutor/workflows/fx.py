@@ -147,6 +147,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
                 graph = super().trace(root, concrete_args)
             root.train(recipe.trained)
             _repair(graph, root, recipe)
+            _join_in_floats(graph)
             _keep_apart(graph, root, dims, recipe.trained)
             call_apart(graph, root, _FOLDED, Left)
             return graph
@@ -277,6 +278,23 @@ def kernel_of(node: Node, root: nn.Module) -> Kernel | None:
     return _kernels().get(target_of(node, root))
 
 
+def _join_in_floats(graph: fx.Graph) -> None:
+    """Let torch.cat join floats where it is given a view of what was made of numbers or computed in floats, in place.
+
+    As of PyTorch 2.13, the converter would look behind that for a tensor with a range, and fail.
+    """
+
+    def made(node: Node) -> bool:
+        first = node
+        while first.args and isinstance(first.args[0], Node):
+            first = first.args[0]
+        return first is not node and first.op == "call_function" and bool(first.args)
+
+    for node in graph.nodes:
+        if node.target is torch.cat and any(map(made, node.all_input_nodes)):
+            node.target, node.args = in_floats, (name_of(node), *node.args)
+
+
 def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int], trained: bool) -> None:
     """Keep PyTorch from folding batch norms that it cannot fold, in place.
 
@@ -402,6 +420,20 @@ def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:
 def convert(prepared: nn.Module) -> nn.Module:
     """Return the INT8 model; the prepared one is used up."""
     return torch_ao().quantize_fx.convert_fx(prepared)
+
+
+def out_of_place(model: nn.Module) -> None:
+    """Ask each INT8 leaky ReLU for a tensor of its own, which it gives anyway, and prints where it is not asked to."""
+    from torch.ao.nn.quantized import LeakyReLU
+
+    for module in model.modules():
+        if isinstance(module, LeakyReLU):
+            module.inplace = False
+    if isinstance(model, GraphModule):
+        for node in model.graph.nodes:
+            if node.target is torch.ops.quantized.leaky_relu:
+                node.kwargs = node.kwargs | {"inplace": False}
+        model.recompile()
 
 
 def straighten(model: nn.Module) -> None:

@@ -31,7 +31,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 _FORMAT = b"qtutor model 1 "
-_OWN = {*vars(nn.Module()), "meta", "_qtutor_example"}
+_OWN = {*vars(nn.Module()), "meta", "_qtutor_example", "_qtutor_masks"}
 """What each module holds, and what flows note."""
 
 

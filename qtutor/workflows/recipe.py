@@ -8,7 +8,7 @@ from pickle import PicklingError
 from typing import Any
 
 from qtutor.machine import describe
-from qtutor.models.copying import check_loaded, plain_copy
+from qtutor.models.copying import check_loaded, plain_attributes, plain_copy
 from qtutor.models.operators import check_module, kind_of
 from qtutor.workflows.backends import SATURATING, at_work, choose
 from qtutor.workflows.numbers import travel_with_state
@@ -16,6 +16,7 @@ from qtutor.workflows.numbers import travel_with_state
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.nn.modules.conv import _ConvNd
 
 FLOWS = ("eager", "fx", "pt2e")
@@ -109,20 +110,27 @@ def _ordinary(zeros: Tensor) -> Tensor:
 
 def recipe_of(model: nn.Module) -> Recipe | None:
     """Return the recipe of a model that a flow made, else None."""
-    return model.meta.get("qtutor") if isinstance(model, GraphModule) else getattr(model, "__dict__", {}).get("_qtutor")
+    return _noted(model, "qtutor")
 
 
 def example_of(prepared: nn.Module) -> tuple[Tensor, ...]:
     """Return the inputs that a model to train was prepared with."""
-    return prepared.meta["qtutor_example"] if isinstance(prepared, GraphModule) else prepared._qtutor_example
+    return _noted(prepared, "qtutor_example")
 
 
-def remember(model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | None = None) -> nn.Module:
-    """Have a model carry its recipe, and the example that it was prepared with, through copies too; return it."""
-    notes = {"qtutor": recipe} | ({} if example is None else {"qtutor_example": example})
+def remember(model: nn.Module, recipe: Recipe, **notes: Any) -> nn.Module:
+    """Have a model carry its recipe and other notes through copies too; return it.
+
+    Args:
+        notes: of a model to train: the `example` that it was prepared with, and the `masks` of what was pruned, by the
+            names of parameters, which are held to zero there.
+    """
+    notes = {"qtutor": recipe} | {f"qtutor_{name}": value for name, value in notes.items()}
     if isinstance(model, GraphModule):  # copying one keeps this and no other attribute
         model.meta |= notes
         travel_with_state(model)
+        if _remember_again not in model._deepcopy_hooks:
+            model._register_deepcopy_hook(_remember_again)
     else:
         vars(model).update({f"_{name}": value for name, value in notes.items()})
     if isinstance(model, GraphModule) and (recipe.prepared or recipe.flow == "pt2e"):
@@ -130,7 +138,33 @@ def remember(model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | Non
     if recipe.flow != "pt2e":
         model.__deepcopy__ = _AtWork(model, "__deepcopy__")
         model.load_state_dict = _AtWork(model, "load_state_dict")
+    parameters = dict(model.named_parameters())
+    for name, mask in (_noted(model, "qtutor_masks") or {}).items():
+        if name in parameters and parameters[name].requires_grad:
+            parameters[name].register_hook(partial(_masked, mask))
     return model
+
+
+def _masked(mask: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * mask.to(gradient)  # which may be on another device by now
+
+
+def carry(model: nn.Module, made: nn.Module) -> nn.Module:
+    """Give what was made of a model, which may be a graph, its plain attributes, through copies too; return it."""
+    for name, value in plain_attributes(model).items():
+        if not hasattr(made, name):
+            setattr(made, name, value)
+            if isinstance(made, GraphModule):
+                made.meta.setdefault(_USER_PRESERVED_ATTRIBUTES_KEY, {})[name] = value
+    return made
+
+
+def _remember_again(copied: GraphModule) -> None:
+    remember(copied, copied.meta["qtutor"])
+
+
+def _noted(model: nn.Module, name: str) -> Any:
+    return model.meta.get(name) if isinstance(model, GraphModule) else getattr(model, "__dict__", {}).get(f"_{name}")
 
 
 def _refuse_to_pickle(recipe: Recipe, protocol: int) -> None:

@@ -32,7 +32,7 @@ _MEANINGS = (
         r"not implemented for '(Long|Int|Short|Char|Byte|Bool)'|but found (Long|Int)",
         "whole numbers are computed there, and only floats can be rounded: call .float() on them first",
     ),
-    (r"used as inputs to control flow", "Python decides there by a tensor's value or size"),
+    (r"used as inputs to control flow", "Python decides there by a tensor's value, size or dtype"),
     (r"GuardOnDataDependent|[Dd]ata-dependent", "Python needs a tensor's value there, to decide or as a plain number"),
     (
         r"cannot be interpreted as an integer",
@@ -42,9 +42,13 @@ _MEANINGS = (
     (
         r"must be a string|list indices|'len' is not|__len__|len\(\) of a|cannot be interpreted|"
         r"'(float|int)' object has|__round__|__format__",
-        "Python needs a plain number there: keep it a tensor, and write x.shape[0] for len(x)",
+        "Python needs a plain number there: keep it a tensor, or write x.shape[0] for len(x), torch.sym_int(x) for "
+        "int(x), torch.sym_float(x) for float(x)",
     ),
-    (r"np\.ndarray|\.numpy\(\)", "forward leaves PyTorch for NumPy there: compute it with torch"),
+    (
+        r"ndarray|\.numpy\(\)|__array_struct__|ufuncs|expected a sequence of integers",
+        "forward leaves PyTorch for NumPy there: compute it with torch, and numbers with math",
+    ),
     (
         r"not installed as a submodule",
         "the layer is in a plain list or made in forward, where PyTorch does not find it: put it into an nn.ModuleList",
@@ -70,7 +74,8 @@ _MEANINGS = (
     ),
     (
         r"^slice indices must be integers",
-        "a buffer is cut there to a size that an input has: x.narrow(0, 0, n) does what x[:n] does",
+        "a list is cut there to a size that an input has, which no trace knows, or a part of a tensor is written: "
+        "torch.where or torch.cat can do that",
     ),
     (
         r"__cuda_array_interface__|not 'Proxy'",
