@@ -845,3 +845,25 @@ def test_a_layer_stays_in_floats_in_eager_mode_as_the_refusal_says():
         quantize_static(model, [x], "eager")
     model.get_submodule("b").qconfig = None
     assert type(quantize_static(model, [x], "eager").b) is nn.Linear
+
+
+class Padded(nn.Module):
+    """Images padded to sizes that windows divide, again and again, as transformers for images do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        for size in 4 * (3, 4):
+            x = nn.functional.pad(x, [0, -x.shape[-1] % size, 0, -x.shape[-2] % size])
+        return self.layer(x)
+
+
+def test_sizes_that_pytorch_would_simplify_for_hours_are_fixed_but_for_the_samples():
+    torch.manual_seed(0)
+    model, x = Padded().eval(), torch.randn(4, 3, 13, 13)
+    quantized = quantize_static(model, [x], "pt2e")
+    assert sqnr(model, quantized, x[:3]) > 25
+    with pytest.raises(ValueError, match=r"forward was captured where .*13.*, and got \(4, 3, 12, 12\)"):
+        quantized(x[..., 1:, 1:])

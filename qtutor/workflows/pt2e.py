@@ -2,9 +2,10 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
+from itertools import islice
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -25,10 +26,13 @@ from qtutor.workflows.training import trained_config
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.sym_node import SymNode
 from torch.utils._pytree import tree_map_only
 
 _aten = torch.ops.aten
 _FOLDING = ("_fuse_conv_bn_", "_fuse_linear_bn_", "_fuse_conv_bn_qat", "_fold_conv_bn_qat")
+_LONGEST = 300
+"""Terms of what is made of a size, which PyTorch simplifies: 152 in a DenseNet, more than a thousand in a Swin."""
 _WITH_NUMBER = {each.Tensor: each.Scalar for each in (_aten.add, _aten.sub, _aten.mul)}
 
 
@@ -57,6 +61,9 @@ class Compiled(nn.Module):
 def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = False) -> GraphModule:
     """Capture a model with torch.export for any sizes that forward leaves free, each call of a module told apart.
 
+    Where what forward makes of sizes gets so long that PyTorch would simplify it for hours, as windows of
+    windows of an image do, the number of samples alone is free.
+
     torchao groups the operators of a graph by the name of their module. Of one that is called twice it
     would take both calls for one, and refuse it; so later calls get a name of their own besides.
 
@@ -73,11 +80,42 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
     return _captured(model, copies(inputs), functional)  # two may be one tensor, and its size is noted by identity
 
 
+class _TooLong(Exception):
+    """What is made of a size has more than `_LONGEST` terms."""
+
+
+@contextmanager
+def _in_few_terms() -> Iterator[None]:
+    """Give up where what is made of a size gets long."""
+    from sympy import preorder_traversal
+
+    original = SymNode.__init__
+
+    def init(self: SymNode, expr: Any, *others: Any, **named: Any) -> None:
+        if sum(1 for _ in islice(preorder_traversal(expr), _LONGEST)) == _LONGEST:
+            raise _TooLong
+        original(self, expr, *others, **named)
+
+    with mock.patch.object(SymNode, "__init__", init):
+        yield
+
+
 def _captured(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool) -> GraphModule:
+    try:
+        with _in_few_terms():
+            return _captured_for(model, inputs, functional, range)
+    except _TooLong:
+        return _captured_for(model, inputs, functional, lambda dimensions: [0])
+
+
+def _captured_for(
+    model: nn.Module, inputs: tuple[Tensor, ...], functional: bool, free: Callable[[int], Iterable[int]]
+) -> GraphModule:
+    """Capture a model for any sizes along the axes that are `free` of so many dimensions."""
     shapes = torch.export.ShapesCollection()
     for x in tensors_in(inputs):
         if x.dim():
-            shapes[x] = dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO)
+            shapes[x] = dict.fromkeys(free(x.dim()), torch.export.Dim.AUTO)
     names = "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch._export.non_strict_utils"
     quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # the graph, on failure
     # Without gradients: what forward computes without them, in a block, would become a graph of its own.
