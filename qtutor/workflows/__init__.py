@@ -17,6 +17,7 @@ function returns a new model and leaves the given one, and PyTorch's quantized e
     checks, limits     an INT8 model against the float one; what decibels mean
     judging, telling   what is said of a result, and how: warnings, names of layers
     refusals           why a flow cannot take a model, in plain words
+    rewriting          what FX has traced, in words that its converter knows
     calls, infinity    modules called several times; what reads infinity stays in floats
     numbers            what a trace made constants, in the state of a model
     floats             the names of what stays in floating point

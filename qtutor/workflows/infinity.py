@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from qtutor.affine import decibels, sqnr
 from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.tracing import label, line_of
-from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.limits import USUAL
 from qtutor.workflows.recipe import Recipe
 from qtutor.workflows.refusals import Refused
+from qtutor.workflows.rewriting import kernel_of, name_of
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class Range(NamedTuple):
 def _scales(node: Node, prepared: nn.Module) -> set[float | None]:
     """The scales that PyTorch fixes of what a node joins, with None where it leaves one free."""
     sources = [source for each in node.all_input_nodes for source in each.all_input_nodes] if _joins(node) else []
-    kernels = (fx.kernel_of(source, prepared) for source in sources)
+    kernels = (kernel_of(source, prepared) for source in sources)
     return {kernel and kernel.scale for kernel in kernels}
 
 
@@ -117,7 +117,7 @@ def _sharing(prepared: GraphModule) -> dict[Node, list[tuple[nn.Module, int]]]:
 def _for_layers(node: Node, prepared: nn.Module) -> bool:
     """Whether layers alone read what a node gives, each of which has one scale for all that it gets."""
     for user in node.users:
-        kernel = fx.kernel_of(user, prepared)
+        kernel = kernel_of(user, prepared)
         observes = user.op == "call_module" and hasattr(prepared.get_submodule(user.target), "calculate_qparams")
         passes = observes or Trait.KEEPS_RANGE in traits(target_of(user, prepared))
         if not (_for_layers(user, prepared) if passes else kernel and kernel.begins):
@@ -177,7 +177,7 @@ def spared(prepared: nn.Module, recipe: Recipe, found: Mapping[nn.Module | Node,
 
 def _in_floats(prepared: GraphModule, recipe: Recipe, node: Node, what: str) -> Recipe:
     """Return a recipe by which a node that meets what no scale holds is computed in floats, where that can be."""
-    field, name = "", fx.name_of(node)
+    field, name = "", name_of(node)
     if node.op == "call_module":
         weighted = next(prepared.get_submodule(node.target).parameters(), None) is not None
         field, name = "" if weighted and what is not _INFINITE else "left_float", given_name(node.target)

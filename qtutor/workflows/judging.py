@@ -17,6 +17,7 @@ from qtutor.workflows.floats import left_in_floats, why_left
 from qtutor.workflows.limits import APART, CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.recipe import Recipe, float_copy
 from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
+from qtutor.workflows.rewriting import name_of
 from qtutor.workflows.telling import CHOOSES, listed, tell
 
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ def cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], err
     if recipe.flow == "pt2e":
         return Refused(f"cannot convert it: {reason_of(error)}")
     node = fx.failing(model, inputs)
-    name = fx.name_of(node)
+    name = name_of(node)
     if node.op == "call_module" and (layer := given_name(node.target)) not in recipe.left_float:
         return Unfit(replace(recipe, left_float=(*recipe.left_float, layer)))
     if name and name not in recipe.float_operators:
