@@ -1641,6 +1641,7 @@ def test_traces_of_two_threads_leave_nothing_behind():
     later.join()
     assert (isinstance, torch.zeros) == before
     assert not {"__getitem__", "expand"} & {*vars(torch.Tensor)}
+    assert torch.zeros(3).new_tensor([torch.tensor(1.0), 2.0]).tolist() == [1.0, 2.0]  # C++ remembers a patch there
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -206,7 +206,7 @@ def test_clamps_between_convolutions_are_right_on_every_engine(monkeypatch, engi
 def test_a_prelu_stays_in_floating_point():
     model, x = Clamped(nn.PReLU()).eval(), 3 * torch.randn(2, 3, 12, 12)
     with pytest.warns(
-        workflows.checks.QuantizationWarning, match=r"leaves in floating point: clamp \(PReLU\): no INT8 kernel"
+        workflows.telling.QuantizationWarning, match=r"leaves in floating point: clamp \(PReLU\): no INT8 kernel"
     ):
         assert sqnr(model, quantize_static(model, [x]), x) > 20
     with pytest.raises(ValueError, match="clamp"):

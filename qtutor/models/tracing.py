@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 _MOST = 16  # inputs that a `*inputs` is taken to stand for
@@ -35,7 +36,7 @@ _NOT_THEIRS = (sysconfig.get_path("purelib"), str(Path(__file__).parent.parent))
 _TRACE = fx.Tracer.trace.__code__
 _SIZED = (
     *((torch, name) for name in ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor")),
-    *((Tensor, name) for name in ("expand", "new_zeros", "new_ones", "new_empty", "__getitem__")),
+    *((Tensor, name) for name in ("expand", "new_zeros", "new_ones", "new_empty")),
 )
 """What takes sizes, or numbers, for which PyTorch takes no stand-in."""
 _ONE_AT_A_TIME = threading.RLock()
@@ -102,20 +103,19 @@ class Call(fx.Tracer):
                 patches.enter_context(patch(torch, name, functools.partial(self._of_known, getattr(torch, name))))
             for home, name in _SIZED:
                 patches.enter_context(patch(home, name, self._recording(home, name)))
+            patches.enter_context(_Indexing(self))
             return super().trace(root, concrete_args)
 
     def _recording(self, home: Any, name: str) -> Callable:
         """A function or method of PyTorch that is recorded where a stand-in is among its arguments."""
         original = getattr(home, name)
-        function = operator.getitem if name == "__getitem__" else original if home is torch else None
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            found: list[fx.Proxy] = []
-            map_aggregate((args, kwargs), lambda each: found.append(each) if isinstance(each, fx.Proxy) else None)
-            if not found:
+            if not _holds_stand_in((args, kwargs)):
                 return original(*args, **kwargs)
-            return self.create_proxy("call_function" if function else "call_method", function or name, args, kwargs)
+            kind, target = ("call_function", original) if home is torch else ("call_method", name)
+            return self.create_proxy(kind, target, args, kwargs)
 
         return call
 
@@ -273,6 +273,28 @@ class Call(fx.Tracer):
             return count, (*names, error.args[0])
         short = isinstance(error, IndexError) or "not enough values to unpack" in str(error)
         return (count + 1, names) if short and inspect.Parameter.VAR_POSITIONAL in kinds else None
+
+
+class _Indexing(TorchFunctionMode):
+    """Records where a tensor is indexed by a stand-in.
+
+    Another `__getitem__` in place of PyTorch's would have its C++ take each number for a sequence, for good.
+    """
+
+    def __init__(self, tracer: Call):
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is Tensor.__getitem__ and isinstance(args[0], Tensor) and _holds_stand_in(args[1]):
+            return self.tracer.create_proxy("call_function", operator.getitem, args, {})
+        return func(*args, **(kwargs or {}))
+
+
+def _holds_stand_in(value: Any) -> bool:
+    found: list[fx.Proxy] = []
+    map_aggregate(value, lambda each: found.append(each) if isinstance(each, fx.Proxy) else None)
+    return bool(found)
 
 
 class Tracer(Call):
