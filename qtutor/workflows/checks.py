@@ -11,7 +11,7 @@ from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, lines_that_choose, outputs, unsteady
 from qtutor.models.tensors import floats_in, tensors_in
-from qtutor.simulation import Scheme, Simulation
+from qtutor.simulation import Rounding, Scheme, Simulation
 from qtutor.workflows.limits import CLEAR, HALF, TWICE, USUAL
 from qtutor.workflows.telling import CHOOSES, OFFSET, tell
 
@@ -112,42 +112,50 @@ def repeats(model: nn.Module, inputs: tuple[Tensor, ...], found: list[Tensor]) -
     return len(again) == len(found) and all(torch.equal(x, y) for x, y in zip(again, found, strict=True))
 
 
-def what_hurts(
-    model: nn.Module, inputs: tuple[Tensor, ...], kept: Collection[str], *, can_keep: bool
-) -> tuple[str, float]:
-    """Say which layer hurts most where all but `kept` are rounded to 8 bits, and the SQNR in dB that all explain.
+class RoundedLayers:
+    """A float model of which layers are rounded, and nothing between them: what these explain of an error, and which.
 
-    Args:
-        can_keep: the caller takes `keep_float`, so what that would bring is measured and said too.
+    Attributes:
+        explained: the SQNR in dB where all but `kept` are rounded to 8 bits; infinity where none is left.
     """
-    simulation = Simulation.of(model, Batch(inputs))
-    simulation.observe(Batch(inputs))
-    rounding = simulation.round(Scheme(weights="channel"))
-    exact = outputs(simulation.model, inputs)
 
-    def with_rounded(names: list[str]) -> float:
-        with simulation.rounded(rounding, names):
-            return agreement(exact, outputs(simulation.model, inputs))
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], kept: Collection[str]):
+        self._model, self._inputs = model, inputs
+        self._simulation = Simulation.of(model, Batch(inputs))
+        self._simulation.observe(Batch(inputs))
+        self._exact = outputs(self._simulation.model, inputs)
+        self._names = [name for name in self._simulation.layers if name not in kept]
+        self._rounding = self._simulation.round(Scheme(weights="channel"))
+        self.explained = self._agreement(self._names) if self._names else math.inf
 
-    names = [name for name in simulation.layers if name not in kept]
-    if not names:
-        return "", float("inf")
-    alone = {name: with_rounded([name]) for name in names}
-    worst = min(alone, key=alone.__getitem__)
-    if alone[worst] == -math.inf:
-        return CHOOSES, with_rounded(names)
-    said = f"{worst} ({simulation.layers[worst].kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded"
-    everything, others = with_rounded(names), [name for name in names if name != worst]
-    choosing = lines_that_choose(model, inputs) if everything < USUAL else []
-    if choosing:
-        finer = simulation.round(Scheme(8 + _FINER, weights="channel"))
-        with simulation.rounded(finer, names):
-            gained = agreement(exact, outputs(simulation.model, inputs)) - everything
-        choosing = choosing if abs(gained - _FINER * TWICE) > TWICE else []
-    if choosing:
-        said = f"something is chosen by value{' and'.join(choosing)}, and rounding changes what: return all of it and "
-        said += "choose behind the model" + ", or keep what leads there in floats (keep_float)" * can_keep
-        return said, everything
-    if can_keep and others and (spared := with_rounded(others)) > everything + HALF:
-        said += f": keep_float={[worst]} would reach up to {spared:.0f} dB"
-    return said, everything
+    def _agreement(self, names: list[str], rounding: Rounding | None = None) -> float:
+        with self._simulation.rounded(rounding or self._rounding, names):
+            return agreement(self._exact, outputs(self._simulation.model, self._inputs))
+
+    def what_hurts(self, *, can_keep: bool) -> str:
+        """Say which layer hurts most.
+
+        Args:
+            can_keep: the caller takes `keep_float`, so what that would bring is measured and said too.
+        """
+        if not self._names:
+            return ""
+        if choosing := self._lines_that_choose():
+            said = f"something is chosen by value{' and'.join(choosing)}, and rounding changes what: return all of it "
+            return f"{said}and choose behind the model" + ", or keep what leads there in floats (keep_float)" * can_keep
+        alone = {name: self._agreement([name]) for name in self._names}
+        worst = min(alone, key=alone.__getitem__)
+        if alone[worst] == -math.inf:
+            return CHOOSES
+        kind, others = self._simulation.layers[worst].kind, [name for name in self._names if name != worst]
+        said = f"{worst} ({kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded"
+        if can_keep and others and (spared := self._agreement(others)) > self.explained + HALF:
+            said += f": keep_float={[worst]} would reach up to {spared:.0f} dB"
+        return said
+
+    def _lines_that_choose(self) -> list[str]:
+        """The lines that choose by value, where that and no layer explains the error: finer codes do not halve it."""
+        lines = lines_that_choose(self._model, self._inputs) if -math.inf < self.explained < USUAL else []
+        finer = self._simulation.round(Scheme(8 + _FINER, weights="channel")) if lines else None
+        gained = self._agreement(self._names, finer) - self.explained if lines else 0.0
+        return lines if abs(gained - _FINER * TWICE) > TWICE else []

@@ -12,7 +12,7 @@ from qtutor.models.tensors import floats_in, shape_of
 from qtutor.models.tracing import label, line_of, trace, where, works_in_place
 from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
-from qtutor.workflows.checks import Reference, agrees, what_hurts
+from qtutor.workflows.checks import Reference, RoundedLayers, agrees
 from qtutor.workflows.floats import left_in_floats, why_left
 from qtutor.workflows.limits import APART, CLEAR, LEAST, SAME, USUAL
 from qtutor.workflows.recipe import Recipe, float_copy
@@ -182,16 +182,17 @@ def judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Ref
     kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager"
     said = agrees(got, "the float one")
     if not floats_in(reference.batch_outputs):
-        worst, explained = "return the scores too, to see how far off these are", got
+        worst = "return the scores too, to see how far off these are"
     else:
-        worst, explained = what_hurts(float_copy(model), reference.batch, kept, can_keep=can_keep)
-    if explained > got + APART:
-        if recipe.flow == "fx" and not recipe.between:
+        layers = RoundedLayers(float_copy(model), reference.batch, kept)
+        worst = _between(layers.explained)
+        if layers.explained <= got + APART:
+            worst = layers.what_hurts(can_keep=can_keep)
+        elif recipe.flow == "fx" and not recipe.between:
             raise Unfit(replace(recipe, between=True))
-        if got < CLEAR:
-            lost = f"is too far off: {said}; its layers alone would reach {explained:.1f} dB"
+        elif got < CLEAR:
+            lost = f"is too far off: {said}; its layers alone would reach {layers.explained:.1f} dB"
             raise unseen(recipe, f"{lost}, so something between them gets lost{written}")
-        worst = _between(explained)
     if got < LEAST:
         raise Refused(f"is too far off: {said}; {worst}")
     tell(f"{said}: {worst}")
@@ -205,8 +206,8 @@ def tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe
     """Say what training has to make good, beside what fewer bits cost, for nothing is left to compare with then."""
     got = agreement(reference.outputs, outputs(tried, reference.inputs))
     if recipe.bits == 8 and not recipe.edges and got < USUAL:
-        worst, explained = what_hurts(float_copy(model), reference.inputs, recipe.left_float, can_keep=False)
-        if explained > got + APART and recipe.flow == "fx" and not recipe.between:
+        layers = RoundedLayers(float_copy(model), reference.inputs, recipe.left_float)
+        if layers.explained > got + APART and recipe.flow == "fx" and not recipe.between:
             raise Unfit(replace(recipe, between=True))
-        worst = worst if explained < USUAL else _between(explained)
+        worst = layers.what_hurts(can_keep=False) if layers.explained < USUAL else _between(layers.explained)
         tell(f"before it is trained, the INT8 model agrees with the float one to {got:.1f} dB only: {worst}")
