@@ -397,6 +397,40 @@ def test_a_metric_of_ones_own_is_measured(chain, inputs):
     assert -diagnosis.float_metric == pytest.approx(exact, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (
+            lambda out, y: (out.argmax(1) == y).float().mean(),
+            "AttributeError: .* on batch 0, .* type dict and .* Tensor",
+        ),
+        (lambda out, y: out["logits"].argmax(1) == y, "[A-Z].*Error: .* on batch 0, .* type dict and .* Tensor"),
+        (lambda out, y: (out["logits"][:, 0] - y.float()).mean(), "AttributeError: .* on batch 1, .* type NoneType"),
+    ],
+)
+def test_a_metric_that_raises_says_on_what(metric, message):
+    class Named(Chain):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    data = [(torch.randn(4, 16), torch.arange(4)), torch.randn(4, 16)]
+    with pytest.raises(ValueError, match=rf"metric\(output, labels\) raised {message}"):
+        quiet(Named().eval(), data, metric=metric)
+
+
+def test_a_metric_that_raises_on_what_is_rounded_only_is_told_of(inputs):
+    chain, calls = Chain().eval(), []
+
+    def metric(output, labels):
+        calls.append(output)
+        if len(calls) > 2:
+            raise ArithmeticError("no such value")
+        return 1.0
+
+    with pytest.raises(ValueError, match="rounded the model raises ArithmeticError: no such value"):
+        quiet(chain, inputs, metric=metric)
+
+
 def test_no_more_samples_than_asked_for_are_read(chain):
     def stream():
         for number in range(100):
