@@ -260,6 +260,24 @@ def test_a_branch_that_a_trace_lost_is_told_of(name, by, other):
         entry(x)
 
 
+class Output(dict):
+    """What PyTorch does not look into."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_class_of_outputs_of_the_models_own_is_refused(name):
+    here(name)
+
+    class Gives(nn.Linear):
+        def forward(self, x):
+            return {"all": Output(scores=super().forward(x))}
+
+    entry = runtimes.build(Gives(8, 4).eval(), [torch.rand(4, 8)], [name])[name]
+    assert re.search("forward returns tensors in a class of its own, Output: return a tuple or a dict", entry.missing)
+
+
 def test_the_given_model_stays_as_it_was(batches):
     model = SmallCNN(8, 3).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

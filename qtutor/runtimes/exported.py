@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, no_fast_attention, outputs
 from qtutor.models.tensors import copies, tensors_in
 from qtutor.workflows import hide_torch_notices
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 Batches = Sequence[tuple[Tensor, ...]]
 
@@ -72,7 +73,7 @@ class Exported:
     def like_the_model(self, run: Callable[..., list[Tensor]]) -> Callable[..., Any]:
         """Give outputs the structure that the model's have, and keep the files while they may be read again."""
         with torch.no_grad():
-            leaves, structure = tree_flatten(self.model(*self.inputs))
+            leaves, structure = _leaves(self.model(*self.inputs))
         constants = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # a None is no output in a file
         first, sizes = shapes_of(self.batches[0]), _sizes(self.batches)
 
@@ -120,6 +121,17 @@ def _fits(shape: tuple[int, ...], sizes: list[int | None]) -> bool:
     return len(shape) == len(sizes) and all(size in (None, got) for got, size in zip(shape, sizes, strict=True))
 
 
+def _leaves(output: Any) -> tuple[list[Any], TreeSpec]:
+    """What an output is made of, and how. ValueError: tensors are in a class that PyTorch does not look into."""
+    leaves, structure = tree_flatten(output)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor) and tensors_in(leaf):
+            raise ValueError(
+                f"forward returns tensors in a class of its own, {kind_of(leaf)}: return a tuple or a dict of them"
+            )
+    return leaves, structure
+
+
 def by_name(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Return the inputs that are given as they are called in an ONNX file: input0, input1, ..."""
     return {f"input{i}": tensor.detach() for i, tensor in enumerate(tensors_in(inputs))}
@@ -134,12 +146,15 @@ def export_onnx(model: nn.Module, inputs: tuple[Tensor, ...], path: Path | str, 
         model: in eval mode, float or quantized by FX.
         inputs: one batch; in the file they are called as by `by_name`.
         batches: further ones; the file takes any size along axes of which the size differs among them.
+
+    Raises:
+        ValueError: `forward` returns tensors in a class of its own.
     """
     given, sizes = [*by_name(inputs)], _sizes([inputs, *batches])
     if len(given) < len(inputs):  # the exporter would move what stands behind None to its place
         model, inputs = _Filled(model, inputs), tuple(tensors_in(inputs))
     with torch.no_grad():
-        found = [leaf for leaf in tree_flatten(model(*copies(inputs)))[0] if isinstance(leaf, Tensor)]
+        found = [leaf for leaf in _leaves(model(*copies(inputs)))[0] if isinstance(leaf, Tensor)]
         names = [f"output{i}" for i in range(len(found))]
         axes = {name: {0: "batch"} for name, tensor in zip(names, found, strict=True) if tensor.dim()}
         for name, known in zip(given, sizes, strict=True):
