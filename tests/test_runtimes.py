@@ -267,15 +267,22 @@ class Output(dict):
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_a_class_of_outputs_of_the_models_own_is_refused(name):
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda x, y: [Output(y=y)], "forward returns tensors in a class of its own, Output: return a tuple or a dict"),
+        (lambda x, y: (y, x.shape[1]), "forward returns 5 for one batch and 7 for another"),
+    ],
+)
+def test_what_would_stay_as_it_was_for_the_first_batch_is_refused(name, gives, message):
     here(name)
 
     class Gives(nn.Linear):
         def forward(self, x):
-            return {"all": Output(scores=super().forward(x))}
+            return gives(x, super().forward(x))
 
-    entry = runtimes.build(Gives(8, 4).eval(), [torch.rand(4, 8)], [name])[name]
-    assert re.search("forward returns tensors in a class of its own, Output: return a tuple or a dict", entry.missing)
+    entry = runtimes.build(Gives(8, 4).eval(), [torch.rand(4, 5, 8), torch.rand(4, 7, 8)], [name])[name]
+    assert re.search(message, entry.missing)
 
 
 def test_the_given_model_stays_as_it_was(batches):

@@ -70,11 +70,28 @@ class Exported:
             export_onnx(self.model, self.inputs, path, self.batches)
         return path
 
+    @functools.cached_property
+    def structure(self) -> tuple[list[Any], TreeSpec]:
+        """What outputs are made of, `Tensor` standing for each that is one, and how.
+
+        Raises:
+            ValueError: that is not the same for all of `wanted`, or tensors are in a class of the model's own.
+        """
+        with torch.no_grad():
+            found = [_leaves(self.model(*copies(batch))) for batch, _ in self.wanted]
+        leaves, how = found[0]
+        for others, _ in found:
+            for first, other in zip(leaves, others, strict=False):
+                if isinstance(other, int) and other != first:  # the exporter refuses other numbers
+                    raise ValueError(
+                        f"forward returns {first!r} for one batch and {other!r} for another, of which a file keeps the "
+                        "first: return tensors alone"
+                    )
+        return [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves], how
+
     def like_the_model(self, run: Callable[..., list[Tensor]]) -> Callable[..., Any]:
         """Give outputs the structure that the model's have, and keep the files while they may be read again."""
-        with torch.no_grad():
-            leaves, structure = _leaves(self.model(*self.inputs))
-        constants = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # a None is no output in a file
+        constants, structure = self.structure  # a None is no output in a file
         first, sizes = shapes_of(self.batches[0]), _sizes(self.batches)
 
         def restructured(*inputs: Tensor, folder: Folder = self.folder) -> Any:
