@@ -260,6 +260,39 @@ def test_a_file_of_model_and_data_runs_once(model, data, own_network, capsys):
     assert capsys.readouterr().out.count("it runs") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "way", "asked"),
+    [
+        ((), "Apply it with diagnosis.apply()", "bits=8, weights='tensor', samples=1024"),
+        (
+            ("--bits", "4", "--weights", "channel"),
+            "INT8 has 8 bits: round so in floating point with diagnosis.simulate()",
+            "bits=4, weights='channel', samples=1024",
+        ),
+    ],
+)
+def test_what_is_recommended_comes_with_the_calls_that_give_it(options, way, asked, own_network, capsys):
+    assert cli.main(["diagnose", "ownnet:build", "--data", "ownnet:loader", *options]) == 0
+    assert f"\n{way} after diagnosis = diagnose(model, data, {asked}).\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("late", ["build", "forward"])
+def test_modules_beside_are_found_when_functions_import_them(late, own_network):
+    (own_network / "beside.py").write_text("number = 8\n")
+    importing = {"build": "pass", "forward": "pass", late: "import beside"}
+    (own_network / "ownnet.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        f"    def forward(self, x):\n        {importing['forward']}\n        return super().forward(x)\n"
+        f"def build():\n    {importing['build']}\n    return Net(nn.Linear(4, 3))\n"
+        "def loader(): return [torch.randn(8, 4)]\n"
+    )
+    before = [*sys.path]
+    assert cli.main(["diagnose", "ownnet:build", "--data", "ownnet:loader"]) == 0
+    assert sys.path == before
+    del sys.modules["beside"]
+
+
 INTERRUPTED = """
 import os, signal, torch
 from torch import nn

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 from itertools import pairwise
 
 from qtutor.affine import sqnr
@@ -12,6 +13,8 @@ from qtutor.fusion import fuse
 from qtutor.plots import report
 from qtutor.samples import SlimResNet
 from qtutor.simulation import Simulation
+from qtutor.words import in_bytes
+from qtutor.workflows.telling import QuantizationWarning
 
 import joblib
 import pandas as pd
@@ -397,6 +400,40 @@ def test_a_metric_of_ones_own_is_measured(chain, inputs):
     assert -diagnosis.float_metric == pytest.approx(exact, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (
+            lambda out, y: (out.argmax(1) == y).float().mean(),
+            "AttributeError: .* on batch 0, .* type dict and .* Tensor",
+        ),
+        (lambda out, y: out["logits"].argmax(1) == y, "[A-Z].*Error: .* on batch 0, .* type dict and .* Tensor"),
+        (lambda out, y: (out["logits"][:, 0] - y.float()).mean(), "AttributeError: .* on batch 1, .* type NoneType"),
+    ],
+)
+def test_a_metric_that_raises_says_on_what(metric, message):
+    class Named(Chain):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    data = [(torch.randn(4, 16), torch.arange(4)), torch.randn(4, 16)]
+    with pytest.raises(ValueError, match=rf"metric\(output, labels\) raised {message}"):
+        quiet(Named().eval(), data, metric=metric)
+
+
+def test_a_metric_that_raises_on_what_is_rounded_only_is_told_of(inputs):
+    chain, calls = Chain().eval(), []
+
+    def metric(output, labels):
+        calls.append(output)
+        if len(calls) > 2:
+            raise ArithmeticError("no such value")
+        return 1.0
+
+    with pytest.raises(ValueError, match="rounded the model raises ArithmeticError: no such value"):
+        quiet(chain, inputs, metric=metric)
+
+
 def test_no_more_samples_than_asked_for_are_read(chain):
     def stream():
         for number in range(100):
@@ -478,6 +515,20 @@ def test_the_recommended_configuration_reaches_the_goal_and_is_applied_with_one_
     agree = [(int8(x).argmax(dim=1) == y).float().mean() for x, y in data]
     assert min(agree) > 0.9
     assert int8(inputs[0]).shape == (32, 10)
+
+
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+def test_weights_that_a_flow_leaves_in_floats_are_counted_as_such(flow):
+    model = nn.Sequential(nn.Embedding(500, 32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    diagnosis = quiet(model, [torch.randint(500, (16, 4))])
+    embedding = 500 * 32
+    assert diagnosis.measure(diagnosis.recommended).bytes < 2 * embedding
+    with pytest.warns(QuantizationWarning) as told:
+        diagnosis.apply(flow)
+    linear = 32 * 64 + 64 * 10 + 2 * 4 + (64 + 10) * 4  # codes, scales and biases
+    made, promised = in_bytes(4 * embedding + linear), in_bytes(embedding + 4 + linear)
+    said = f"take {made} where .* promised {promised}, for flow={flow!r}"
+    assert [re.search(said, str(each.message)) is not None for each in told] == [False, True]
 
 
 @pytest.mark.parametrize("repair", ["equalized", "bias_corrected"])

@@ -90,6 +90,52 @@ def test_several_inputs_and_nested_outputs_keep_their_structure(name):
         assert (found[key] - value).abs().max() <= 0.08 * value.abs().max()
 
 
+class AnySize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x, shift):
+        return self.head((self.convolution(x).relu() + shift).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_sizes_that_differ_among_the_batches_are_free_and_others_are_named(name):
+    here(name)
+    torch.manual_seed(0)
+    model, shift = AnySize().eval(), torch.tensor(0.5)
+    calls = [(torch.rand(4, 3, *size, requires_grad=True), shift) for size in ((16, 8), (20, 8), (9, 8))]
+    entry = runtimes.build(model, [(inputs, None) for inputs in calls], [name])[name]
+    assert entry.missing == ""
+    for x in (*(x for x, _ in calls), torch.rand(4, 3, 11, 8)):
+        expected = model(x, shift)
+        assert (entry(x, shift) - expected).abs().max() <= 0.05 * expected.abs().max()
+    known = re.escape("takes inputs of shape (any, 3, any, 8) and (), and got ")
+    with pytest.raises(ValueError, match=rf"{known}\(4, 3, 16, 9\) and .*: build it with a batch of that shape too"):
+        entry(torch.rand(4, 3, 16, 9), shift)
+    with pytest.raises(ValueError, match=rf"{known}\(3, 16, 8\) and \(\)$"):
+        entry(torch.rand(3, 16, 8), shift)
+
+
+def test_a_size_of_which_a_trace_keeps_the_number_is_told_of():
+    here("ONNX Runtime FP32")
+
+    class Folds(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.reshape(int(x.shape[0] * x.shape[1]), 8))
+
+    entries = runtimes.build(Folds(8, 4).eval(), [torch.rand(4, n, 8) for n in (5, 7)], ["ONNX Runtime FP32"])
+    said = r"the file cannot take \(4, 7, 8\): where the model can, it makes a number of a size"
+    assert re.search(said, entries["ONNX Runtime FP32"].missing)
+
+
+def test_nothing_is_compiled_for_the_shapes_of_later_batches(network, batches):
+    here("torch.compile")
+    before = counters["stats"]["unique_graphs"]
+    runtimes.build(network, [batches[0], batches[1][:3]], ["torch.compile"])
+    assert counters["stats"]["unique_graphs"] == before + 1
+
+
 def test_fx_int8_runs_without_python_and_computes_the_same_codes(network, batches):
     entry = runtimes.build(network, batches, ["FX INT8"])["FX INT8"]
     assert isinstance(entry.run, torch.jit.ScriptModule)
@@ -191,24 +237,52 @@ def test_none_in_an_output_comes_back(name):
     assert (found["scores"] - model(x)[1]["scores"]).abs().max() < 0.1
 
 
-class BranchesOnValues(nn.Module):
-    def __init__(self):
+class Branches(nn.Module):
+    def __init__(self, by):
         super().__init__()
-        self.head = nn.Linear(8, 4)
+        self.head, self.by = nn.Linear(8, 4), by
 
     def forward(self, x):
-        return self.head(x) if x.mean() > 0 else 2 * self.head(-x)
+        return self.head(x) if self.by(x) else -self.head(x)
 
 
 @pytest.mark.parametrize("name", ["ONNX Runtime FP32", "ONNX Runtime INT8", "OpenVINO FP32"])
-def test_a_branch_that_a_trace_lost_is_told_of(name):
+@pytest.mark.parametrize(
+    ("by", "other"), [(lambda x: x.mean() > 0, -torch.ones(4, 5, 8)), (lambda x: x.shape[1] < 6, torch.ones(4, 7, 8))]
+)
+def test_a_branch_that_a_trace_lost_is_told_of(name, by, other):
     here(name)
-    x = torch.rand(4, 8)
-    entry = runtimes.build(BranchesOnValues().eval(), [x, -x], [name])[name]
+    x = torch.rand(4, 5, 8)
+    entry = runtimes.build(Branches(by).eval(), [x, other], [name])[name]
     said = rf"{name} computes another function, .* -?\d+\.\d dB only: .*a trace keeps one branch, and torch.where both"
     assert re.match(said, entry.missing)
     with pytest.raises(Unavailable, match="computes another function"):
         entry(x)
+
+
+class Output(dict):
+    """What PyTorch does not look into."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda x, y: [Output(y=y)], "forward returns tensors in a class of its own, Output: return a tuple or a dict"),
+        (lambda x, y: (y, x.shape[1]), "forward returns 5 for one batch and 7 for another"),
+    ],
+)
+def test_what_would_stay_as_it_was_for_the_first_batch_is_refused(name, gives, message):
+    here(name)
+
+    class Gives(nn.Linear):
+        def forward(self, x):
+            return gives(x, super().forward(x))
+
+    entry = runtimes.build(Gives(8, 4).eval(), [torch.rand(4, 5, 8), torch.rand(4, 7, 8)], [name])[name]
+    assert re.search(message, entry.missing)
 
 
 def test_the_given_model_stays_as_it_was(batches):

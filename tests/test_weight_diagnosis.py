@@ -161,6 +161,24 @@ def test_a_model_without_linear_layers_or_scores_is_refused(model, message):
         diagnose(model, [x], weights="group", group=4, progress=False)
 
 
+class Unsteady(nn.Module):
+    """Gives another output at each call: by chance, or as it counts its calls."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.linear, self.counts, self.calls = nn.Linear(64, 4), counts, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) + self.calls if self.counts else functional.dropout(self.linear(x))
+
+
+@pytest.mark.parametrize(("counts", "message"), [(False, "functional dropout needs training"), (True, "call to call")])
+def test_a_model_that_gives_another_output_each_time_is_refused(counts, message):
+    with pytest.raises(ValueError, match=f"Unsteady itself gives another output .*{message}"):
+        diagnose(Unsteady(counts), [torch.randn(8, 64)], weights="group", progress=False)
+
+
 def test_an_embedding_that_scales_its_rows_down_scales_those_of_a_copy(tokens):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(40, 64, max_norm=1.0), nn.Linear(64, 4)).eval()

@@ -24,6 +24,7 @@ import torch.ao.quantization as ao
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import TensorDataset
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what torchvision says of its missing extension
@@ -271,11 +272,25 @@ def test_a_model_may_return_a_dictionary(tmp_path, flow):
         ([((ROWS, 3), None)], TypeError, "holds 2 inputs, and forward takes input only"),
         ([ROWS[:0]], ValueError, "is empty"),
         ([ROWS, ROWS * float("nan")], ValueError, "batch 1 .* NaN"),
+        (TensorDataset(ROWS), TypeError, r"are samples: pass torch.utils.data.DataLoader\(dataset, batch_size=32\)"),
     ],
 )
 def test_bad_calibration_data_are_refused(data, error, message):
     with pytest.raises(error, match=message):
         quantize_static(nn.Sequential(nn.Linear(8, 8)), data)
+
+
+def test_what_has_items_and_a_length_ends_there():
+    class Items:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, place):
+            assert place < 2
+            return ROWS
+
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    assert torch.equal(quantize_static(model, Items())(ROWS), quantize_static(model, [ROWS])(ROWS))
 
 
 def test_named_inputs_are_the_same_as_inputs_by_place():

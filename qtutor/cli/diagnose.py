@@ -3,6 +3,8 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -39,11 +41,16 @@ def run(arguments: Namespace) -> int:
 
     options = {name: getattr(arguments, name) for name in ("bits", "weights", "samples")}
     try:
-        found = diagnosis.diagnose(_made(arguments.model), _made(arguments.data), **options)
+        with _importing_from_here():
+            found = diagnosis.diagnose(_made(arguments.model), _made(arguments.data), **options)
         print(found)
         if arguments.weights != "group":
+            asked = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            way = "Apply it with diagnosis.apply()"
+            if arguments.bits != 8:
+                way = "INT8 has 8 bits: round so in floating point with diagnosis.simulate()"
             print(f"\n{writing.in_columns(found.steps)}")
-            print(f"\n{found.verdict}\nApply it with diagnosis.apply() after diagnosis = diagnose(model, data).")
+            print(f"\n{found.verdict}\n{way} after diagnosis = diagnose(model, data, {asked}).")
         if arguments.html:
             plots.report(found, arguments.html)
         if arguments.json:
@@ -58,6 +65,18 @@ def run(arguments: Namespace) -> int:
     return 130 if found.interrupted else 0
 
 
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """Find modules in this folder first, also those that a factory or `forward` imports when it runs."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # they may have taken it off
+            sys.path.remove(here)
+
+
 def _made(target: str) -> object:
     """What `module:name` names, called if it can be called and is not itself a model; a module may be a file."""
     import importlib
@@ -65,13 +84,10 @@ def _made(target: str) -> object:
     module, _, name = target.rpartition(":")
     if not module or not name:
         raise ValueError(f"{target!r} names nothing: write module:function, for example mynet:build or mynet.py:build")
-    sys.path.insert(0, os.getcwd())
     try:
         home = _file(Path(module).resolve()) if module.endswith(".py") else importlib.import_module(module)
     except (ImportError, FileNotFoundError) as error:
         raise ValueError(f"{target!r}: {module} cannot be imported ({error})") from error
-    finally:
-        sys.path.remove(os.getcwd())
     try:
         found = getattr(home, name)
     except AttributeError:

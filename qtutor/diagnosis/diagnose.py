@@ -28,6 +28,7 @@ from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
 from qtutor.diagnosis.writing import skipped_table
 from qtutor.models.batches import Batch, check_fits, read_some
 from qtutor.models.copying import plain_copy
+from qtutor.models.operators import kind_of
 from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
 from qtutor.models.tracing import where
@@ -128,7 +129,7 @@ def diagnose(
     Raises:
         TypeError: `model` is not a module, or `data` are not batches.
         ValueError: there is no batch, no layer to quantize, the model gives no floating-point tensor or
-            NaN, or it raises on every batch.
+            NaN, it raises on every batch, or the metric raises on one.
     """
     from tqdm.auto import tqdm
 
@@ -136,7 +137,7 @@ def diagnose(
         return diagnose_weights(model, data, bits=bits, group=group, samples=samples, progress=progress)
     configuration = Configuration(bits, weights, activations)
     batches, notes = read_some(data, samples)
-    simulation, batches, classes = _first_runs(model, batches, notes, metric is None)
+    simulation, batches, classes = _first_runs(model, batches, notes, metric)
     if metric is None and classes:
         metric = accuracy
     elif metric is None and any(batch.labels is not None for batch in batches):
@@ -241,7 +242,7 @@ def _tables(
 
 
 def _first_runs(
-    model: nn.Module, batches: list[Batch], notes: list[str], comparing: bool
+    model: nn.Module, batches: list[Batch], notes: list[str], metric: Metric | None
 ) -> tuple[Simulation, list[Batch], bool]:
     """Find the layers and observe the float model; batches on which it raises are left out, with a note.
 
@@ -263,7 +264,9 @@ def _first_runs(
         check_outputs(simulation.model, partial(simulation.run, batch), output, f" on batch {number}")
         if not good and agreement(floats_in(output), floats_in(simulation.run(batch))) < SAME:
             raise unsteady(model, *(floats_in(simulation.copy().run(batch)) for _ in range(2)))
-        if comparing and not floats_in(output):
+        if metric is not None:
+            _try(metric, output, batch.labels, number)
+        elif not floats_in(output):
             raise ValueError("the output of the model holds no floating-point tensor to compare: pass metric=")
         good.append(batch)
         classes = classes and class_axis(scores_of(output), batch.labels) is not None
@@ -274,6 +277,16 @@ def _first_runs(
         why = "; ".join(f"{name or 'the model'}: {reason}" for name, (_, reason) in simulation.skipped.items())
         raise ValueError(f"the model has no layer to quantize ({why or 'no linear layer, convolution or the like'})")
     return simulation, good, classes
+
+
+def _try(metric: Metric, output: Any, labels: Any, number: int) -> None:
+    try:
+        float(metric(output, labels))
+    except Exception as error:
+        raise ValueError(
+            f"metric(output, labels) raised {named(error)} on batch {number}, where the output is of type "
+            f"{kind_of(output)} and the labels are of type {kind_of(labels)}"
+        ) from error
 
 
 def _nothing_ran(model: nn.Module, batch: Batch, problem: Exception) -> ValueError:

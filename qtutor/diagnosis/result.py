@@ -11,11 +11,14 @@ from qtutor.diagnosis.statistics import LayerStatistics
 from qtutor.diagnosis.writing import as_text, rows, skipped_lines, written
 from qtutor.simulation import Configuration
 from qtutor.words import in_bytes, in_decibels
+from qtutor.workflows.floats import left_in_floats
 from qtutor.workflows.limits import TWICE
+from qtutor.workflows.recipe import recipe_of
 from qtutor.workflows.telling import OFFSET, tell
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,12 +116,17 @@ class Diagnosis:
             quantized = workflows.quantize_static(model, data, flow, keep_float=configuration.keep_float)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. Diagnosis.apply(flow='simulate') rounds any model in floating point") from error
-        promised, got = self.measure(configuration).sqnr, self.experiment.agreement(quantized)
-        if got < promised - TWICE:
+        promised, got = self.measure(configuration), self.experiment.agreement(quantized)
+        if got < promised.sqnr - TWICE:
             tell(
-                f"the INT8 model reaches {got:.1f} dB where the simulation of its layers promised {promised:.1f}: "
+                f"the INT8 model reaches {got:.1f} dB where the simulation of its layers promised {promised.sqnr:.1f}: "
                 f"flow={flow!r} also rounds what stands between them, such as sums and products; measure "
                 "it on labelled data before you use it"
+            )
+        if (size := self.experiment.bytes(_as_made(quantized, configuration, model))) > promised.bytes:
+            tell(
+                f"the weights of the INT8 model take {in_bytes(size)} where the simulation of its layers promised "
+                f"{in_bytes(promised.bytes)}, for flow={flow!r} leaves some of these layers in floating point"
             )
         return quantized
 
@@ -175,6 +183,16 @@ class Diagnosis:
         columns = {name.replace("metric", self.metric_name): shown for name, shown in COLUMNS.items()}
         table = self.table[[name for name in self.table if where in columns.get(name, "")]]
         return table.rename(columns=lambda name: name.replace("_", " "))
+
+
+def _as_made(quantized: nn.Module, configuration: Configuration, model: nn.Module) -> Configuration:
+    """The configuration with what a flow left in floats beside it, with the layers inside."""
+    recipe = recipe_of(quantized)
+    if recipe is None or not isinstance(quantized, GraphModule):
+        return configuration
+    left = tuple(f"{name}." for name in left_in_floats(model, quantized, recipe.left_float))
+    kept = (name for name, _ in model.named_modules() if f"{name}.".startswith(left))
+    return replace(configuration, keep_float=(*configuration.keep_float, *kept))
 
 
 def verdict(

@@ -78,9 +78,9 @@ class Score:
         return self.total / self.samples if self.samples else math.nan
 
     def add(self, reference: list[Tensor], output: Any, labels: Any, metric: Metric | None, samples: int) -> None:
-        """Add a batch."""
+        """Add a batch; nothing of it where the metric raises."""
+        value = math.nan if metric is None else float(metric(output, labels))
         outputs = floats_in(output)
-        self.batches += 1
         if not self.signal:
             self.signal, self.noise, self.sums = ([0.0] * len(reference) for _ in range(3))
             self.counts = [0] * len(reference)
@@ -93,9 +93,9 @@ class Score:
             self.counts[i] += exact.numel()
             self.noise[i] += math.inf if same and not math.isfinite(error) else error
         if metric is not None:
-            value = float(metric(output, labels))
             self.total += samples * (value if math.isfinite(value) else 0.0)
             self.samples += samples
+        self.batches += 1
 
 
 def sweep(

@@ -15,6 +15,7 @@ from qtutor.models.tensors import copies, tensors_in
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset, IterableDataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,13 @@ def read(data: Iterable, name: str = "data", *, keep: bool = False) -> Iterator[
         raise TypeError(f"{name} is an iterable of batches, got one batch ({type(data).__name__}): put it in a list")
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise TypeError(f"{name} is an iterable of batches, got {type(data).__name__}")
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(
+            f"{name} is an iterable of batches, and the items of a Dataset are samples: pass "
+            "torch.utils.data.DataLoader(dataset, batch_size=32), or batch_size=None where its items are batches"
+        )
+    if not isinstance(data, Iterable) and hasattr(data, "__len__"):  # or Python asks for items until one is missing
+        data = map(data.__getitem__, range(len(data)))
     refilled = keep and not isinstance(data, (list, tuple))
     for number, given in enumerate(iter(data)):
         batch = given if isinstance(given, Batch) else _batch(given, f"batch {number} of {name}")

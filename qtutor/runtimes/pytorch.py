@@ -6,7 +6,7 @@ from typing import Any
 from qtutor.benchmark import size_bytes
 from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model
-from qtutor.runtimes.exported import Exported, no_notices
+from qtutor.runtimes.exported import Exported, no_notices, shapes_of
 from qtutor.workflows import needs_compiler, quantize_static
 from qtutor.workflows.backends import at_work
 from qtutor.workflows.inductor import lower
@@ -75,7 +75,7 @@ def quiet_where_new(run: Callable[..., Any]) -> Callable[..., Any]:
     seen = set()
 
     def quiet(*inputs: Tensor) -> Any:
-        shapes = tuple(getattr(tensor, "shape", None) for tensor in inputs)
+        shapes = shapes_of(inputs)
         if shapes in seen:
             return run(*inputs)
         with no_notices():
