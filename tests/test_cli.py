@@ -24,11 +24,11 @@ NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
 def qtutor_command(*arguments: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "qtutor.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200, **options)
 
 
 def run_python(script: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=1200)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_doctor_fails_without_a_quantized_engine(monkeypatch, capsys):
 
 
 def fetch(address: str) -> str:
-    with urllib.request.urlopen(address, timeout=20) as response:
+    with urllib.request.urlopen(address, timeout=300) as response:
         return response.read().decode()
 
 

@@ -26,7 +26,7 @@ DECLARED = "hasattr(torch.ops.torchvision, 'nms'), hasattr(torch.ops.torchvision
 
 def run(script: str) -> str:
     finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=1200
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
