@@ -132,6 +132,15 @@ def test_a_leaky_relu_in_place_prints_nothing(function, flow, images, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_eager_layer_gets_its_input_by_name_or_the_refusal_says_how(images):
+    layers = {"enter": QuantStub(), "layer": nn.Conv2d(3, 4, 1), "leave": DeQuantStub()}
+    model = Forward(lambda s, x: s.leave(s.layer(input=s.enter(x))), **layers).eval()
+    assert sqnr(model(images[0]), quantize_static(model, images, "eager")(images[0])) > 25
+    model.layer = nn.Linear(16, 4)
+    with pytest.raises(ValueError, match=r"layer .*has other names for its inputs: give them by place"):
+        quantize_static(model, [ROWS], "eager")
+
+
 @pytest.mark.skipif(not FBGEMM, reason="PyTorch for ARM has no fbgemm")
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_kernel_that_is_wrong_is_replaced_named_and_comes_back_from_a_file(trained, tmp_path):
