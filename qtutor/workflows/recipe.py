@@ -197,6 +197,9 @@ class _AtWork:
 def float_copy(model: nn.Module) -> nn.Module:
     """Return a copy to quantize, in eval mode, with parametrizations made permanent.
 
+    A qconfig that somebody set before would be taken for the flow's own, so none goes along but None, which keeps a
+    layer in float.
+
     Raises:
         ValueError: the model is quantized already, has no values yet, is not float32 on the CPU, or is wrapped or
             compiled beyond recognition.
@@ -221,6 +224,8 @@ def float_copy(model: nn.Module) -> nn.Module:
             )
     copied = plain_copy(model)
     for module in copied.modules():
+        if vars(module).get("qconfig"):
+            del module.qconfig
         if isinstance(module, _ConvNd) and isinstance(module.padding, str):
             _count_padding(module)
     return copied
