@@ -1555,13 +1555,15 @@ def test_no_runtime_changes_what_the_given_model_keeps():
     assert counts.steps == 0
 
 
-def test_four_bit_weights_come_back_as_save_says(tmp_path):
+@pytest.mark.parametrize("group", [32, 64])
+def test_four_bit_weights_come_back_as_save_says(group, tmp_path):
     model, other = (nn.Sequential(nn.Linear(64, 32)) for _ in range(2))
-    quantized = quantize_weights(model)
-    with pytest.raises(ValueError, match=r"with torch\.save\(.*load_state_dict\(torch\.load\(path\)\)$"):
+    quantized = quantize_weights(model, group=group)
+    back = rf"quantize_weights\(float_model, group={group}\)\.load_state_dict\(torch\.load\(path\)\)$"
+    with pytest.raises(ValueError, match=rf"with torch\.save\(model\.state_dict\(\), path\), and back with {back}"):
         save(quantized, tmp_path / "model")
     torch.save(quantized.state_dict(), tmp_path / "state")
-    loaded = quantize_weights(other)
+    loaded = quantize_weights(other, group=group)
     loaded.load_state_dict(torch.load(tmp_path / "state"))
     assert torch.equal(loaded(torch.ones(2, 64)), quantized(torch.ones(2, 64)))
 

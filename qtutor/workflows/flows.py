@@ -171,10 +171,11 @@ def save(model: nn.Module, path: Path | str) -> None:
     recipe = recipe_of(model)
     if not recipe or recipe.prepared:
         fix = "convert it first" if recipe else "quantize it with quantize_static, quantize_dynamic or convert first"
-        if isinstance(model, nn.Module) and any(isinstance(module, Int4Linear) for module in model.modules()):
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        if group := next((module.group for module in modules if isinstance(module, Int4Linear)), None):
             fix = (
                 "4-bit weights go into a file with torch.save(model.state_dict(), path), and back with "
-                "quantize_weights(float_model).load_state_dict(torch.load(path))"
+                f"quantize_weights(float_model, group={group}).load_state_dict(torch.load(path))"
             )
         raise ValueError(f"save takes a quantized model, got {kind_of(model)}: {fix}")
     with at_work(recipe.engine):
