@@ -1875,6 +1875,26 @@ def test_autocast_in_forward_is_named():
     assert "noted" not in torch.autocast.__enter__.__qualname__
 
 
+@pytest.mark.parametrize(
+    ("layer", "give"),
+    [
+        (nn.Linear(16, 8), torch.as_tensor),
+        (nn.GRU(16, 8), torch.as_tensor),
+        (nn.GRU(16, 8), lambda x: pack_sequence([x, x[:2]])),
+        (nn.LSTMCell(16, 8), lambda x: x[0]),
+    ],
+)
+def test_dynamic_takes_what_autocast_gives(layer, give):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layer(give(x @ torch.eye(16)))
+
+    model = Forward(forward, layer=layer).eval()
+    given, other = (tree_leaves(each(ROWS)) for each in (model, quantize_dynamic(model)))
+    exact = [y.data for y in given if y is not None]
+    assert agreement(exact, [y.data for y in other if y is not None]) > 20
+
+
 def test_whole_numbers_that_a_function_clamps_are_not_rounded_in_training():
     model = two_layers(lambda self, x: self.second(self.first(x + self.table((x > 0).long().clamp(max=1)).mean(1))))
     model.table = nn.Embedding(2, 16)
