@@ -1358,6 +1358,9 @@ def test_numbers_in_the_code_come_with_the_state(flow, copied):
     state._metadata[""]["numbers"].popitem()
     with pytest.raises(RuntimeError, match="the state is of a model that calls something else"):
         taking.load_state_dict(state)
+    if flow == "pt2e":
+        with pytest.raises(RuntimeError, match=r"pass the state_dict\(\) itself, or use workflows.save and load"):
+            taking.load_state_dict(dict(state))
 
 
 def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkeypatch):
