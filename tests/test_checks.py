@@ -29,6 +29,7 @@ from qtutor.workflows import (
     load,
     model_file,
     prepare_qat,
+    pt2e,
     quantize_dynamic,
     quantize_static,
     quantize_weights,
@@ -1361,6 +1362,15 @@ def test_numbers_in_the_code_come_with_the_state(flow, copied):
     if flow == "pt2e":
         with pytest.raises(RuntimeError, match=r"pass the state_dict\(\) itself, or use workflows.save and load"):
             taking.load_state_dict(dict(state))
+
+
+def test_a_copy_of_a_compiled_model_runs_its_own_weights(monkeypatch):
+    monkeypatch.setattr(pt2e, "lower", lambda model: lambda *inputs: model(*inputs))
+    given, other = (quantize_static(two_layers().eval(), [data], "pt2e", compile=True) for data in (ROWS, 5 * ROWS))
+    before, copied = given(ROWS), copy.deepcopy(given)
+    copied.load_state_dict(other.state_dict())
+    assert torch.equal(copied(ROWS), other(ROWS))
+    assert torch.equal(given(ROWS), before)
 
 
 def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkeypatch):

@@ -39,14 +39,18 @@ class Compiled(nn.Module):
         super().__init__()
         self.model = model
         remember(self, recipe_of(model))
-        self.__dict__["_run"] = lower(model)  # not a second copy in the state dict
         self._writes, given = False, copies(inputs)
         with needs_compiler(", or leave compile=True out: the same numbers, slowly"):
             self(*given)
         # Inductor adds what a layer gives to an input in place, as of PyTorch 2.13; forward may write into one too.
         self._writes = not all(map(torch.equal, tensors_in(given), tensors_in(inputs)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_run"}  # a copy runs its own model
+
     def forward(self, *inputs: Tensor) -> Any:
+        if "_run" not in vars(self):
+            vars(self)["_run"] = lower(self.model)  # not a second copy in the state dict
         try:
             return self._run(*(copies(inputs) if self._writes else inputs))
         except AssertionError:
