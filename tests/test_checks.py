@@ -1789,6 +1789,28 @@ def test_weights_that_no_flow_rounds_are_named(make, kind, flows):
             assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS], flow)(ROWS)) > 25
 
 
+class Conv1D(nn.Module):
+    """A linear layer as GPT-2 has it."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+def test_weights_of_layers_of_ones_own_are_named(convert):
+    model = multiplied(lambda x, w: x @ w)
+    model.head, model.norm, model.both = nn.Linear(64, 16), nn.LayerNorm(16), nn.Bilinear(4, 4, 4)
+    model.block = nn.Sequential(Conv1D(4, 8), nn.ReLU(), Conv1D(8, 4), nn.LSTM(4, 4))
+    takes = "" if convert is quantize_dynamic else r", block.3 \(LSTM\)"
+    stays = rf"w \(Parameter\), both \(Bilinear\), block.0 \(Conv1D\), block.2 \(Conv1D\){takes}$"
+    with pytest.warns(QuantizationWarning, match=f"{convert.__name__} leaves in floating point: {stays}"):
+        convert(model)
+
+
 def blocks():
     torch.manual_seed(0)
     return Forward(

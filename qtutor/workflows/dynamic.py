@@ -11,9 +11,9 @@ from typing import Any
 from qtutor.affine import sqnr
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import copy_model, through_layers
-from qtutor.models.operators import KINDS, called, kind_of
+from qtutor.models.operators import called, kind_of
 from qtutor.observers import round_min_max
-from qtutor.simulation.layers import outermost
+from qtutor.simulation.layers import with_weights
 from qtutor.workflows.backends import at_work, let_go, torch_ao
 from qtutor.workflows.limits import WELL
 from qtutor.workflows.recipe import SCRIPTED, Recipe, float_copy, remember, scripted
@@ -91,10 +91,11 @@ def _obstacle(layer: nn.Module) -> str:
 
 
 def _never_taken(model: nn.Module) -> dict[str, str]:
-    """The names of the layers with weights that the flow does not know."""
-    layers = outermost(model).items()
-    never = {name: "" for name, layer in layers if isinstance(layer, KINDS) and type(layer) not in _KINDS}
-    return never | dict.fromkeys(scripted(model), SCRIPTED)
+    """The names of the layers with weights, and of the weights, that the flow does not know."""
+    modules, reasons = dict(model.named_modules()), dict.fromkeys(scripted(model), SCRIPTED)
+    inside = tuple(f"{name}." for name in reasons)
+    names = [name for name in with_weights(model) if type(modules.get(name)) not in _KINDS]
+    return {name: "" for name in names if not name.startswith(inside)} | reasons
 
 
 def _why(model: nn.Module, stays: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from qtutor.lowbit import integers
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import check_loaded, eval_copy
 from qtutor.models.operators import check_module, kind_of
+from qtutor.simulation.layers import with_weights
 from qtutor.words import said_by
 from qtutor.workflows.telling import keep_off_fast_path, listed, tell, tell_what_is_hidden
 
@@ -113,6 +114,10 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
     changed = replaced[id(model)].eval() if id(model) in replaced else eval_copy(model, replaced)
     if kept:
         tell(f"quantize_weights leaves {len(kept)} of {len(layers)} linear layers as they are: {said}")
+    modules = dict(model.named_modules())
+    spared = (nn.Linear, nn.Embedding, nn.EmbeddingBag)  # named above, or read row by row
+    if others := [name for name in with_weights(model) if not isinstance(modules.get(name), spared)]:
+        tell(f"quantize_weights leaves in floating point: {listed(model, dict.fromkeys(others, ''))}")
     tell_what_is_hidden(changed, "quantize_weights")
     keep_off_fast_path(changed)
     return changed
