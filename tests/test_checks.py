@@ -19,6 +19,7 @@ from qtutor.benchmark import accuracy, compare, flips
 from qtutor.diagnosis import diagnose
 from qtutor.diagnosis.trials import Score
 from qtutor.fusion import find_fusions, fuse
+from qtutor.lowbit import awq_scales
 from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model, plain_copy
 from qtutor.models.running import agreement, layer_outputs, lines_that_read_training, outputs
@@ -1542,6 +1543,22 @@ def test_inputs_that_one_scale_rounds_to_zero_are_named_with_a_way_that_holds():
     with torch.no_grad():
         model[0].weight[:, 3] *= 2e4
     assert sqnr(exact, quantize_dynamic(model)(x)) > 25
+
+
+def test_inputs_that_a_loud_one_drowns_in_four_bits_are_named_with_a_way_that_holds():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32)), torch.randn(64, 128)
+    model[0].weight.data[:, 64:] = 0  # which is pruned
+    exact = model(x).detach()
+    assert sqnr(exact, quantize_weights(model)(x).detach()) > 15
+    model[0].weight.data[:, 3] *= 30
+    x[:, 3] /= 30
+    told = r"0 \(Linear\) keeps .* in 1 of its 2 groups to [34]\.\d dB only.* smaller than 64 .*awq_scales chooses"
+    with pytest.warns(QuantizationWarning, match=told):
+        assert sqnr(exact, quantize_weights(model)(x).detach()) < 10
+    scales = awq_scales(model[0].weight, x, group=64)
+    model[0].weight.data *= scales
+    assert sqnr(exact, quantize_weights(model)(x / scales).detach()) > 15
 
 
 @pytest.mark.parametrize("flow", FLOWS)
