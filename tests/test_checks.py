@@ -22,7 +22,7 @@ from qtutor.fusion import find_fusions, fuse
 from qtutor.lowbit import awq_scales
 from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model, plain_copy
-from qtutor.models.running import agreement, layer_outputs, lines_that_read_training, outputs
+from qtutor.models.running import agreement, layer_outputs, outputs, reads_of_training
 from qtutor.repair import equalize
 from qtutor.simulation import Configuration, Simulation
 from qtutor.workflows import (
@@ -181,7 +181,7 @@ class DropPath(nn.Module):
 
 def test_a_training_branch_does_not_stay_and_its_line_is_named(images):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), DropPath(), nn.BatchNorm2d(8, eps=1e-2, momentum=0.3), nn.Conv2d(8, 4, 1))
-    assert len(lines_that_read_training(model, (images[0],))) == 1
+    assert len(reads_of_training(model, (images[0],))) == 1
     for flow in FLOWS:
         with pytest.warns(QuantizationWarning, match="reads self.training: at .*test_checks.py"):
             prepared = prepare_qat(model.eval(), images[0], flow=flow)
@@ -241,9 +241,15 @@ def test_a_batch_norm_that_trains_keeps_its_own_eps_and_momentum(flow, images):
     assert sqnr(prepared.eval()(images[0]), convert(prepared)(images[0])) > 25
 
 
-@pytest.mark.parametrize("flow", FLOWS)
-def test_dropout_drops_in_training_and_not_at_work(flow, images):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.Conv2d(8, 4, 1)).eval()
+def drops(self, x):
+    return F.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("flow", "drop"), [("fx", nn.Dropout(0.5)), ("pt2e", nn.Dropout(0.5)), ("pt2e", Forward(drops))]
+)
+def test_dropout_drops_in_training_and_not_at_work(flow, drop, images):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), drop, nn.Conv2d(8, 4, 1)).eval()
     prepared = prepare_qat(model, images[0], flow=flow)
     assert not torch.equal(prepared(images[0]), prepared(images[0]))
     twin = copy.deepcopy(prepared).eval()
@@ -2435,6 +2441,19 @@ def test_batch_norms_that_pytorch_does_not_merge_stay_beside_their_layer(layers,
     model.eval()
     quantized = in_int8(model, images[0], flow, trained)
     assert sqnr(model(images[0]).detach(), quantized(images[0]).detach()) > 20
+
+
+class NeverTrains(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)
+
+
+def test_a_norm_that_never_trains_stays_so_when_it_is_captured(images):
+    model = two_convolutions(lambda self, x: drops(self, self.second(self.norm(self.first(x).relu()))))
+    model.norm = NeverTrains(8).eval()
+    prepared = prepare_qat(model, images[0], flow="pt2e")
+    assert not torch.equal(prepared(images[0]), prepared(images[0]))
+    assert torch.equal(prepared.norm.running_mean, model.norm.running_mean)
 
 
 class Frozen(nn.Sequential):
