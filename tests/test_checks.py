@@ -19,9 +19,10 @@ from qtutor.benchmark import accuracy, compare, flips
 from qtutor.diagnosis import diagnose
 from qtutor.diagnosis.trials import Score
 from qtutor.fusion import find_fusions, fuse
+from qtutor.lowbit import awq_scales
 from qtutor.models.batches import Batch
 from qtutor.models.copying import copy_model, plain_copy
-from qtutor.models.running import agreement, layer_outputs, lines_that_read_training, outputs
+from qtutor.models.running import agreement, layer_outputs, outputs, reads_of_training
 from qtutor.repair import equalize
 from qtutor.simulation import Configuration, Simulation
 from qtutor.workflows import (
@@ -29,6 +30,7 @@ from qtutor.workflows import (
     load,
     model_file,
     prepare_qat,
+    pt2e,
     quantize_dynamic,
     quantize_static,
     quantize_weights,
@@ -52,7 +54,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
 ]
-FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
+ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+FBGEMM = "fbgemm" in ENGINES
 FLOWS = ("fx", "pt2e")
 
 
@@ -132,6 +135,15 @@ def test_a_leaky_relu_in_place_prints_nothing(function, flow, images, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_eager_layer_gets_its_input_by_name_or_the_refusal_says_how(images):
+    layers = {"enter": QuantStub(), "layer": nn.Conv2d(3, 4, 1), "leave": DeQuantStub()}
+    model = Forward(lambda s, x: s.leave(s.layer(input=s.enter(x))), **layers).eval()
+    assert sqnr(model(images[0]), quantize_static(model, images, "eager")(images[0])) > 25
+    model.layer = nn.Linear(16, 4)
+    with pytest.raises(ValueError, match=r"layer .*has other names for its inputs: give them by place"):
+        quantize_static(model, [ROWS], "eager")
+
+
 @pytest.mark.skipif(not FBGEMM, reason="PyTorch for ARM has no fbgemm")
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_kernel_that_is_wrong_is_replaced_named_and_comes_back_from_a_file(trained, tmp_path):
@@ -149,7 +161,7 @@ def test_a_kernel_that_is_wrong_is_replaced_named_and_comes_back_from_a_file(tra
     assert torch.equal(load(tmp_path / "model", make())(x), quantized(x))
 
 
-@pytest.mark.parametrize("engine", [e for e in torch.backends.quantized.supported_engines if e != "none"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_copies_and_reloads_compute_the_same_whatever_engine_is_at_work(engine, images):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)).eval()
@@ -157,8 +169,9 @@ def test_copies_and_reloads_compute_the_same_whatever_engine_is_at_work(engine, 
     expected = quantized(images[0])
     for copied in (copy.deepcopy(quantized), copy.deepcopy(copy.deepcopy(quantized))):
         assert torch.equal(copied(images[0]), expected)
-        copied.load_state_dict(quantized.state_dict())
-        assert torch.equal(copied(images[0]), expected)
+        for wrap in (lambda model: model, nn.Sequential):
+            wrap(copied).load_state_dict(wrap(quantized).state_dict())
+            assert torch.equal(copied(images[0]), expected)
 
 
 class DropPath(nn.Module):
@@ -168,7 +181,7 @@ class DropPath(nn.Module):
 
 def test_a_training_branch_does_not_stay_and_its_line_is_named(images):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), DropPath(), nn.BatchNorm2d(8, eps=1e-2, momentum=0.3), nn.Conv2d(8, 4, 1))
-    assert len(lines_that_read_training(model, (images[0],))) == 1
+    assert len(reads_of_training(model, (images[0],))) == 1
     for flow in FLOWS:
         with pytest.warns(QuantizationWarning, match="reads self.training: at .*test_checks.py"):
             prepared = prepare_qat(model.eval(), images[0], flow=flow)
@@ -228,9 +241,15 @@ def test_a_batch_norm_that_trains_keeps_its_own_eps_and_momentum(flow, images):
     assert sqnr(prepared.eval()(images[0]), convert(prepared)(images[0])) > 25
 
 
-@pytest.mark.parametrize("flow", FLOWS)
-def test_dropout_drops_in_training_and_not_at_work(flow, images):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.Conv2d(8, 4, 1)).eval()
+def drops(self, x):
+    return F.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("flow", "drop"), [("fx", nn.Dropout(0.5)), ("pt2e", nn.Dropout(0.5)), ("pt2e", Forward(drops))]
+)
+def test_dropout_drops_in_training_and_not_at_work(flow, drop, images):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), drop, nn.Conv2d(8, 4, 1)).eval()
     prepared = prepare_qat(model, images[0], flow=flow)
     assert not torch.equal(prepared(images[0]), prepared(images[0]))
     twin = copy.deepcopy(prepared).eval()
@@ -1076,11 +1095,12 @@ def less_a_masked_mean(self, x, mask):
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("layer", [nn.Linear(16, 8), nn.GRU(16, 8), nn.LSTMCell(16, 8)])
-def test_a_pickle_of_a_dynamic_model_takes_inputs_as_the_model_does(layer, tmp_path):
-    quantized, x = quantize_dynamic(layer), ROWS if isinstance(layer, nn.GRU) else ROWS[0]
-    torch.save(quantized, tmp_path / "model")
-    loaded = torch.load(tmp_path / "model", weights_only=False)
+def test_a_pickle_of_a_dynamic_model_takes_inputs_as_the_model_does(layer, engine, tmp_path):
+    quantized, x = quantize_dynamic(layer, engine=engine), ROWS if isinstance(layer, nn.GRU) else ROWS[0]
+    torch.save(nn.Sequential(quantized), tmp_path / "model")
+    (loaded,) = torch.load(tmp_path / "model", weights_only=False)
     for same in (loaded, copy.deepcopy(loaded)):
         assert all(map(torch.equal, tree_leaves(quantized(input=x)), tree_leaves(same(input=x))))
 
@@ -1309,9 +1329,8 @@ def test_tensors_that_no_state_dict_holds_come_back_from_the_file(flow, tmp_path
             load(tmp_path / "model", other)
 
 
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize("flow", FLOWS)
-def test_a_quantized_model_is_pickled_or_it_is_said_what_to_call(flow, tmp_path):
+def test_who_pickles_a_static_model_is_told_what_to_call(flow, tmp_path):
     make = lambda: nn.Sequential(nn.Linear(16, 16), nn.PReLU(), nn.Linear(16, 4)).eval()  # noqa: E731
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QuantizationWarning)  # of the PReLU, which stays
@@ -1326,14 +1345,9 @@ def test_a_quantized_model_is_pickled_or_it_is_said_what_to_call(flow, tmp_path)
     torch.save(prepared.state_dict(), tmp_path / "prepared")
     again.load_state_dict(torch.load(tmp_path / "prepared"))
     assert torch.equal(again.eval()(ROWS), prepared.eval()(ROWS))
-    if flow == "pt2e":
-        for each in (converted, copy.deepcopy(converted)):
-            with pytest.raises(PicklingError, match=r"use workflows.save\(model, path\), and workflows.load"):
-                torch.save(each, tmp_path / "model")
-    else:
-        torch.save(converted, tmp_path / "model")
-        loaded = torch.load(tmp_path / "model", weights_only=False)
-        assert torch.equal(copy.deepcopy(loaded)(ROWS), converted(ROWS))
+    for each in (converted, copy.deepcopy(converted)):
+        with pytest.raises(PicklingError, match=r"use workflows.save\(model, path\), and workflows.load"):
+            torch.save(each, tmp_path / "model")
 
 
 @pytest.mark.parametrize("copied", [False, True])
@@ -1349,6 +1363,18 @@ def test_numbers_in_the_code_come_with_the_state(flow, copied):
     state._metadata[""]["numbers"].popitem()
     with pytest.raises(RuntimeError, match="the state is of a model that calls something else"):
         taking.load_state_dict(state)
+    if flow == "pt2e":
+        with pytest.raises(RuntimeError, match=r"pass the state_dict\(\) itself, or use workflows.save and load"):
+            taking.load_state_dict(dict(state))
+
+
+def test_a_copy_of_a_compiled_model_runs_its_own_weights(monkeypatch):
+    monkeypatch.setattr(pt2e, "lower", lambda model: lambda *inputs: model(*inputs))
+    given, other = (quantize_static(two_layers().eval(), [data], "pt2e", compile=True) for data in (ROWS, 5 * ROWS))
+    before, copied = given(ROWS), copy.deepcopy(given)
+    copied.load_state_dict(other.state_dict())
+    assert torch.equal(copied(ROWS), other(ROWS))
+    assert torch.equal(given(ROWS), before)
 
 
 def test_a_file_of_before_numbers_of_all_calls_were_noted_loads(tmp_path, monkeypatch):
@@ -1525,6 +1551,22 @@ def test_inputs_that_one_scale_rounds_to_zero_are_named_with_a_way_that_holds():
     assert sqnr(exact, quantize_dynamic(model)(x)) > 25
 
 
+def test_inputs_that_a_loud_one_drowns_in_four_bits_are_named_with_a_way_that_holds():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32)), torch.randn(64, 128)
+    model[0].weight.data[:, 64:] = 0  # which is pruned
+    exact = model(x).detach()
+    assert sqnr(exact, quantize_weights(model)(x).detach()) > 15
+    model[0].weight.data[:, 3] *= 30
+    x[:, 3] /= 30
+    told = r"0 \(Linear\) keeps .* in 1 of its 2 groups to [34]\.\d dB only.* smaller than 64 .*awq_scales chooses"
+    with pytest.warns(QuantizationWarning, match=told):
+        assert sqnr(exact, quantize_weights(model)(x).detach()) < 10
+    scales = awq_scales(model[0].weight, x, group=64)
+    model[0].weight.data *= scales
+    assert sqnr(exact, quantize_weights(model)(x / scales).detach()) > 15
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 def test_what_forward_computes_without_gradients_is_not_trained(flow):
     def forward(self, x):
@@ -1546,13 +1588,15 @@ def test_no_runtime_changes_what_the_given_model_keeps():
     assert counts.steps == 0
 
 
-def test_four_bit_weights_come_back_as_save_says(tmp_path):
+@pytest.mark.parametrize("group", [32, 64])
+def test_four_bit_weights_come_back_as_save_says(group, tmp_path):
     model, other = (nn.Sequential(nn.Linear(64, 32)) for _ in range(2))
-    quantized = quantize_weights(model)
-    with pytest.raises(ValueError, match=r"with torch\.save\(.*load_state_dict\(torch\.load\(path\)\)$"):
+    quantized = quantize_weights(model, group=group)
+    back = rf"quantize_weights\(float_model, group={group}\)\.load_state_dict\(torch\.load\(path\)\)$"
+    with pytest.raises(ValueError, match=rf"with torch\.save\(model\.state_dict\(\), path\), and back with {back}"):
         save(quantized, tmp_path / "model")
     torch.save(quantized.state_dict(), tmp_path / "state")
-    loaded = quantize_weights(other)
+    loaded = quantize_weights(other, group=group)
     loaded.load_state_dict(torch.load(tmp_path / "state"))
     assert torch.equal(loaded(torch.ones(2, 64)), quantized(torch.ones(2, 64)))
 
@@ -1769,6 +1813,28 @@ def test_weights_that_no_flow_rounds_are_named(make, kind, flows):
             assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS], flow)(ROWS)) > 25
 
 
+class Conv1D(nn.Module):
+    """A linear layer as GPT-2 has it."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
+def test_weights_of_layers_of_ones_own_are_named(convert):
+    model = multiplied(lambda x, w: x @ w)
+    model.head, model.norm, model.both = nn.Linear(64, 16), nn.LayerNorm(16), nn.Bilinear(4, 4, 4)
+    model.block = nn.Sequential(Conv1D(4, 8), nn.ReLU(), Conv1D(8, 4), nn.LSTM(4, 4))
+    takes = "" if convert is quantize_dynamic else r", block.3 \(LSTM\)"
+    stays = rf"w \(Parameter\), both \(Bilinear\), block.0 \(Conv1D\), block.2 \(Conv1D\){takes}$"
+    with pytest.warns(QuantizationWarning, match=f"{convert.__name__} leaves in floating point: {stays}"):
+        convert(model)
+
+
 def blocks():
     torch.manual_seed(0)
     return Forward(
@@ -1863,6 +1929,26 @@ def test_autocast_in_forward_is_named():
     with pytest.raises(ValueError, match=r"autocast gets lost, here at .*test_checks.py:\d+: `with torch.autocast"):
         quantize_static(two_layers(forward), [ROWS])
     assert "noted" not in torch.autocast.__enter__.__qualname__
+
+
+@pytest.mark.parametrize(
+    ("layer", "give"),
+    [
+        (nn.Linear(16, 8), torch.as_tensor),
+        (nn.GRU(16, 8), torch.as_tensor),
+        (nn.GRU(16, 8), lambda x: pack_sequence([x, x[:2]])),
+        (nn.LSTMCell(16, 8), lambda x: x[0]),
+    ],
+)
+def test_dynamic_takes_what_autocast_gives(layer, give):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layer(give(x @ torch.eye(16)))
+
+    model = Forward(forward, layer=layer).eval()
+    given, other = (tree_leaves(each(ROWS)) for each in (model, quantize_dynamic(model)))
+    exact = [y.data for y in given if y is not None]
+    assert agreement(exact, [y.data for y in other if y is not None]) > 20
 
 
 def test_whole_numbers_that_a_function_clamps_are_not_rounded_in_training():
@@ -2356,6 +2442,19 @@ def test_batch_norms_that_pytorch_does_not_merge_stay_beside_their_layer(layers,
     model.eval()
     quantized = in_int8(model, images[0], flow, trained)
     assert sqnr(model(images[0]).detach(), quantized(images[0]).detach()) > 20
+
+
+class NeverTrains(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)
+
+
+def test_a_norm_that_never_trains_stays_so_when_it_is_captured(images):
+    model = two_convolutions(lambda self, x: drops(self, self.second(self.norm(self.first(x).relu()))))
+    model.norm = NeverTrains(8).eval()
+    prepared = prepare_qat(model, images[0], flow="pt2e")
+    assert not torch.equal(prepared(images[0]), prepared(images[0]))
+    assert torch.equal(prepared.norm.running_mean, model.norm.running_mean)
 
 
 class Frozen(nn.Sequential):

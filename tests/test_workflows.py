@@ -849,6 +849,16 @@ def test_a_file_of_before_every_flow_noted_its_reduced_range_loads(tmp_path, mon
     assert torch.equal(load(path, model)(ROWS[:, :8]), quantized(ROWS[:, :8]))
 
 
+@pytest.mark.parametrize("flow", ["eager", "fx"])
+def test_a_qconfig_that_was_left_on_a_model_does_not_count(flow):
+    model = nn.Sequential(ao.QuantStub(), nn.Linear(8, 4), ao.DeQuantStub())
+    for module in model.modules():
+        module.qconfig = ao.get_default_qconfig("qnnpack")
+    prepared = prepare_qat(model, torch.randn(8, 8), flow=flow)
+    assert type(prepared.get_submodule("1").weight_fake_quant) is ao.FakeQuantize
+    assert model.qconfig
+
+
 def test_a_layer_stays_in_floats_in_eager_mode_as_the_refusal_says():
     stubs = {"quant": ao.QuantStub(), "dequant": ao.DeQuantStub()}
     model = nn.Sequential()

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
 from unittest import mock
 
 from qtutor.affine import decibels
@@ -223,19 +223,36 @@ def backwards(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], 
     return [name for name, parameter in named if parameter.requires_grad and id(parameter) not in reached], [*own]
 
 
-def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
-    """Return " at file:line: `code`" for each line outside PyTorch that asks whether a model is in training mode.
+class Read(NamedTuple):
+    """That something outside PyTorch asked whether a model is in training mode.
+
+    Attributes:
+        forward: the innermost forward that was at work.
+        call: where that was, " at file:line: `code`".
+        line: where it was asked, which may be in a function that is called there.
+    """
+
+    forward: CodeType
+    call: str
+    line: str
+
+
+def reads_of_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Read]:
+    """Return what outside PyTorch asks in a run whether a model is in training mode, in order.
 
     No class of the owner's is touched or derived from, for they may keep account of their subclasses.
     """
-    lines: dict[str, None] = {}
+    reads: list[Read] = []
     watched = eval_copy(model)
     theirs = {id(module) for module in watched.modules()}
 
     def read(module: nn.Module) -> bool:
         frame = sys._getframe(1)
         if id(module) in theirs and not _of_torch(frame):
-            lines[line_at(frame)] = None
+            inner = frame
+            while inner.f_code.co_name != "forward" and inner.f_back:
+                inner = inner.f_back
+            reads.append(Read(inner.f_code, line_at(inner), line_at(frame)))
         if "training" not in vars(module):
             raise AttributeError("training")  # then __getattr__ is asked, as for a scripted module
         return vars(module)["training"]
@@ -245,7 +262,7 @@ def lines_that_read_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> li
 
     with mock.patch.object(nn.Module, "training", property(read, write), create=True), suppress(Exception):
         outputs(watched, inputs)
-    return [*lines]
+    return reads
 
 
 def lines_that_enter_autocast(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:

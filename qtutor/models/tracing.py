@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 
 _MOST = 16  # inputs that a `*inputs` is taken to stand for
 _NOT_THEIRS = (sysconfig.get_path("purelib"), str(Path(__file__).parent.parent))
+_TORCH = str(Path(torch.__file__).parent)
 _TRACE = fx.Tracer.trace.__code__
 _SIZED = (
     *((torch, name) for name in ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor")),
@@ -411,6 +412,13 @@ def line_of(node: fx.Node) -> str:
     lines = re.findall(r'File "(.+?)", line (\d+), in .+\n +(.*)', node.meta.get("stack_trace") or "")
     theirs = [line for line in lines if not line[0].startswith(_NOT_THEIRS)]
     return at_line(*theirs[-1]) if theirs else ""
+
+
+def calling_line(node: fx.Node) -> tuple[str, int, str] | None:
+    """Return file, line and code where the innermost forward makes a call; None where that is PyTorch's."""
+    lines = re.findall(r'File "(.+?)", line (\d+), in .+\n +(.*)', node.meta.get("stack_trace") or "")
+    file, number, code = lines[-1] if lines else (_TORCH, 0, "")
+    return None if file.startswith(_TORCH) else (file, int(number), code)
 
 
 def works_in_place(node: fx.Node, root: nn.Module) -> bool:

@@ -86,6 +86,17 @@ def outermost(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if not name.startswith(within)}
 
 
+def with_weights(model: nn.Module) -> list[str]:
+    """Return the names of the outermost layers that own weights, and of weights that stand beside other modules."""
+    found: dict[str, None] = {}
+    for name, module in outermost(model).items():
+        one = isinstance(module, KINDS) or next(module.children(), None) is None
+        for path, parameter in module.named_parameters(name, recurse=one):
+            if parameter.is_floating_point() and not _is_vector(parameter):
+                found[name if one else path] = None
+    return [*found]
+
+
 def _candidates(model: nn.Module) -> tuple[dict[str, Layer], dict[str, tuple[str, str]]]:
     """The layers of a kind that can be simulated; and those that hold weights and cannot, with class and reason."""
     layers, skipped = {}, {}

@@ -11,9 +11,9 @@ from typing import Any
 from qtutor.affine import sqnr
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import copy_model, through_layers
-from qtutor.models.operators import KINDS, called, kind_of
+from qtutor.models.operators import called, kind_of
 from qtutor.observers import round_min_max
-from qtutor.simulation.layers import outermost
+from qtutor.simulation.layers import with_weights
 from qtutor.workflows.backends import at_work, let_go, torch_ao
 from qtutor.workflows.limits import WELL
 from qtutor.workflows.recipe import SCRIPTED, Recipe, float_copy, remember, scripted
@@ -91,10 +91,11 @@ def _obstacle(layer: nn.Module) -> str:
 
 
 def _never_taken(model: nn.Module) -> dict[str, str]:
-    """The names of the layers with weights that the flow does not know."""
-    layers = outermost(model).items()
-    never = {name: "" for name, layer in layers if isinstance(layer, KINDS) and type(layer) not in _KINDS}
-    return never | dict.fromkeys(scripted(model), SCRIPTED)
+    """The names of the layers with weights, and of the weights, that the flow does not know."""
+    modules, reasons = dict(model.named_modules()), dict.fromkeys(scripted(model), SCRIPTED)
+    inside = tuple(f"{name}." for name in reasons)
+    names = [name for name in with_weights(model) if type(modules.get(name)) not in _KINDS]
+    return {name: "" for name in names if not name.startswith(inside)} | reasons
 
 
 def _why(model: nn.Module, stays: Mapping[str, str]) -> str:
@@ -153,17 +154,17 @@ def _blank(kind: type[nn.Module]) -> nn.Module:
 
 @functools.cache
 def _taking_one(kind: type[nn.Module]) -> Callable:
-    """The forward of a class of quantized layers that takes one sample too: a row, or a sequence.
+    """The forward of a class of quantized layers that takes one sample too: a row, or a sequence; under autocast too.
 
     A layer has it as a method; it wraps the one of the class, which TorchScript reads.
     """
-    given, in_batch = kind.forward, 2 if kind.__name__.endswith("Cell") else 3
+    given, in_batch = _in_float32(kind.forward), 2 if kind.__name__.endswith("Cell") else 3
 
-    @functools.wraps(given)
+    @functools.wraps(kind.forward)
     def linear(self: nn.Module, input: Tensor) -> Tensor:
         return given(self, input) if input.dim() > 1 else given(self, input[None])[0]
 
-    @functools.wraps(given)
+    @functools.wraps(kind.forward)
     def forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
         if not isinstance(input, Tensor) or input.dim() != in_batch - 1:
             return given(self, input, hx)
@@ -175,6 +176,22 @@ def _taking_one(kind: type[nn.Module]) -> Callable:
         return output.squeeze(axis), tree_map_only(Tensor, lambda h: h.squeeze(-2), state)
 
     return linear if kind.__name__ == "Linear" else forward
+
+
+def _in_float32(forward: Callable) -> Callable:
+    """A forward that is given float32 under autocast too, as kernels take nothing else; the result is cast back."""
+
+    def cast(self: nn.Module, input: Any, *state: Any) -> Any:
+        if not torch.is_autocast_enabled("cpu") or not input.data.is_floating_point():
+            return forward(self, input, *state)
+        result = forward(self, *_floats_to(torch.float32, (input, *state)))
+        return _floats_to(input.data.dtype, result)
+
+    return cast
+
+
+def _floats_to(dtype: torch.dtype, tree: Any) -> Any:
+    return tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import eval_copy, held, masks_of
 from qtutor.models.operators import PRODUCTS, kind_of
-from qtutor.models.running import count_calls, lines_that_read_training
+from qtutor.models.running import count_calls, reads_of_training
 from qtutor.workflows import dynamic, model_file, pt2e
 from qtutor.workflows.backends import at_work, engines
 from qtutor.workflows.building import (
@@ -121,8 +122,11 @@ def prepare_qat(
         reference = Reference.of(float_copy(model), inputs)
         with _advised(model, inputs, recipe):
             prepared, recipe = prepare(model, recipe, reference)
-        lines = lines_that_read_training(model, reference.inputs) if flow != "eager" else []
-        if lines:
+        reads = reads_of_training(model, reference.inputs) if flow != "eager" else []
+        lost = Counter(read.call for read in reads)
+        if flow == "pt2e":
+            lost -= pt2e.lines_that_switch(prepared)
+        if lines := dict.fromkeys(read.line for read in reads if read.call in lost):
             tell(f"forward takes its eval branch in training too, where it reads self.training:{', '.join(lines)}")
         if names := held(model):
             tell(
@@ -171,10 +175,11 @@ def save(model: nn.Module, path: Path | str) -> None:
     recipe = recipe_of(model)
     if not recipe or recipe.prepared:
         fix = "convert it first" if recipe else "quantize it with quantize_static, quantize_dynamic or convert first"
-        if isinstance(model, nn.Module) and any(isinstance(module, Int4Linear) for module in model.modules()):
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        if group := next((module.group for module in modules if isinstance(module, Int4Linear)), None):
             fix = (
                 "4-bit weights go into a file with torch.save(model.state_dict(), path), and back with "
-                "quantize_weights(float_model).load_state_dict(torch.load(path))"
+                f"quantize_weights(float_model, group={group}).load_state_dict(torch.load(path))"
             )
         raise ValueError(f"save takes a quantized model, got {kind_of(model)}: {fix}")
     with at_work(recipe.engine):

@@ -8,11 +8,16 @@ PyTorch has more 4-bit kernels for CPUs than this: the same in float32 and float
 is meant for ARM. Where they were measured, on x86, they gave the right results slower than float32.
 """
 
+import math
+
+from qtutor.affine import sqnr
 from qtutor.lowbit import integers
 from qtutor.models.bytecode import bound_by_code
 from qtutor.models.copying import check_loaded, eval_copy
-from qtutor.models.operators import check_module, kind_of
+from qtutor.models.operators import called, check_module, kind_of
+from qtutor.simulation.layers import with_weights
 from qtutor.words import said_by
+from qtutor.workflows.limits import CLEAR
 from qtutor.workflows.telling import keep_off_fast_path, listed, tell, tell_what_is_hidden
 
 import torch
@@ -21,6 +26,7 @@ from torch import Tensor, nn
 GROUPS = (32, 64, 128, 256)
 """What the kernel can share a scale among."""
 
+_MANY = 0.25  # of the groups have to be coarse before a layer is told of
 _ROWS = 16  # it takes so many outputs at a time
 _CLOSE = 0.01  # bfloat16 keeps 8 binary digits; a sum of products is a few times better than the worst of these
 
@@ -33,6 +39,7 @@ class Int4Linear(nn.Module):
         scales: `(in / group, out, 2)` bfloat16: the scale of a group, and the value of its code 8.
         bias: `(out,)` or None.
         group: how many inputs share a scale.
+        kept: `in / group` numbers: SQNR in dB of the weights of each group's median input, NaN where they are all zero.
     """
 
     packed: Tensor
@@ -51,7 +58,10 @@ class Int4Linear(nn.Module):
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         scale, middle = (part.float().T[..., None] for part in self.scales.unbind(-1))
         grouped = codes.values.float().unflatten(1, (-1, group))
-        self._check(((grouped - 8) * scale + middle).flatten(1))
+        weight, rounded = layer.weight.detach().float(), ((grouped - 8) * scale + middle).flatten(1)
+        self._check(rounded)
+        kept = torch.as_tensor(sqnr(weight, rounded, axis=1)).masked_fill(~weight.any(0), math.nan)
+        self.kept = kept.unflatten(0, (-1, group)).nanmedian(1).values.tolist()
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
@@ -104,7 +114,8 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
     for name, layer in layers.items():
         if name not in kept:
             try:
-                replaced[id(layer)] = Int4Linear(layer, group)
+                replaced[id(layer)] = made = Int4Linear(layer, group)
+                _tell_of_lost_inputs(called(name, layer), made)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 kept[name] = said_by(error)
     said = listed(model, {name: kept[name] for name in layers if name in kept})
@@ -113,9 +124,24 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
     changed = replaced[id(model)].eval() if id(model) in replaced else eval_copy(model, replaced)
     if kept:
         tell(f"quantize_weights leaves {len(kept)} of {len(layers)} linear layers as they are: {said}")
+    modules = dict(model.named_modules())
+    spared = (nn.Linear, nn.Embedding, nn.EmbeddingBag)  # named above, or read row by row
+    if others := [name for name in with_weights(model) if not isinstance(modules.get(name), spared)]:
+        tell(f"quantize_weights leaves in floating point: {listed(model, dict.fromkeys(others, ''))}")
     tell_what_is_hidden(changed, "quantize_weights")
     keep_off_fast_path(changed)
     return changed
+
+
+def _tell_of_lost_inputs(name: str, layer: Int4Linear) -> None:
+    lost = [kept for kept in layer.kept if kept < CLEAR]
+    if len(lost) >= _MANY * len(layer.kept):
+        smaller = f"a group smaller than {layer.group} confines that, and " if layer.group > min(GROUPS) else ""
+        tell(
+            f"{name} keeps the weights of most inputs in {len(lost)} of its {len(layer.kept)} groups to "
+            f"{min(lost):.1f} dB only, as a few have far larger ones: {smaller}qtutor.lowbit.awq_scales chooses "
+            "numbers to multiply the weights of inputs by, and to divide the inputs by before the layer"
+        )
 
 
 def _obstacle(layer: nn.Linear, group: int) -> str:

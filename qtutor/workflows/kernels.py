@@ -44,8 +44,8 @@ class InFloats(nn.Module):
                 self.pads = tuple(each for each in reversed(layer.padding) for _ in range(2))
                 self.options["padding"] = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight, real = self.weight.dequantize(), x.dequantize()
+    def forward(self, input: Tensor) -> Tensor:
+        weight, real = self.weight.dequantize(), input.dequantize()
         if self.pads:
             real = F.pad(real, self.pads, mode="reflect")
         real = getattr(F, self.function)(real, weight, self.bias, **self.options)
@@ -100,9 +100,9 @@ def compute_in_floats(model: nn.Module, weights: Weights, names: Iterable[str]) 
 def _first_wrong(model: nn.Module, weights: Weights, inputs: tuple[Tensor, ...]) -> str:
     wrong: list[str] = []
 
-    def compare(name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
+    def compare(name: str, layer: nn.Module, args: tuple, named: dict, output: Tensor) -> None:
         if not wrong:
-            expected = InFloats(layer, *weights[layer]).forward(args[0])
+            expected = InFloats(layer, *weights[layer]).forward(*args, *named.values())
             strays = (output.int_repr().int() - expected.int_repr().int()).abs() > 1
             if strays.double().mean() > _STRAY:
                 wrong.append(name)
@@ -110,6 +110,7 @@ def _first_wrong(model: nn.Module, weights: Weights, inputs: tuple[Tensor, ...])
     with ExitStack() as hooks:
         for name, layer in model.named_modules():
             if layer in weights and hasattr(layer, "scale"):
-                hooks.enter_context(layer.register_forward_hook(partial(compare, name), prepend=True))
+                see = partial(compare, name)
+                hooks.enter_context(layer.register_forward_hook(see, prepend=True, with_kwargs=True))
         outputs(model, inputs)
     return wrong[0] if wrong else ""

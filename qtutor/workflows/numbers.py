@@ -20,9 +20,13 @@ def calls(model: nn.Module) -> dict[str, Node]:
     if not isinstance(model, GraphModule):
         return {}
     codecs = [node for node in model.graph.nodes if str(node.target).startswith("quantized_decomposed.")]
-    recipe = model.meta.get("qtutor")
-    nodes = codecs if recipe and recipe.flow == "pt2e" else model.graph.nodes
+    nodes = codecs if _is_pt2e(model) else model.graph.nodes
     return {f"{node.name}()": node for node in nodes if numbers_of(node)}
+
+
+def _is_pt2e(model: GraphModule) -> bool:
+    recipe = model.meta.get("qtutor")
+    return bool(recipe) and recipe.flow == "pt2e"
 
 
 def numbers_of(node: Node) -> list[float]:
@@ -53,10 +57,15 @@ def _note(model: nn.Module, state: dict, prefix: str, metadata: dict[str, Any]) 
     metadata["numbers"] = {name: numbers_of(node) for name, node in calls(model).items()}
 
 
-def _take(model: nn.Module, state: dict, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+def _take(model: GraphModule, state: dict, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
     here, errors = {name: numbers_of(node) for name, node in calls(model).items()}, rest[-1]
     there = metadata.get("numbers", here)  # a plain dict has none
-    if differ := [name for name in here | there if len(here.get(name, ())) != len(there.get(name, ()))]:
+    if here and _is_pt2e(model) and "numbers" not in metadata and any(name.startswith(prefix) for name in state):
+        errors.append(
+            "a PT2E model has its scales in the metadata of its state_dict(), which this dict lacks: pass the "
+            "state_dict() itself, or use workflows.save and load"
+        )
+    elif differ := [name for name in here | there if len(here.get(name, ())) != len(there.get(name, ()))]:
         errors.append(f"the state is of a model that calls something else: they differ in {', '.join(differ[:3])}")
     else:  # though they be the same: what was compiled holds the weights of before
         put(model, there)

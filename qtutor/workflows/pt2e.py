@@ -1,20 +1,20 @@
 """The PT2E flow of torchao: torch.export captures the model, and Inductor can lower it."""
 
 import io
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from itertools import islice
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 from unittest import mock
 
 from qtutor.fusion import fuse
 from qtutor.models.copying import kept_in_eval
-from qtutor.models.running import no_fast_attention, outputs
+from qtutor.models.running import at_line, no_fast_attention, outputs, reads_of_training
 from qtutor.models.tensors import copies, tensors_in
-from qtutor.models.tracing import is_altered
+from qtutor.models.tracing import calling_line, is_altered
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
 from qtutor.workflows.floats import left
 from qtutor.workflows.inductor import lower
@@ -43,14 +43,18 @@ class Compiled(nn.Module):
         super().__init__()
         self.model = model
         remember(self, recipe_of(model))
-        self.__dict__["_run"] = lower(model)  # not a second copy in the state dict
         self._writes, given = False, copies(inputs)
         with needs_compiler(", or leave compile=True out: the same numbers, slowly"):
             self(*given)
         # Inductor adds what a layer gives to an input in place, as of PyTorch 2.13; forward may write into one too.
         self._writes = not all(map(torch.equal, tensors_in(given), tensors_in(inputs)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_run"}  # a copy runs its own model
+
     def forward(self, *inputs: Tensor) -> Any:
+        if "_run" not in vars(self):
+            vars(self)["_run"] = lower(self.model)  # not a second copy in the state dict
         try:
             return self._run(*(copies(inputs) if self._writes else inputs))
         except AssertionError:
@@ -205,6 +209,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
         quantizer.set_module_name_qconfig(name, None)
     quantizer.annotate = partial(_annotate_floats, quantizer.annotate)
     frozen = kept_in_eval(model) if recipe.trained else []
+    asking = {read.forward for read in reads_of_training(model, inputs)} if recipe.trained else set()
     with suppress(ValueError):  # one that torch.fx cannot trace is folded below, as far as torchao can
         model = fuse(model, inputs)
     for module in model.modules():
@@ -215,7 +220,8 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     with _folded_already():
         prepared = observe(captured, quantizer)
     for node in prepared.graph.nodes:
-        if any(path in frozen for path, _ in [*node.meta.get("nn_module_stack", {}).values()][-1:]):
+        kept = any(path in frozen for path, _ in [*node.meta.get("nn_module_stack", {}).values()][-1:])
+        if kept or not _asks(node, asking):
             node.meta["switch"] = None
     switchable = Prepared(prepared, prepared.graph)
     switchable.meta |= prepared.meta
@@ -265,6 +271,21 @@ class Prepared(GraphModule):
                 node.args = (*node.args[:place], mode, *node.args[place + 1 :])
         self.recompile()
         return super().train(mode)
+
+
+def lines_that_switch(prepared: nn.Module) -> Counter[str]:
+    """Count the calls at each " at file:line: `code`" that `Prepared.train` switches, but for those of PyTorch."""
+    calls = [calling_line(n) for n in prepared.graph.nodes if n.meta.get("switch") is not None]
+    return Counter(at_line(*call) for call in calls if call)
+
+
+def _asks(node: Node, forwards: Collection[CodeType]) -> bool:
+    """Whether the forward that makes a call is among those that ask if the model is in training, or PyTorch's."""
+    if not (call := calling_line(node)):
+        return True
+    file, number, _ = call
+    spans = [[line for *_, line in f.co_lines() if line] for f in forwards if f.co_filename == file]
+    return any(min(span) <= number <= max(span) for span in spans)
 
 
 def _folded_already() -> AbstractContextManager:

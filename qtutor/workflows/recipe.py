@@ -1,7 +1,9 @@
 """What a flow was asked for: all that `load` must know to build the same model again."""
 
 import copy
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pickle import PicklingError
@@ -133,11 +135,15 @@ def remember(model: nn.Module, recipe: Recipe, **notes: Any) -> nn.Module:
             model._register_deepcopy_hook(_remember_again)
     else:
         vars(model).update({f"_{name}": value for name, value in notes.items()})
-    if isinstance(model, GraphModule) and (recipe.prepared or recipe.flow == "pt2e"):
+    if recipe.flow == "dynamic":
+        model.__reduce_ex__ = partial(_pickled, model, recipe, own=vars(model).get("__reduce_ex__"))
+    elif isinstance(model, GraphModule) or not (recipe.prepared or recipe.flow == "pt2e"):
         model.__reduce_ex__ = partial(_refuse_to_pickle, recipe)
     if recipe.flow != "pt2e":
-        model.__deepcopy__ = _AtWork(model, "__deepcopy__")
-        model.load_state_dict = _AtWork(model, "load_state_dict")
+        model.__deepcopy__ = partial(_copied, model, recipe)
+        for module in model.modules():
+            if "quantized" in type(module).__module__:
+                module._load_from_state_dict = partial(_loaded, module, recipe.engine)
     parameters = dict(model.named_parameters())
     for name, mask in (_noted(model, "qtutor_masks") or {}).items():
         if name in parameters and parameters[name].requires_grad:
@@ -171,31 +177,50 @@ def _refuse_to_pickle(recipe: Recipe, protocol: int) -> None:
     way = "workflows.save(model, path), and workflows.load(path, float_model)"
     if recipe.prepared:
         way = "torch.save(model.state_dict(), path), and load_state_dict of what prepare_qat gives for the float model"
-    raise PicklingError(f"PyTorch cannot pickle what flow={recipe.flow!r} made of this model: use {way}")
+    raise PicklingError(f"a pickle does not keep what flow={recipe.flow!r} made of this model: use {way}")
 
 
-class _AtWork:
-    """A method of a model with packed weights, which PyTorch packs anew: for the engine that they were made for."""
+def _pickled(model: nn.Module, recipe: Recipe, protocol: int, *, own: Callable | None) -> tuple:
+    content = io.BytesIO()
+    with _packing(model, recipe):
+        torch.save(model, content)
+    return _unpickled, (recipe, content.getvalue())
 
-    def __init__(self, model: nn.Module, method: str):
-        self.model, self.method = model, method
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        model, recipe = self.model, recipe_of(self.model)
-        assert recipe
+def _unpickled(recipe: Recipe, content: bytes) -> nn.Module:
+    with at_work(recipe.engine):
+        return remember(torch.load(io.BytesIO(content), weights_only=False), recipe)
+
+
+def _copied(model: nn.Module, recipe: Recipe, memo: dict) -> nn.Module:
+    with _packing(model, recipe):
+        copied = copy.deepcopy(model, memo)
+    return copied if "__deepcopy__" in vars(copied) else remember(copied, recipe)
+
+
+def _loaded(layer: nn.Module, engine: str, *args: Any) -> None:
+    with at_work(engine):
+        type(layer)._load_from_state_dict(layer, *args)
+
+
+@contextmanager
+def _packing(model: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Let PyTorch copy or pickle a model in its own way, and pack weights anew for the engine that they are for."""
+    mine = {name: vars(model).pop(name) for name in ("__deepcopy__", "__reduce_ex__") if name in vars(model)}
+    if own := getattr(mine.get("__reduce_ex__"), "keywords", {}).get("own"):
+        model.__reduce_ex__ = own
+    try:
         with at_work(recipe.engine):
-            if self.method == "load_state_dict":
-                return type(model).load_state_dict(model, *args, **kwargs)
-            mine = {name: vars(model).pop(name) for name in ("__deepcopy__", "load_state_dict")}
-            try:
-                copied = copy.deepcopy(model, *args)
-            finally:
-                vars(model).update(mine)
-        return remember(copied, recipe)
+            yield
+    finally:
+        vars(model).update(mine)
 
 
 def float_copy(model: nn.Module) -> nn.Module:
     """Return a copy to quantize, in eval mode, with parametrizations made permanent.
+
+    A qconfig that somebody set before would be taken for the flow's own, so none goes along but None, which keeps a
+    layer in float.
 
     Raises:
         ValueError: the model is quantized already, has no values yet, is not float32 on the CPU, or is wrapped or
@@ -221,6 +246,8 @@ def float_copy(model: nn.Module) -> nn.Module:
             )
     copied = plain_copy(model)
     for module in copied.modules():
+        if vars(module).get("qconfig"):
+            del module.qconfig
         if isinstance(module, _ConvNd) and isinstance(module.padding, str):
             _count_padding(module)
     return copied

@@ -125,6 +125,8 @@ def stub_reason(quantized: nn.Module, error: Exception) -> str:
         reason += (
             f", or keep the layer in float with model.get_submodule({innermost!r}).qconfig = None" if innermost else ""
         )
+    elif "unexpected keyword argument" in str(error):
+        reason = "the INT8 layer has other names for its inputs: give them by place"
     else:
         reason = (
             "it has no kernel for quantized tensors: a residual add, a product or a cat needs a FloatFunctional of "
