@@ -62,3 +62,10 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start each test with no progress and no model trained, and measure for as long as it says."""
     monkeypatch.setenv("QTUTOR_HOME", str(tmp_path / "qtutor-home"))
     monkeypatch.delenv("QTUTOR_MEASURE", raising=False)
+
+
+@pytest.fixture
+def images() -> list[torch.Tensor]:
+    """Two batches of four made images."""
+    torch.manual_seed(0)
+    return [torch.randn(4, 3, 12, 12) for _ in range(2)]

@@ -2,8 +2,8 @@
 
 A layer that takes the place of another answers neither, and loses hooks and a forward that were put on that. The
 bytecode is read and not run: it is there where no source is, as in a console or a frozen program. All that `forward`
-may lead to counts: methods by their names, and functions of the same file. A layer below a `forward` that is no Python
-function counts as asked.
+may lead to counts: methods by their names, and functions, of other files too. A layer below a `forward` that is no
+Python function counts as asked.
 """
 
 import dis
@@ -108,8 +108,7 @@ class _Reader:
 
     def helpers(self) -> list[FunctionType]:
         meant = (self.names.get(each.what) for each in self.expressions if each.kind == "name")
-        home = self.names.get("__name__")
-        return [each for each in meant if isinstance(each, FunctionType) and each.__module__ == home]
+        return [each for each in meant if isinstance(each, FunctionType) and _is_theirs(each)]
 
 
 class _Asked:
@@ -209,9 +208,13 @@ def _own(module: nn.Module) -> list[tuple[str, FunctionType]]:
             if function:
                 if "super" not in function.__code__.co_names:
                     hidden.add(name)
-                if not f"{function.__module__}.".startswith("torch."):
+                if _is_theirs(function):
                     found.append((name, function))
     return found
+
+
+def _is_theirs(function: FunctionType) -> bool:
+    return not f"{function.__module__}.".startswith(("torch.", "numpy."))
 
 
 def _function(each: Any) -> FunctionType | None:
