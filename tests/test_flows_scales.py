@@ -356,3 +356,14 @@ def test_scores_that_are_joined_to_boxes_are_not_lost(forward, told, trained, fl
     few, whole = quantized(images[0]).detach(), model(images[0]).detach()
     for exact, found in zip(whole.flatten(0, -4).chunk(2, -3), few.flatten(0, -4).chunk(2, -3), strict=True):
         assert sqnr(exact, found) > 25
+
+
+def test_half_of_a_value_keeps_a_scale_of_its_own_and_is_joined_in_floats(images):
+    torch.manual_seed(0)
+    layers = {"first": nn.Conv2d(3, 4, 3), "third": nn.Conv2d(4, 4, 1), "second": nn.Conv2d(8, 4, 1)}
+    model = Forward(lambda s, x: s.second(torch.cat([h := 0.5 * s.first(x), s.third(h)], 1)), **layers).eval()
+    with pytest.warns(
+        QuantizationWarning, match=r"what no one scale holds, as large values beside small ones, at .*cat"
+    ):
+        quantized = quantize_static(model, images)
+    assert sqnr(model(images[0]).detach(), quantized(images[0])) > 25

@@ -82,11 +82,17 @@ class Range(NamedTuple):
         return self.power > 0 and decibels(self.power, step**2 / 12) < USUAL
 
 
-def _scales(node: Node, prepared: nn.Module) -> set[float | None]:
-    """The scales that PyTorch fixes of what a node joins, with None where it leaves one free."""
+def _scales(node: Node, prepared: nn.Module) -> set[float | Node | None]:
+    """The scales of what a node joins: those that PyTorch fixes, what gives a value on a scale of its own, as 0.5 * x
+    does, and None where the scale is free.
+    """
     sources = [source for each in node.all_input_nodes for source in each.all_input_nodes] if _joins(node) else []
-    kernels = (kernel_of(source, prepared) for source in sources)
-    return {kernel and kernel.scale for kernel in kernels}
+    found: set[float | Node | None] = set()
+    for source in sources:
+        kernel = kernel_of(source, prepared)
+        own = len(source.all_input_nodes) == 1 and Trait.ARITHMETIC in traits(target_of(source, prepared))
+        found.add(source if own else kernel and kernel.scale)
+    return found
 
 
 def _joins(node: Node) -> bool:

@@ -38,7 +38,7 @@ def rewrite(graph: fx.Graph, root: nn.Module, recipe: Recipe, dims: Mapping[str,
         dims: of what each batch norm gets.
     """
     _repair(graph, root, recipe)
-    _join_in_floats(graph)
+    _join_in_floats(graph, root)
     _keep_apart(graph, root, dims, recipe.trained)
 
 
@@ -135,7 +135,7 @@ def kernel_of(node: Node, root: nn.Module) -> Kernel | None:
     return _kernels().get(target_of(node, root))
 
 
-def _join_in_floats(graph: fx.Graph) -> None:
+def _join_in_floats(graph: fx.Graph, root: nn.Module) -> None:
     """Let torch.cat join floats where it is given a view of what was made of numbers or computed in floats, in place.
 
     As of PyTorch 2.13, the converter would look behind that for a tensor with a range, and fail.
@@ -144,6 +144,8 @@ def _join_in_floats(graph: fx.Graph) -> None:
     def made(node: Node) -> bool:
         first = node
         while first.args and isinstance(first.args[0], Node):
+            if kernel_of(first, root):
+                return False
             first = first.args[0]
         return first is not node and first.op == "call_function" and bool(first.args)
 
