@@ -1,6 +1,7 @@
 """What is said of a result: how far it is off, what hurts, and which way holds."""
 
 import copy
+import math
 import warnings
 
 from qtutor import runtimes
@@ -215,3 +216,11 @@ def test_what_is_chosen_by_value_is_told_from_a_layer_that_hurts(flow):
         prepare_qat(model, images, flow=flow)
     kept = quantize_static(model, [images], flow, keep_float=["first", "scores"])
     assert agreement(outputs(model, (images,)), outputs(kept, (images,))) > 25
+
+
+@pytest.mark.parametrize("quantize", [quantize_dynamic, quantize_weights])
+def test_nan_in_a_norm_is_named_where_there_is_no_batch(quantize):
+    model = nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.Linear(64, 32)).eval()
+    model[1].running_var[0] = math.nan
+    with pytest.raises(ValueError, match=r"1 \(BatchNorm1d\) holds NaN or infinity in its running_var: mend that"):
+        quantize(model)

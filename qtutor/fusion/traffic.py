@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtutor.fusion.patterns import Fusion, patterns
-from qtutor.models.operators import kind_of
+from qtutor.models.operators import function_name, kind_of
 from qtutor.models.tensors import as_tuple, copies, tensors_in
-from qtutor.models.tracing import Tracer, function_name, label, trace
+from qtutor.models.tracing import Tracer, label, trace
 from qtutor.words import first_line
 
 import torch

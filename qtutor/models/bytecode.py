@@ -2,12 +2,13 @@
 
 A layer that takes the place of another answers neither, and loses hooks and a forward that were put on that. The
 bytecode is read and not run: it is there where no source is, as in a console or a frozen program. All that `forward`
-may lead to counts: methods by their names, and functions, of other files too. A layer below a `forward` that is no
-Python function counts as asked.
+may lead to counts: methods by their names, and functions, of the owner's other files too. A layer below a `forward`
+that is no Python function counts as asked.
 """
 
 import dis
 import inspect
+import sysconfig
 from collections.abc import Iterator, Mapping
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ _ALL = ("parameters", "named_parameters", "state_dict", "all_weights")
 _NAMES = ("__name__", "_get_name")
 _BY_TEXT = ("getattr", "get_parameter")
 _NAMED = {*dis.haslocal, *dis.hasfree, *dis.hasname}
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _IDLE = ("EXTENDED_ARG", "CACHE", "NOP")
 
 
@@ -108,7 +110,9 @@ class _Reader:
 
     def helpers(self) -> list[FunctionType]:
         meant = (self.names.get(each.what) for each in self.expressions if each.kind == "name")
-        return [each for each in meant if isinstance(each, FunctionType) and _is_theirs(each)]
+        home = self.names.get("__name__")
+        functions = [each for each in meant if isinstance(each, FunctionType)]
+        return [each for each in functions if each.__module__ == home or _is_theirs(each)]
 
 
 class _Asked:
@@ -208,13 +212,14 @@ def _own(module: nn.Module) -> list[tuple[str, FunctionType]]:
             if function:
                 if "super" not in function.__code__.co_names:
                     hidden.add(name)
-                if _is_theirs(function):
+                if not f"{function.__module__}.".startswith("torch."):
                     found.append((name, function))
     return found
 
 
 def _is_theirs(function: FunctionType) -> bool:
-    return not f"{function.__module__}.".startswith(("torch.", "numpy."))
+    """Whether a function stands in no installed package."""
+    return not function.__code__.co_filename.startswith(_INSTALLED)
 
 
 def _function(each: Any) -> FunctionType | None:

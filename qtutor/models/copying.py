@@ -293,6 +293,16 @@ def held(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if holds(module)]
 
 
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model with a parameter that is not finite, or NaN in a buffer, which may hold infinity: ValueError."""
+    for owner, module in model.named_modules():
+        bad = [path for path, each in module.named_parameters(recurse=False) if not each.isfinite().all()]
+        bad += [path for path, each in module.named_buffers(recurse=False) if each.isnan().any()]
+        for path in bad:
+            what = f"{called(owner, module)} holds NaN or infinity in its {path}"
+            raise ValueError(f"{what}: mend that before you quantize it")
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     """Copy a model in eval mode, with what is computed anew at each call (weight_norm, pruning ...) made permanent."""
     copied = eval_copy(model)

@@ -72,7 +72,13 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
     (Trait.KEEPS_RANGE | Trait.AVERAGES | Trait.ROUNDS, (torch.mean, "mean")),
     (_POOL, (nn.Flatten, torch.flatten, "flatten")),
     (_POOL | Trait.CHOOSES, ("contiguous",)),
-    (_POOL, (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "dropout", "dropout1d", "dropout2d", "dropout3d")),
+    (
+        _POOL,
+        (
+            *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout),
+            *("dropout", "dropout1d", "dropout2d", "dropout3d"),
+        ),
+    ),
     (Trait.KEEPS_RANGE | Trait.CHOOSES, (nn.ChannelShuffle, "channel_shuffle", "clone")),
     (Trait.KEEPS_RANGE | Trait.ROUNDS, (nn.Upsample, F.interpolate, "interpolate")),
     (
@@ -131,6 +137,11 @@ def target_of(node: fx.Node, model: nn.Module) -> type | Callable | str | None:
     if node.op == "call_module":
         return type(model.get_submodule(node.target))
     return node.target if node.op in ("call_function", "call_method") else None
+
+
+def function_name(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls."""
+    return getattr(node.target, "__name__", str(node.target))
 
 
 def kind_of(value: object) -> str:

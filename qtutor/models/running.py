@@ -215,7 +215,8 @@ def backwards(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], 
     while left:
         step = left.pop()
         reached.add(id(getattr(step, "variable", None)))
-        own |= {step._forward_cls.__name__: None} if isinstance(step, BackwardCFunction) else {}
+        if isinstance(step, BackwardCFunction) and not step._forward_cls.__module__.startswith("torch."):
+            own[step._forward_cls.__name__] = None
         later = {each for each, _ in step.next_functions} - seen
         seen |= later
         left += later

@@ -18,7 +18,8 @@ from typing import Any, get_args
 from unittest import mock
 
 from qtutor.models.copying import copy_model
-from qtutor.models.operators import Trait, check_module, kind_of, target_of, traits
+from qtutor.models.known import Known
+from qtutor.models.operators import check_module, function_name, kind_of
 from qtutor.models.running import at_line, line_at, passing
 from qtutor.models.tensors import tensors_in
 
@@ -41,9 +42,6 @@ _SIZED = (
 )
 """What takes sizes, or numbers, for which PyTorch takes no stand-in."""
 _ONE_AT_A_TIME = threading.RLock()
-_ELSEWHERE = ("is_cuda", "is_mps", "is_xpu", "is_meta")
-_SAME_DTYPE = Trait.ARITHMETIC | Trait.KEEPS_RANGE | Trait.PASSES_SCALE
-_OPERATORS = (operator.matmul, operator.sub, operator.truediv, torch.matmul, torch.bmm, torch.softmax, "softmax")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -69,13 +67,12 @@ for _name in ("add", "sub", "mul", "truediv", "pow"):  # x += y is recorded as x
     setattr(Proxy, f"__i{_name}__", _augmented(getattr(operator, _name)))
 
 
-class Call(fx.Tracer):
+class Call(Known):
     """Traces one kind of call, at which arguments that have a default are bound, so that Python may branch on them.
 
     Attributes:
         inputs: of the call; None for what `forward` takes by all means.
         stars: how many inputs a `*inputs` stands for, and which names a `**inputs`, where nobody said.
-        dtypes: of the inputs that are tensors, by name.
         asked: " at file:line: `code`" of each line that asks for the class of what may be a tensor or not.
         written: of each line that writes in place as in x += y, which is not recorded.
     """
@@ -85,7 +82,6 @@ class Call(fx.Tracer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.dtypes: dict[str, torch.dtype] = {}
         self.asked: dict[str, None] = {}
         self.written: dict[str, None] = {}
 
@@ -101,7 +97,7 @@ class Call(fx.Tracer):
             patches.enter_context(patch(builtins, "isinstance", functools.partial(self._is_instance, isinstance)))
             patches.enter_context(patch(fx.Proxy, "__array_ufunc__", None, create=True))
             for name in ("finfo", "iinfo"):
-                patches.enter_context(patch(torch, name, functools.partial(self._of_known, getattr(torch, name))))
+                patches.enter_context(patch(torch, name, functools.partial(self.of_known, getattr(torch, name))))
             for home, name in _SIZED:
                 patches.enter_context(patch(home, name, self._recording(home, name)))
             patches.enter_context(_Indexing(self))
@@ -135,81 +131,6 @@ class Call(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what stands for a node while forward runs."""
         return Proxy(node, self)
-
-    def gives_tensor(self, node: fx.Node) -> bool:
-        """Whether a node is known to give a tensor: an input that is one, or a layer of one output."""
-        if node.op == "call_module":
-            return isinstance(self.root.get_submodule(str(node.target)), (nn.Linear, _ConvNd, _BatchNorm))
-        return node.op == "placeholder" and node.target in self.dtypes
-
-    def _owner(self, node: fx.Node) -> tuple[nn.Module, str]:
-        path, _, name = str(node.target).rpartition(".")
-        return self.root.get_submodule(path), name
-
-    def in_layer(self, node: fx.Node) -> bool:
-        """Whether a node takes a tensor from a layer that is called as a whole."""
-        return self.is_leaf_module(self._owner(node)[0], str(node.target).rpartition(".")[0])
-
-    def _of_known(self, original: Callable, *dtype: Any) -> Any:
-        try:
-            return original(*(self.known(each.node) if isinstance(each, fx.Proxy) else each for each in dtype))
-        except LookupError:
-            raise ValueError("Python needs a dtype there that no trace knows: write torch.float32") from None
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """Answer Python where it decides by a dtype or a device that is known."""
-        with suppress(LookupError):
-            return bool(self.known(obj.node))
-        return super().to_bool(obj)
-
-    def known(self, value: Any) -> Any:
-        """Return what a node gives, as far as that follows from dtypes and from the CPU, where a model is traced.
-
-        Raises:
-            LookupError: it does not follow.
-        """
-        if not isinstance(value, fx.Node):
-            return value
-        name = value.target if value.op == "call_method" else function_name(value)
-        if name in ("is_floating_point", "is_complex"):
-            return getattr(self.dtype_of(value.args[0]), name)
-        if value.target in (operator.eq, operator.ne):
-            return value.target(*map(self.known, value.args))
-        if value.target is not getattr:
-            raise LookupError(value)
-        of, name = value.args
-        if name == "dtype":
-            return self.dtype_of(of)
-        if name == "device":
-            return torch.device("cpu")
-        return False if name in _ELSEWHERE else getattr(self.known(of), name)
-
-    def dtype_of(self, value: Any) -> torch.dtype:
-        """Return the dtype of the tensor that a node gives.
-
-        Raises:
-            LookupError: it is not certain.
-        """
-        if not isinstance(value, fx.Node):
-            raise LookupError(value)
-        if value.op == "placeholder":
-            return self.dtypes[value.target]
-        if value.op == "get_attr":
-            owner, name = self._owner(value)
-            return {**vars(owner), **owner._parameters, **owner._buffers}[name].dtype
-        target, layer = target_of(value, self.root), False
-        if value.op == "call_module":
-            module = self.root.get_submodule(str(value.target))
-            layer = type(module).__module__.startswith("torch.nn.") or self.gives_tensor(value)
-            if layer and (weight := next(module.parameters(), None)) is not None:
-                return weight.dtype
-        same = traits(target) & _SAME_DTYPE and target not in ("to", "float", "max")
-        if layer or ((same or target in _OPERATORS) and not value.kwargs):
-            sources = value.all_input_nodes[: 1 if layer or Trait.KEEPS_RANGE in traits(target) else None]
-            dtypes = {self.dtype_of(each) for each in sources}
-            if len(dtypes) == 1 and (dtype := dtypes.pop()).is_floating_point:
-                return dtype
-        raise LookupError(value)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Note the user's lines that a node stands for, without the compiler that PyTorch would import to note them."""
@@ -460,8 +381,3 @@ def label(node: fx.Node) -> str:
         return str(node.target)
     scope = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return ".".join([*scope[-1:], f"{function_name(node)}()"])
-
-
-def function_name(node: fx.Node) -> str:
-    """Return the name of the function or method that a node calls."""
-    return getattr(node.target, "__name__", str(node.target))

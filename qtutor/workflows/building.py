@@ -131,9 +131,9 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
     try:
         _check_untrained(model, prepared, recipe, reference)
         tried = _tried(prepared, recipe, reference)
+        tell_what_hurts_untrained(model, tried, recipe, reference)
         tell_what_stays(model, tried, recipe)
         reference.check_offset(tried)
-        tell_what_hurts_untrained(model, tried, recipe, reference)
     except Unfit as found:
         return prepare(model, found.recipe, reference)
     except (Unavailable, ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from qtutor.affine import sqnr
 from qtutor.models.bytecode import bound_by_code
-from qtutor.models.copying import copy_model, through_layers
+from qtutor.models.copying import check_weights, copy_model, through_layers
 from qtutor.models.operators import called, kind_of
 from qtutor.observers import round_min_max
 from qtutor.simulation.layers import with_weights
@@ -41,6 +41,7 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
     recipe = Recipe.of(model, "dynamic", (), engine)
     with at_work(recipe.engine):
         copied = float_copy(model)
+        check_weights(copied)
         layers = {name: layer for name, layer in copied.named_modules() if type(layer) in _KINDS}
         stays = bound_by_code(copied, layers)
         stays |= {name: reason for name, layer in layers.items() if (reason := _obstacle(layer))}
@@ -48,7 +49,7 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
             raise ValueError(f"nothing would shrink: {_why(copied, stays)}")
         for name, layer in layers.items():
             if name not in stays:
-                _check_weights(called(name, layer), layer)
+                _tell_of_weights(called(name, layer), layer)
         if left := _never_taken(copied) | stays:
             tell(f"quantize_dynamic leaves in floating point: {listed(copied, left)}")
         tell_what_is_hidden(copied, "quantize_dynamic")
@@ -110,11 +111,8 @@ def _why(model: nn.Module, stays: Mapping[str, str]) -> str:
     )
 
 
-def _check_weights(name: str, layer: nn.Module) -> None:
-    """Refuse a layer whose weights are not finite, and tell of one that keeps little of them."""
-    for path, weight in layer.named_parameters():
-        if not weight.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinity in its {path}: mend that before you quantize it")
+def _tell_of_weights(name: str, layer: nn.Module) -> None:
+    """Tell of a layer that keeps little of its weights."""
     if (coarse := _coarse(layer)) < WELL:
         way = "try qtutor.repair.equalize(model) before"
         if type(layer) is not nn.Linear:

@@ -10,8 +10,8 @@ the owner says          keep_float
 import functools
 from collections.abc import Collection, Iterator
 
-from qtutor.models.operators import KINDS, Trait, multiplies, traits
-from qtutor.models.tracing import function_name, is_altered
+from qtutor.models.operators import KINDS, Trait, function_name, multiplies, traits
+from qtutor.models.tracing import is_altered
 from qtutor.workflows import dynamic
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.recipe import SCRIPTED, Recipe, scripted

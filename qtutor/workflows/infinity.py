@@ -18,7 +18,7 @@ from qtutor.workflows.calls import given_name
 from qtutor.workflows.limits import USUAL
 from qtutor.workflows.recipe import Recipe
 from qtutor.workflows.refusals import Refused
-from qtutor.workflows.rewriting import kernel_of, name_of
+from qtutor.workflows.rewriting import kernel_of, name_of, operands
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ def noting_unheld(prepared: nn.Module) -> Iterator[dict[nn.Module | Node, str]]:
     """
     found: dict[nn.Module | Node, str] = {}
     sharing = _sharing(prepared) if isinstance(prepared, GraphModule) else {}
-    ranges: dict[nn.Module, list[Range | None]] = {each: [] for around in sharing.values() for each, _ in around}
+    around = {each for places in sharing.values() for each, _ in (*places.before, *places.behind)}
+    ranges: dict[nn.Module, list[Range | None]] = {observer: [] for observer in around}
 
     def look(observer: nn.Module, observe: Any, x: Any) -> Any:
         what = _unheld(observer, x)
@@ -53,10 +54,14 @@ def noting_unheld(prepared: nn.Module) -> Iterator[dict[nn.Module | Node, str]]:
         observer.forward = partial(look, observer, observer.forward)
     try:
         yield found
-        for node, around in sharing.items():
-            held = [held for observer, call in around for held in ranges[observer][call : call + 1] if held]
-            lost = any(each.lost_in(held) for each in held) and not (_joins(node) and _for_layers(node, prepared))
-            if lost or len(_scales(node, prepared)) > 1:
+        for node, places in sharing.items():
+            before, behind = (
+                [held for observer, call in side for held in ranges[observer][call : call + 1] if held]
+                for side in places
+            )
+            at_stake = before if _keeps_own(node, prepared) else before + behind
+            lost = any(each.lost_in(before + behind) for each in at_stake)
+            if (lost and not (_joins(node) and _for_layers(node, prepared))) or len(_scales(node, prepared)) > 1:
                 found[node] = _UNEVEN
     finally:
         for observer in observers:
@@ -90,16 +95,27 @@ def _scales(node: Node, prepared: nn.Module) -> set[float | Node | None]:
     found: set[float | Node | None] = set()
     for source in sources:
         kernel = kernel_of(source, prepared)
-        own = len(source.all_input_nodes) == 1 and Trait.ARITHMETIC in traits(target_of(source, prepared))
-        found.add(source if own else kernel and kernel.scale)
+        found.add(source if _keeps_own(source, prepared) else kernel and kernel.scale)
     return found
+
+
+def _keeps_own(node: Node, prepared: nn.Module) -> bool:
+    """Whether a node computes with one tensor and a number, which keeps codes and changes their scale."""
+    return len(operands(node)) == 1 and Trait.ARITHMETIC in traits(target_of(node, prepared))
 
 
 def _joins(node: Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__name__", "") in ("cat", "stack")
 
 
-def _sharing(prepared: GraphModule) -> dict[Node, list[tuple[nn.Module, int]]]:
+class _Places(NamedTuple):
+    """The observers before and behind a node, and at which of their calls."""
+
+    before: list[tuple[nn.Module, int]]
+    behind: list[tuple[nn.Module, int]]
+
+
+def _sharing(prepared: GraphModule) -> dict[Node, _Places]:
     """Return what computes on one scale for what it gets and gives, with its observers, and at which of their calls.
 
     A number that is added or multiplied leaves a value on the scale that it has; the first of values that are joined
@@ -116,7 +132,7 @@ def _sharing(prepared: GraphModule) -> dict[Node, list[tuple[nn.Module, int]]]:
     for node in prepared.graph.nodes:
         before, behind = ([observed[n] for n in nodes if n in observed] for nodes in (node.all_input_nodes, node.users))
         if node not in observed and (_joins(node) or {each for each, _ in before} & {each for each, _ in behind}):
-            found[node] = before + behind
+            found[node] = _Places(before, behind)
     return found
 
 

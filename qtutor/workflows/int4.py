@@ -13,7 +13,7 @@ import math
 from qtutor.affine import sqnr
 from qtutor.lowbit import integers
 from qtutor.models.bytecode import bound_by_code
-from qtutor.models.copying import check_loaded, eval_copy
+from qtutor.models.copying import check_loaded, check_weights, eval_copy
 from qtutor.models.operators import called, check_module, kind_of
 from qtutor.simulation.layers import with_weights
 from qtutor.words import said_by
@@ -107,6 +107,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
     if group not in GROUPS:
         raise ValueError(f"PyTorch's 4-bit kernel shares a scale among 32, 64, 128 or 256 inputs, not {group!r}")
     check_loaded(model)
+    check_weights(model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     obstacles = {name: reason for name, layer in layers.items() if (reason := _obstacle(layer, group))}
     kept = bound_by_code(model, layers) | obstacles

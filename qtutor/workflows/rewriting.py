@@ -58,15 +58,26 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
             later = set(nodes[place + 1 :])
             for user in [user for user in node.all_input_nodes[0].users if user in later]:
                 user.replace_input_with(node.all_input_nodes[0], node)
+        if gives_size(node):
+            continue
         gain = _gains(node, root, recipe, coded)
-        coded |= {node} if gain else set()
         if node.op == "call_module":
             gains[node.target] = gain is not False or gains.get(node.target, False)
+            if gain is None and _passes(root.get_submodule(node.target)) and coded.intersection(node.all_input_nodes):
+                coded.add(node)
         elif gain is False or _stays(node, root, recipe):
             node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
+            continue
+        coded |= {node} if gain else set()
     for name in (name for name, gain in gains.items() if not gain):
         module = root.get_submodule(name)
         module.__class__ = left(type(module))
+
+
+def _passes(module: nn.Module) -> bool:
+    """Whether a module without a kernel may stand between two with one: merged, or with the range of its input."""
+    keeps = Trait.KEEPS_RANGE in traits(type(module))
+    return (isinstance(module, _BatchNorm) or keeps) and not isinstance(module, Left)
 
 
 def _stays(node: Node, root: nn.Module, recipe: Recipe) -> bool:
@@ -93,7 +104,9 @@ def _gains(node: Node, root: nn.Module, recipe: Recipe, coded: Collection[Node])
     kernel, kind = kernel_of(node, root), traits(target_of(node, root))
     if kernel is None or not node.all_input_nodes or (node.op == "call_module" and recipe.keeps(node.target)):
         return None
-    if recipe.between and not kernel.multiplies and (Trait.KEEPS_RANGE not in kind or Trait.AVERAGES in kind):
+    merged = node.op == "call_module" and isinstance(root.get_submodule(node.target), _BatchNorm)
+    keeps = merged or (Trait.KEEPS_RANGE in kind and Trait.AVERAGES not in kind)
+    if recipe.between and not (kernel.multiplies or keeps):
         return False
     return kernel.begins or any(each in coded for each in node.all_input_nodes)
 
@@ -102,8 +115,8 @@ class Kernel(NamedTuple):
     """What is known of an INT8 kernel.
 
     Attributes:
-        multiplies: whether it multiplies by weights, or may be merged into what does.
-        begins: whether it is worth rounding floats for: it multiplies, or is a norm.
+        multiplies: whether it multiplies by weights, or two matrices.
+        begins: whether it is worth rounding floats for: it multiplies, or is a norm that is merged into no layer.
         scale: of what it gives, where PyTorch fixes that.
     """
 
@@ -122,17 +135,31 @@ def _kernels() -> dict[Any, Kernel]:
         ways = [way for way in each.dtype_configs if way.input_dtype == torch.quint8]
         if each.pattern is not None and ways and each.observation_type is not ObservationType.INPUT_OUTPUT_NOT_OBSERVED:
             name = getattr(each.pattern, "__name__", "").lower()
-            multiplies = name.startswith(("matmul", "batchnorm")) or any(
-                way.weight_dtype == torch.qint8 for way in ways
-            )
+            multiplies = name == "matmul" or any(way.weight_dtype == torch.qint8 for way in ways)
+            begins = multiplies or (name.endswith(_NORMS) and not name.startswith("batchnorm"))
             scale = ways[0].output_dtype_with_constraints.scale_exact_match
-            found[each.pattern] = Kernel(multiplies, multiplies or name.endswith(_NORMS), scale)
+            found[each.pattern] = Kernel(multiplies, begins, scale)
     return found
 
 
 def kernel_of(node: Node, root: nn.Module) -> Kernel | None:
     """Return the kernel for what a node calls, if there is one that gives codes."""
     return _kernels().get(target_of(node, root))
+
+
+def gives_size(node: Node) -> bool:
+    """Whether a node gives a size of a tensor, or what Python computes of such."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel")
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    plain = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
+    return plain and bool(node.all_input_nodes) and all(map(gives_size, node.all_input_nodes))
+
+
+def operands(node: Node) -> list[Node]:
+    """Return the tensors that a node adds, multiplies or computes with, one twice where it stands there twice."""
+    return [each for each in node.args if isinstance(each, Node) and not gives_size(each)]
 
 
 def _join_in_floats(graph: fx.Graph, root: nn.Module) -> None:
