@@ -10,12 +10,20 @@ from qtutor.workflows import (
     quantize_weights,
 )
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 FLOWS = ("fx", "pt2e")
+
+
+PYTORCH_RETIRES = [
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+]
+"""What PyTorch warns of in each flow, and nobody here can change."""
 
 
 class Forward(nn.Module):

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from people import (
     CONVERT,
     FLOWS,
+    PYTORCH_RETIRES,
     ROWS,
     Remembers,
     two_layers,
@@ -41,10 +42,7 @@ from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
 from torch.utils._pytree import tree_leaves
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = PYTORCH_RETIRES
 
 
 ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from people import (
     CALLED_TWICE,
     CONVERT,
+    PYTORCH_RETIRES,
     ROWS,
     Asks,
     AsksForTheType,
@@ -47,10 +48,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = PYTORCH_RETIRES
 
 
 def test_what_stays_in_floats_is_said(images):

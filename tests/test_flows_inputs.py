@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from people import (
     FLOWS,
+    PYTORCH_RETIRES,
     ROWS,
     Forward,
     in_int8,
@@ -40,10 +41,7 @@ from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = PYTORCH_RETIRES
 
 
 def test_an_eager_layer_gets_its_input_by_name_or_the_refusal_says_how(images):

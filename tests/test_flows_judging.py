@@ -24,6 +24,7 @@ import torch
 from people import (
     CONVERT,
     FLOWS,
+    PYTORCH_RETIRES,
     ROWS,
     Forward,
     trains_on_each,
@@ -33,10 +34,7 @@ from people import (
 from torch import nn
 from torch.nn.utils import parametrizations
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = PYTORCH_RETIRES
 
 
 @pytest.mark.parametrize("convert", CONVERT)

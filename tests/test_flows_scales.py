@@ -26,6 +26,7 @@ import torch.ao.nn.quantized as nnq
 from people import (
     CALLED_TWICE,
     FLOWS,
+    PYTORCH_RETIRES,
     ROWS,
     Forward,
     Named,
@@ -37,10 +38,7 @@ from people import (
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = PYTORCH_RETIRES
 
 
 @pytest.mark.parametrize("flow", FLOWS)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from people import (
     CONVERT,
     FLOWS,
+    PYTORCH_RETIRES,
     ROWS,
     Asks,
     AsksForTheType,
@@ -38,10 +39,7 @@ from people import (
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = PYTORCH_RETIRES
 
 
 def assigned_nowhere(self, x):

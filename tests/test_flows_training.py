@@ -20,6 +20,7 @@ from people import (
     CALLED_TWICE,
     CONVERT,
     FLOWS,
+    PYTORCH_RETIRES,
     ROWS,
     Forward,
     Remembers,
@@ -33,10 +34,7 @@ from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations, prune
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = PYTORCH_RETIRES
 
 
 class DropPath(nn.Module):

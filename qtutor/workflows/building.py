@@ -118,7 +118,7 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         return prepared, recipe
     if recipe.flow != "eager":
         untrained, own = backwards(float_copy(model), reference.inputs)
-        if lost := {*own} - {*backwards(prepared, reference.inputs)[1]}:
+        if own and (lost := {*own} - {*backwards(prepared, reference.inputs)[1]}):
             names = " and ".join(sorted(lost))
             raise Untraced(
                 f"cannot train {kind_of(model)}: gradients would not go by the backward of {names}. "

@@ -9,7 +9,7 @@ from qtutor.affine import decibels
 from qtutor.models.batches import Batch
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.running import agreement, check_outputs, lines_that_choose, outputs, unsteady
+from qtutor.models.running import agreement, check_outputs, lines_that_choose, outputs, power, unsteady
 from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.simulation import Rounding, Scheme, Simulation
 from qtutor.workflows.limits import CLEAR, HALF, TWICE, USUAL
@@ -72,7 +72,7 @@ class Reference:
         if not any(varies_little(*_powers(x)) for x in floats_in(self.batch_outputs)):  # a run is saved
             return
         for x, y in zip(self.batch_outputs, outputs(model, self.batch), strict=True):
-            if x.is_floating_point() and offset_hides(*_powers(x), float((x.double() - y.double()).square().sum())):
+            if x.is_floating_point() and offset_hides(*_powers(x), power(x.double() - y.double())):
                 tell(OFFSET)
                 return
 
@@ -80,7 +80,7 @@ class Reference:
 def _powers(x: Tensor) -> tuple[float, float]:
     """The sum of squares of values, and of what they differ from their mean."""
     exact = x.double()
-    return float(exact.square().sum()), float((exact - exact.mean()).square().sum())
+    return power(exact), power(exact - exact.mean())
 
 
 def varies_little(signal: float, spread: float) -> bool:

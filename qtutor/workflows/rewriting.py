@@ -66,7 +66,7 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
             if gain is None and _passes(root.get_submodule(node.target)) and coded.intersection(node.all_input_nodes):
                 coded.add(node)
         elif gain is False or _stays(node, root, recipe):
-            node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
+            _leave(node)
             continue
         coded |= {node} if gain else set()
     for name in (name for name, gain in gains.items() if not gain):
@@ -83,17 +83,14 @@ def _passes(module: nn.Module) -> bool:
 def _stays(node: Node, root: nn.Module, recipe: Recipe) -> bool:
     """Whether what a function or method gives is computed in floats whatever it gets."""
     kind = traits(target_of(node, root))
-    operands = node.args if Trait.ARITHMETIC in kind else ()
+    terms = node.args if Trait.ARITHMETIC in kind else ()
     # In training PyTorch would give what is computed with a number the range of its input.
-    with_number = recipe.trained and len(node.all_input_nodes) == 1 and len(operands) == 2
+    with_number = recipe.trained and len(node.all_input_nodes) == 1 and len(terms) == 2
     numbers = (x for x in (*node.args, *node.kwargs.values()) if isinstance(x, float))
     epsilon = (Trait.ARITHMETIC | Trait.CLAMPS) & kind and any(0 < abs(x) < _EPSILON for x in numbers)
-    named = name_of(node) in recipe.float_operators or node.name in (
-        *recipe.infinite,
-        *recipe.unrounded,
-        *recipe.uneven,
-    )
-    return bool(named or with_number or epsilon or (operands and node.kwargs))  # add(x, y, alpha=2) has no kernel
+    named = node.name in (*recipe.infinite, *recipe.unrounded, *recipe.uneven)
+    named = named or name_of(node) in recipe.float_operators
+    return bool(named or with_number or epsilon or (terms and node.kwargs))  # add(x, y, alpha=2) has no kernel
 
 
 def _gains(node: Node, root: nn.Module, recipe: Recipe, coded: Collection[Node]) -> bool | None:
@@ -178,7 +175,12 @@ def _join_in_floats(graph: fx.Graph, root: nn.Module) -> None:
 
     for node in graph.nodes:
         if node.target is torch.cat and any(map(made, node.all_input_nodes)):
-            node.target, node.args = in_floats, (name_of(node), *node.args)
+            _leave(node)
+
+
+def _leave(node: Node) -> None:
+    """Have what a node calls be computed in floats, in place."""
+    node.op, node.target, node.args = "call_function", in_floats, (name_of(node), *node.args)
 
 
 def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int], trained: bool) -> None:
@@ -215,7 +217,7 @@ def _convolve(node: Node) -> None:
     kind, names = node.target.__name__, (*_TENSORS, *_CONVOLUTION)
     given = {"bias": None} | _CONVOLUTION | dict(zip(names, node.args, strict=False)) | node.kwargs
     if "transpose" in kind or any(isinstance(given[name], str | Node) for name in _CONVOLUTION):
-        node.target, node.args = in_floats, (name_of(node), *node.args)
+        _leave(node)
         return
     axes = int(kind[-2])
     wide = {name: (given[name],) * axes for name in _CONVOLUTION if name != "groups" and isinstance(given[name], int)}
