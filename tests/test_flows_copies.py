@@ -81,6 +81,24 @@ def test_copies_and_reloads_compute_the_same_whatever_engine_is_at_work(engine, 
             assert torch.equal(copied(images[0]), expected)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_layer_that_gives_other_weights_back_is_not_copied_with_these(size, engine, images, tmp_path):
+    torch.manual_seed(0)
+
+    def make():
+        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, size), nn.Conv2d(8, 4, 1)).eval()
+
+    model = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)  # where it runs in floats for that
+        quantized = quantize_static(model, images, engine=engine)
+    assert sqnr(model(images[0]).detach(), quantized(images[0])) > 25
+    save(quantized, tmp_path / "model")
+    for copied in (copy.deepcopy(quantized), load(tmp_path / "model", make())):
+        assert torch.equal(copied(images[0]), quantized(images[0]))
+
+
 class Leaky(nn.Module):
     """Mixes what it gave into what it gives; where it is given that, it keeps nothing."""
 
