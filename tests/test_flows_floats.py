@@ -237,10 +237,12 @@ class Typed(Asks):
         ("(lambda layer: layer.weight.dim())(self.head)", "reads its weight itself"),
         ("getattr(self.head, 'weight').dim()", "reads its weight itself"),
         ("[p for layer in self.layers for p in layer.parameters()]", "reads its parameters itself"),
+        ("torch.autograd.grad(self.head(x).sum(), x)[0].any()", "differentiates"),
+        ("torch.func.functional_call(self.head, {}, x).any()", "gives layers other weights by functional_call"),
     ],
 )
 def test_what_a_forward_asks_is_read_where_there_is_no_source(asked, what, convert):
-    names = {"Asks": Asks, "nn": nn}
+    names = {"Asks": Asks, "nn": nn, "torch": torch}
     exec(TYPED.format(asked=asked), names)
     with pytest.raises(ValueError, match=f"forward of Typed {what}"):
         convert(names["Typed"]().eval())
@@ -540,6 +542,31 @@ def test_an_output_of_a_class_of_its_own_is_named_where_it_cannot_be_captured(fo
         quantize_static(model, [ROWS], "pt2e")
     model.function = lambda self, x: {"logits": self.second(self.first(x).relu())}
     assert sqnr(model(ROWS)["logits"].detach(), quantize_static(model, [ROWS], "pt2e")(ROWS)["logits"]) > 25
+
+
+def joined_bias(self, x):  # as BEiT
+    return self.second(F.linear(self.first(x), self.weight, torch.cat([self.bias[:8], 0 * self.bias[8:]])))
+
+
+def computed_twice(self, x):  # as SincNet
+    half = torch.sin(self.bias[:, None] @ self.bias[None, :8])
+    return self.second(F.linear(self.first(x), torch.cat([half, 2 * half.flip(1)], 1) / 4))
+
+
+def cast(self, x):  # as Whisper
+    return self.second(F.linear(self.first(x), self.weight.to(x.dtype), self.bias.to(x.device)))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("forward", [joined_bias, computed_twice, cast])
+def test_weights_that_are_computed_of_parameters_are_rounded(forward, trained, tmp_path):
+    model = two_layers(forward)
+    model.weight, model.bias = nn.Parameter(torch.randn(16, 16) / 4), nn.Parameter(torch.randn(16))
+    quantized = in_int8(model, ROWS, trained=trained)
+    assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+    assert "torch.ops.quantized.linear" in quantized.code
+    save(quantized, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", model)(ROWS), quantized(ROWS))
 
 
 @pytest.mark.parametrize("trained", [False, True])

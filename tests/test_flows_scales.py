@@ -11,6 +11,7 @@ from qtutor.models.batches import Batch
 from qtutor.simulation import Configuration, Simulation
 from qtutor.workflows import (
     convert,
+    fx,
     load,
     prepare_qat,
     quantize_dynamic,
@@ -23,6 +24,7 @@ from qtutor.workflows.telling import QuantizationWarning
 import pytest
 import torch
 import torch.ao.nn.quantized as nnq
+import torch.nn.functional as F
 from people import (
     CALLED_TWICE,
     FLOWS,
@@ -49,6 +51,24 @@ def test_what_is_computed_with_a_number_has_a_range_of_its_own(flow, between, im
     prepared = prepare_qat(model, images[0], flow=flow)
     prepared(images[0])
     assert sqnr(prepared.eval()(images[0]), convert(prepared)(images[0])) > 25
+
+
+def pooled_in_two_ways(self, x):
+    x = self.first(x)
+    return self.second(torch.cat([F.adaptive_max_pool1d(x, 1), F.adaptive_avg_pool1d(x, 1)], 1)[..., 0])
+
+
+def test_codes_of_several_scales_are_joined_without_a_warning():
+    torch.manual_seed(0)
+    model = Forward(pooled_in_two_ways, first=nn.Conv1d(3, 8, 3), second=nn.Linear(16, 4)).eval()
+    x = torch.randn(8, 3, 32)
+    quantized = in_int8(model, x, trained=True)
+    joins = [node for node in quantized.graph.nodes if node.target is fx.joined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = quantized(x)
+    assert joins
+    assert sqnr(model(x).detach(), got.detach()) > 25
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,25 @@ def test_what_a_refusal_says_to_write_instead_is_taken(refused, message, taken):
     assert sqnr(taken()(ROWS).detach(), quantize_static(taken(), [ROWS])(ROWS)) > 20
 
 
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_plain_list_is_named_by_each_flow(flow, images):
+    model = two_convolutions(lambda self, x: self.second(self.hidden[0](self.first(x))))
+    model.hidden = [nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)).eval()]
+    with pytest.raises(ValueError, match="the layer is in a plain list"):
+        quantize_static(model, [images[0]], flow)
+
+
+def test_a_flow_is_advised_that_takes_all_sizes():
+    def forward(self, x):
+        return self.second(self.first(x) if x.shape[0] > 5 else self.first(x).relu())
+
+    batches = [ROWS, ROWS, ROWS[:4]]
+    with pytest.raises(ValueError, match=r"Python decides there by .*size.* flow='pt2e' can take it as it is"):
+        quantize_static(two_layers(forward), batches[:2])
+    with pytest.raises(ValueError, match=r"Python decides there by .*size.*\. quantize_dynamic.model. can take it"):
+        quantize_static(two_layers(forward), batches)
+
+
 def reads_packed(forward):
     torch.manual_seed(0)
     return Forward(forward, memory=nn.GRU(16, 8, batch_first=True), head=nn.Linear(8, 4)).eval()
@@ -377,9 +396,10 @@ def test_operators_of_the_dispatcher_are_taken_as_any_function(trained):
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-@pytest.mark.parametrize("name", ["meta", "code", "graph"])
-def test_a_name_that_torch_fx_has_for_itself_is_named(name, flow):
-    model = Forward(lambda self, x: getattr(self, name)(x), **{name: nn.Linear(16, 4)}).eval()
+@pytest.mark.parametrize("name", ["meta", "code", "graph", "parameters"])
+def test_a_name_that_pytorch_has_for_itself_is_named(name, flow):
+    model = Forward(lambda self, x: self._modules[name](x)).eval()
+    setattr(model, name, nn.Linear(16, 4))
     with pytest.raises(ValueError, match=f"under the name {name} in .*: give self.{name} another name"):
         quantize_static(model, [ROWS], flow)
 

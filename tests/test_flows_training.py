@@ -165,6 +165,7 @@ def test_a_train_that_is_no_switch_is_named(run, train, inside):
     run(made(fit=train), x)
 
 
+@pytest.mark.filterwarnings("ignore:.* agrees with the trained one without rounding")  # after so few steps
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("forward", CALLED_TWICE)
 def test_what_is_called_twice_trains_as_one(forward, flow):
@@ -214,6 +215,29 @@ def test_what_training_has_to_make_good_is_said_before_it():
     model.first.weight.data[0], model.first.bias.data[0], model.second.weight.data[:, 0] = 0, 300, 0
     with pytest.warns(QuantizationWarning, match=r"before it is trained, .* dB only: first \(Linear\) hurts most"):
         prepare_qat(model, ROWS)
+
+
+def test_how_far_training_leads_from_its_ranges_is_said_behind_it():
+    prepared = prepare_qat(two_layers(), ROWS)
+    prepared(ROWS)
+    convert(prepared)
+    prepared.first.weight.data *= 20
+    with pytest.warns(QuantizationWarning, match=r"agrees with the trained one without rounding to .* dB only"):
+        convert(prepared)
+
+
+def rendered(self, x):  # as NeRF, whose last distance is as good as infinite
+    far, density = torch.full_like(x[:, :1], 1e10), self.second(self.first(x)).relu()
+    opaque = 1 - torch.exp(-density * torch.cat([x[:, :3].abs(), far], 1))
+    return opaque * torch.cumprod(torch.cat([torch.ones_like(far), 1 - opaque + 1e-10], 1), 1)[:, :-1]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_gets_lost_between_layers_is_refused_before_training_too(trained):
+    model = two_layers(rendered)
+    with pytest.raises(ValueError, match=r"too far off: .*, so something between them gets lost\. flow='fx' can take"):
+        in_int8(model, ROWS, "pt2e", trained)
+    assert sqnr(model(ROWS).detach(), in_int8(model, ROWS, trained=trained)(ROWS).detach()) > 25
 
 
 def joined(self, x):

@@ -59,16 +59,21 @@ def test_a_kernel_that_fails_without_a_word_leaves_its_layer_in_floats(monkeypat
         quantize_weights(nn.Sequential(nn.Linear(64, 32)))
 
 
+@pytest.mark.parametrize("lengths", [[5, 3, 7], [7, 7, 7]])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("convert", [quantize_dynamic, quantize_weights])
-def test_an_encoder_with_a_padding_mask_runs(convert):
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2).eval()
-    x, hidden = torch.randn(3, 7, 64), torch.arange(7) >= torch.tensor([5, 3, 7])[:, None]
-    with warnings.catch_warnings(record=True) as told, torch.no_grad():
-        warnings.simplefilter("always")
-        wanted, got = encoder(x, src_key_padding_mask=hidden), convert(encoder)(x, src_key_padding_mask=hidden)
-    assert agreement([wanted[~hidden]], [got[~hidden]]) > 25
-    assert not wanted[hidden].any()
-    assert "this TransformerEncoder: outputs at positions that a padding mask hides" in str(told[-1].message)
+def test_an_encoder_gives_zeros_for_padding_as_its_fast_path_does(convert, masked, lengths):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2, nn.LayerNorm(64))
+    x, hidden = torch.randn(3, 7, 64), torch.arange(7) >= torch.tensor(lengths)[:, None]
+    nn.init.uniform_(encoder.norm.bias)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", UserWarning)
+        quantized = convert(encoder.eval())
+        for padding in (hidden, hidden.flip(1), hidden.flip(1).float().masked_fill(hidden.flip(1), -torch.inf)):
+            given = {"mask": torch.zeros(7, 7) if masked else None, "src_key_padding_mask": padding}
+            if masked and padding.dtype == torch.bool:
+                given["mask"] = given["mask"].bool()
+            assert agreement([encoder(x, **given)], [quantized(x, **given)]) > 25
     assert encoder.use_nested_tensor
     assert encoder.layers[0].activation_relu_or_gelu
 

@@ -16,10 +16,22 @@ from typing import Any, NamedTuple
 from qtutor.models.operators import kind_of
 from qtutor.models.tracing import is_altered
 
+import torch
 from torch import nn
+from torch.func import functional_call
+from torch.nn.utils import stateless
 
 _ALL = ("parameters", "named_parameters", "state_dict", "all_weights")
 _NAMES = ("__name__", "_get_name")
+_USING = {
+    "differentiates, which no INT8 or 4-bit layer can": (
+        *(torch.autograd.grad, torch.autograd.backward, torch.func.grad, torch.func.grad_and_value, torch.func.vjp),
+        *(torch.func.jvp, torch.func.jacrev, torch.func.jacfwd, torch.func.hessian),
+        *(getattr(torch.autograd.functional, name) for name in ("jacobian", "hessian", "vjp", "jvp", "hvp", "vhp")),
+    ),
+    "gives layers other weights by functional_call": (functional_call, stateless.functional_call),
+}
+"""Functions that need the layers as they are, by what one says of a method that uses them."""
 _BY_TEXT = ("getattr", "get_parameter")
 _NAMED = {*dis.haslocal, *dis.hasfree, *dis.hasname}
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -131,6 +143,10 @@ class _Asked:
                 for layer in self.layers:
                     if isinstance(layer, kind):
                         yield layer, f"branches on the class {kind.__name__}, and a quantized layer has another"
+            meant = self.value(each) if each.kind in ("name", "attribute") else None
+            for said in (said for said, functions in _USING.items() if any(meant is one for one in functions)):
+                for layer in self.layers:
+                    yield layer, said
 
     def read(self, attribute: _Expression) -> list[nn.Module]:
         """The layers whose parameters an expression such as self.fc.weight means."""

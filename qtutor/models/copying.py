@@ -62,7 +62,7 @@ def copy_model(model: M, replacements: dict[int, Any] | None = None) -> M:
 
 
 def eval_copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> nn.Module:
-    """Copy a model into eval mode.
+    """Copy a model into eval mode; encoders hide padding without their fast path.
 
     Raises:
         ValueError: as `check_loaded` and `copy_model`, or train or eval of a module do something else than PyTorch's.
@@ -70,6 +70,7 @@ def eval_copy(model: nn.Module, replacements: dict[int, Any] | None = None) -> n
     check_loaded(model)
     copied = copy_model(model, replacements)
     _switch_to_eval(copied)
+    _hide_padding(copied)
     return copied
 
 
@@ -230,20 +231,29 @@ def _known_to(function: FunctionType) -> list[Any]:
     return [*cells, *defaults, *(value for name, value in function.__globals__.items() if name in read)]
 
 
-def through_layers(model: nn.Module) -> list[str]:
-    """Let encoders call their linear layers, whose weights PyTorch's fast path would read.
-
-    What a padding mask hides then comes out as the layers compute it, where the fast path gives zeros: of the encoders
-    that this is true of, what to call them is returned.
-    """
-    changed = []
-    for name, module in model.named_modules():
+def through_layers(model: nn.Module) -> None:
+    """Let encoders call their linear layers, whose weights PyTorch's fast path would read."""
+    for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+
+
+def _hide_padding(model: nn.Module) -> None:
+    """Let encoders give zeros where a padding mask hides an input, as their fast path does, without that path."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
             module.use_nested_tensor = False
-            changed.append(called(name, module))
-    return changed
+            module.layers[-1].register_forward_hook(_give_zeros, with_kwargs=True)
+
+
+def _give_zeros(layer: nn.Module, inputs: tuple, named: dict[str, Any], output: Tensor) -> Tensor:
+    """Set to zero what a padding mask hides where the fast path does: behind all that is not hidden."""
+    mask = named.get("src_key_padding_mask")
+    if mask is None or named.get("src_mask") is not None or output.dim() != 3:
+        return output
+    hidden = mask != 0
+    behind = ~(hidden[:, :-1] & ~hidden[:, 1:]).any()
+    return output.masked_fill((hidden & behind).unsqueeze(-1), 0.0)
 
 
 def plain_attributes(model: nn.Module) -> dict[str, Any]:

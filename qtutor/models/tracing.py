@@ -312,13 +312,13 @@ def where(error: BaseException) -> str:
             return True
         if package == __name__.partition(".")[0]:  # ours are to blame where they are a model
             return not isinstance(frame.f_locals.get("self"), nn.Module)
-        return package in ("torch", "torchao", "typing_extensions") or package in sys.stdlib_module_names
+        return package in ("torch", "torchao", "sympy", "typing_extensions") or package in sys.stdlib_module_names
 
     steps = [*traceback.walk_tb(error.__traceback__)]
     layers = [
         step
         for step in steps
-        if (module := step[0].f_globals.get("__name__", "")).startswith("torch.nn.")
+        if (module := step[0].f_globals.get("__name__", "")).startswith(("torch.nn.modules.", "torch.nn.functional"))
         and module != "torch.nn.modules.module"
     ]
     lines = traceback.StackSummary.extract([step for step in steps if not blameless(step[0])] or layers)

@@ -43,7 +43,7 @@ from torch.fx import Graph, GraphModule, Node
 
 _FLOWS = {"eager": eager, "fx": fx, "pt2e": pt2e}
 _NOTHING = "finds nothing to quantize: it takes linear layers and convolutions, outside torch.vmap"
-_TAKEN = {"meta", *vars(GraphModule)}  # what torch.fx calls its own
+_TAKEN = {"meta", *dir(GraphModule)}  # what PyTorch calls its own
 _BY_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _KEPT = 1 << 28  # bytes of a generator's batches that are kept, should they be needed again
 _EVENLY = torch.linspace(-1, 1, 2048)  # a value for each bin of a histogram: of two PyTorch takes a second for a range
@@ -244,7 +244,7 @@ def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
         return remember(pt2e.convert(prepared.eval()), recipe), {}
     with noting_weights() as weights:
         model = (eager if recipe.flow == "eager" else fx).convert(prepared.eval())
-        fx.out_of_place(model)
+        fx.quiet(model)
         if recipe.engine == "qnnpack":
             fx.straighten(model)
         if recipe.trained and (recipe.bits < 8 or recipe.edges or recipe.reduced):
@@ -282,20 +282,24 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
 
 def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference) -> None:
     """Check that a model to train gives in eval mode, without rounding, what the float one does."""
-    exact = eval_copy(prepared)
-    rounds = False
-    for module in exact.modules():
-        if hasattr(module, "fake_quant_enabled"):
-            rounds = True
-            module.disable_fake_quant()
-            module.disable_observer()
-    if not rounds:
+    exact = without_rounding(prepared)
+    if not any(hasattr(module, "fake_quant_enabled") for module in exact.modules()):
         raise Refused(_NOTHING + stays(prepared, recipe))
     with noting_unheld(exact) as unheld:
         found = reference.agreement(exact)
     if unheld and (sparing := spared(exact, recipe, unheld)) != recipe:
         raise Unfit(sparing)
     check_same(model, prepared, recipe, found, reference)
+
+
+def without_rounding(prepared: nn.Module) -> nn.Module:
+    """Return a copy in eval mode of a model that trains, which rounds nothing."""
+    exact = eval_copy(prepared)
+    for module in exact.modules():
+        if hasattr(module, "fake_quant_enabled"):
+            module.disable_fake_quant()
+            module.disable_observer()
+    return exact
 
 
 def without_data(prepared: nn.Module) -> list[str]:

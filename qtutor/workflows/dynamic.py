@@ -17,7 +17,7 @@ from qtutor.simulation.layers import with_weights
 from qtutor.workflows.backends import at_work, let_go, torch_ao
 from qtutor.workflows.limits import WELL
 from qtutor.workflows.recipe import SCRIPTED, Recipe, float_copy, remember, scripted
-from qtutor.workflows.telling import keep_off_fast_path, listed, tell, tell_what_is_hidden
+from qtutor.workflows.telling import listed, tell, tell_what_is_hidden
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,6 @@ def quantize_dynamic(model: nn.Module, *, engine: str | None = None) -> nn.Modul
         if left := _never_taken(copied) | stays:
             tell(f"quantize_dynamic leaves in floating point: {listed(copied, left)}")
         tell_what_is_hidden(copied, "quantize_dynamic")
-        keep_off_fast_path(copied)
         return convert(copied, replace(recipe, left_float=tuple(stays)))
 
 

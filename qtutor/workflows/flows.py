@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import eval_copy, held, masks_of
 from qtutor.models.operators import PRODUCTS, kind_of
 from qtutor.models.running import count_calls, reads_of_training
+from qtutor.models.tensors import shape_of
 from qtutor.workflows import dynamic, model_file, pt2e
 from qtutor.workflows.backends import at_work, engines
 from qtutor.workflows.building import (
@@ -23,10 +25,11 @@ from qtutor.workflows.building import (
     shape_scales,
     static,
     without_data,
+    without_rounding,
 )
 from qtutor.workflows.checks import Reference
 from qtutor.workflows.int4 import Int4Linear
-from qtutor.workflows.judging import check_trained
+from qtutor.workflows.judging import check_trained, tell_what_rounding_costs
 from qtutor.workflows.limits import USUAL
 from qtutor.workflows.recipe import Recipe, carry, example_of, float_copy, recipe_of, remember
 from qtutor.workflows.refusals import Refused, Untraced
@@ -34,6 +37,9 @@ from qtutor.workflows.telling import listed, tell
 from qtutor.workflows.training import keep_trained_scales
 
 from torch import Tensor, nn
+
+_TRIED = 8
+"""Batches among which one of each size is looked for, which a flow that is advised has to take."""
 
 
 def quantize_static(
@@ -80,7 +86,7 @@ def quantize_static(
         )
     _check_compile(compile, flow)
     with at_work(recipe.engine):
-        with _advised(model, batches.first, recipe):
+        with _advised(model, batches, recipe):
             quantized = static(model, recipe, batches)
         return carry(model, pt2e.Compiled(quantized, batches.first) if compile else quantized)
 
@@ -120,7 +126,7 @@ def prepare_qat(
             layers = [*count_calls(float_copy(model), inputs, PRODUCTS)]
             recipe = replace(recipe, edges=dict.fromkeys([*layers[:1], *layers[-1:]], edge_bits))
         reference = Reference.of(float_copy(model), inputs)
-        with _advised(model, inputs, recipe):
+        with _advised(model, [inputs], recipe):
             prepared, recipe = prepare(model, recipe, reference)
         reads = reads_of_training(model, reference.inputs) if flow != "eager" else []
         lost = Counter(read.call for read in reads)
@@ -153,10 +159,11 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
         _check_finite(trained)
         keep_trained_scales(trained)
         inputs = example_of(model)
-        reference = Reference.of(trained, inputs)
+        reference, exact = Reference.of(trained, inputs), without_rounding(trained)
         try:
             quantized, recipe = build(trained, replace(recipe, prepared=False), reference)
             check_trained(quantized, reference)
+            tell_what_rounding_costs(exact, quantized, recipe, reference)
         except Refused as refused:
             raise ValueError(f"convert {refused}") from refused
         return carry(model, pt2e.Compiled(quantized, inputs) if compile else quantized)
@@ -231,18 +238,21 @@ def _check_compile(compile: bool, flow: str) -> None:
 
 
 @contextmanager
-def _advised(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> Iterator[None]:
+def _advised(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], recipe: Recipe) -> Iterator[None]:
     """Add to a refusal which other flow takes the model, found out by trying, on the batch that was refused too."""
     try:
         yield
     except Refused as refused:
-        tried = [inputs] if refused.inputs is None or refused.inputs is inputs else [inputs, refused.inputs]
-        others = [flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, tried, flow, recipe.trained)]
+        firsts = {str(shape_of(inputs)): inputs for inputs in [*islice(batches, _TRIED)][::-1]}
+        tried = {id(inputs): inputs for inputs in (*firsts.values(), refused.inputs) if inputs is not None}.values()
+        others = [
+            flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, [*tried], flow, recipe.trained)
+        ]
         able = " or ".join(f"flow={flow!r}" for flow in others)
         way = f"{able} can take it as it is" if able else "No other flow takes it as it is"
         if others == ["pt2e"]:
             way += ", fast only with compile=True"
-        if "fx" not in others and _works(model, tried, "dynamic", False):
+        if "fx" not in others and _works(model, [*tried], "dynamic", False):
             way = f"{way}; so can quantize_dynamic(model)" if able else "quantize_dynamic(model) can take it as it is"
         elif not able and isinstance(refused, Untraced) and recipe.flow != "eager":
             way += "; flow='eager' does not read forward, and asks for a QuantStub and a DeQuantStub there"

@@ -1,7 +1,7 @@
 """The FX flow: torch.fx traces the model, and PyTorch puts observers where integers can be."""
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from qtutor.workflows.calls import call_apart, copies_of, share_ranges
 from qtutor.workflows.floats import Frozen, Left, left
 from qtutor.workflows.low_bits import narrow_qconfig
 from qtutor.workflows.recipe import Recipe
-from qtutor.workflows.rewriting import rewrite
+from qtutor.workflows.rewriting import is_constant, rewrite, settle_dtypes, takes_weights
 from qtutor.workflows.training import trained_qconfig
 
 import torch
@@ -132,6 +132,7 @@ def _tracing(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe) -> It
             root.eval()
             with _Watching({id(each) for each in (*root.parameters(), *root.buffers())}):
                 graph = super().trace(root, concrete_args)
+            settle_dtypes(graph, root, inputs)
             root.train(recipe.trained)
             rewrite(graph, root, recipe, dims)
             call_apart(graph, root, _FOLDED, Left)
@@ -228,11 +229,44 @@ def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:
 
 def convert(prepared: nn.Module) -> nn.Module:
     """Return the INT8 model; the prepared one is used up."""
+    _fold_constants(prepared)
     return torch_ao().quantize_fx.convert_fx(prepared)
 
 
-def out_of_place(model: nn.Module) -> None:
-    """Ask each INT8 leaky ReLU for a tensor of its own, which it gives anyway, and prints where it is not asked to."""
+def _fold_constants(model: GraphModule) -> None:
+    """Put a weight or bias that forward computes of parameters alone, as by a cast, in their place.
+
+    As of PyTorch 2.13, the converter loses the way from a weight to its parameters where that is no straight line.
+    """
+    graph, copied = fx.Graph(), dict[Node, Node]()
+    for node in model.graph.nodes:
+        if node.op == "get_attr" or is_constant(node, copied):
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+    found = [node for node in copied if node.op != "get_attr" and _is_weight(node)]
+    graph.output([copied[node] for node in found])
+    for node, value in zip(found, GraphModule(model, graph)(), strict=True):
+        model.register_buffer(name := f"folded_{node.name}", value.detach())
+        with model.graph.inserting_before(node):
+            node.replace_all_uses_with(model.graph.get_attr(name))
+    for node in [*copied][::-1]:
+        if not node.users:
+            model.graph.erase_node(node)
+    model.recompile()
+
+
+def _is_weight(node: Node) -> bool:
+    """Whether a function that convolves or is a linear layer takes what a node gives, by an observer or without."""
+    observed = [user for user in node.users if user.op == "call_module"]
+    users = {*node.users}.union(*(user.users for user in observed))
+    return any(takes_weights(user) and node not in user.args[:1] for user in users)
+
+
+def quiet(model: nn.Module) -> None:
+    """Have no INT8 operator warn of what does no harm, in place.
+
+    A leaky ReLU gives a tensor of its own, and warns unless it is asked to. A cat takes over the scale of its first
+    input, and warns where another has another.
+    """
     from torch.ao.nn.quantized import LeakyReLU
 
     for module in model.modules():
@@ -242,7 +276,18 @@ def out_of_place(model: nn.Module) -> None:
         for node in model.graph.nodes:
             if node.target is torch.ops.quantized.leaky_relu:
                 node.kwargs = node.kwargs | {"inplace": False}
+            if node.target is torch.cat:
+                node.target = joined
         model.recompile()
+
+
+def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Join tensors as torch.cat does: codes on the grid of the first."""
+    first = tensors[0]
+    if not first.is_quantized or len({(x.q_scale(), x.q_zero_point()) for x in tensors}) == 1:
+        return torch.cat([*tensors], dim)
+    whole = torch.cat([x.dequantize() for x in tensors], dim)
+    return torch.quantize_per_tensor(whole, first.q_scale(), first.q_zero_point(), first.dtype)
 
 
 def straighten(model: nn.Module) -> None:

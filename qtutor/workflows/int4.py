@@ -13,12 +13,12 @@ import math
 from qtutor.affine import sqnr
 from qtutor.lowbit import integers
 from qtutor.models.bytecode import bound_by_code
-from qtutor.models.copying import check_loaded, check_weights, eval_copy
+from qtutor.models.copying import check_loaded, check_weights, eval_copy, through_layers
 from qtutor.models.operators import called, check_module, kind_of
 from qtutor.simulation.layers import with_weights
 from qtutor.words import said_by
 from qtutor.workflows.limits import CLEAR
-from qtutor.workflows.telling import keep_off_fast_path, listed, tell, tell_what_is_hidden
+from qtutor.workflows.telling import listed, tell, tell_what_is_hidden
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def quantize_weights(model: nn.Module, *, group: int = 64) -> nn.Module:
     if others := [name for name in with_weights(model) if not isinstance(modules.get(name), spared)]:
         tell(f"quantize_weights leaves in floating point: {listed(model, dict.fromkeys(others, ''))}")
     tell_what_is_hidden(changed, "quantize_weights")
-    keep_off_fast_path(changed)
+    through_layers(changed)
     return changed
 
 

@@ -78,6 +78,14 @@ def check_trained(quantized: nn.Module, reference: Reference) -> None:
         tell(said)
 
 
+def tell_what_rounding_costs(exact: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference) -> None:
+    """Say how far an INT8 model is off the trained one without rounding, beside what fewer bits cost."""
+    if recipe.bits == 8 and not recipe.edges:
+        found = agreement(outputs(exact, reference.inputs), outputs(quantized, reference.inputs))
+        if found < USUAL:
+            tell(agrees(found, "the trained one without rounding"))
+
+
 def _agreement(quantized: nn.Module, reference: Reference) -> float:
     """Return what `reference.agreement` does; refuse an INT8 model that gives other shapes."""
     found = reference.agreement(quantized)
@@ -179,35 +187,34 @@ def judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Ref
     if got >= USUAL:
         reference.check_offset(quantized)
         return
-    kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager"
     said = agrees(got, "the float one")
-    if not floats_in(reference.batch_outputs):
-        worst = "return the scores too, to see how far off these are"
+    if floats_in(reference.batch_outputs):
+        worst = _what_hurts(model, reference.batch, recipe, got, written)
     else:
-        layers = RoundedLayers(float_copy(model), reference.batch, kept)
-        worst = _between(layers.explained)
-        if layers.explained <= got + APART:
-            worst = layers.what_hurts(can_keep=can_keep)
-        elif recipe.flow == "fx" and not recipe.between:
-            raise Unfit(replace(recipe, between=True))
-        elif got < CLEAR:
-            lost = f"is too far off: {said}; its layers alone would reach {layers.explained:.1f} dB"
-            raise unseen(recipe, f"{lost}, so something between them gets lost{written}")
+        worst = "return the scores too, to see how far off these are"
     if got < LEAST:
         raise Refused(f"is too far off: {said}; {worst}")
     tell(f"{said}: {worst}")
 
 
-def _between(explained: float) -> str:
-    return f"its layers alone would reach {explained:.1f} dB, so a sum, product or softmax between them hurts"
+def _what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe, got: float, written: str) -> str:
+    """Say why an INT8 model reaches no more than `got` dB; refuse it if that is far below what its layers explain."""
+    kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager" and not recipe.trained
+    layers = RoundedLayers(float_copy(model), inputs, kept)
+    if layers.explained <= got + APART:
+        return layers.what_hurts(can_keep=can_keep)
+    if recipe.flow == "fx" and not recipe.between:
+        raise Unfit(replace(recipe, between=True))
+    alone = f"its layers alone would reach {layers.explained:.1f} dB"
+    if got < CLEAR:
+        lost = f"is too far off: {agrees(got, 'the float one')}; {alone}, so something between them gets lost{written}"
+        raise unseen(recipe, lost)
+    return f"{alone}, so a sum, product or softmax between them hurts"
 
 
 def tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe, reference: Reference) -> None:
-    """Say what training has to make good, beside what fewer bits cost, for nothing is left to compare with then."""
+    """Say what training has to make good, beside what fewer bits cost."""
     got = agreement(reference.outputs, outputs(tried, reference.inputs))
     if recipe.bits == 8 and not recipe.edges and got < USUAL:
-        layers = RoundedLayers(float_copy(model), reference.inputs, recipe.left_float)
-        if layers.explained > got + APART and recipe.flow == "fx" and not recipe.between:
-            raise Unfit(replace(recipe, between=True))
-        worst = layers.what_hurts(can_keep=False) if layers.explained < USUAL else _between(layers.explained)
+        worst = _what_hurts(model, reference.inputs, recipe, got, "")
         tell(f"before it is trained, the INT8 model agrees with the float one to {got:.1f} dB only: {worst}")

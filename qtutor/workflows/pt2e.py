@@ -66,7 +66,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool = Fals
     """Capture a model with torch.export for any sizes that forward leaves free, each call of a module told apart.
 
     Where what forward makes of sizes gets so long that PyTorch would simplify it for hours, as windows of
-    windows of an image do, the number of samples alone is free.
+    windows of an image do, or is more than it can solve, the number of samples alone is free.
 
     torchao groups the operators of a graph by the name of their module. Of one that is called twice it
     would take both calls for one, and refuse it; so later calls get a name of their own besides.
@@ -108,7 +108,7 @@ def _captured(model: nn.Module, inputs: tuple[Tensor, ...], functional: bool) ->
     try:
         with _in_few_terms():
             return _captured_for(model, inputs, functional, range)
-    except _TooLong:
+    except (_TooLong, NotImplementedError):
         return _captured_for(model, inputs, functional, lambda dimensions: [0])
 
 

@@ -50,7 +50,7 @@ _MEANINGS = (
         "forward leaves PyTorch for NumPy there: compute it with torch, and numbers with math",
     ),
     (
-        r"not installed as a submodule",
+        r"not installed as a submodule|'lifted_tensor_\d+' already exists",
         "the layer is in a plain list or made in forward, where PyTorch does not find it: put it into an nn.ModuleList",
     ),
     (r"vmap", "no trace looks into torch.vmap: call what it maps on the whole batch"),
@@ -89,11 +89,15 @@ _MEANINGS = (
     (r"ints, ?but got FakeTensor", "a size is a value there, as that of a packed sequence, which no trace knows"),
     (r"instance of torch.nn.Parameter", "torch.jit made a part of it: put the nn.Module there that it was made of"),
     (r"in output, which is not a known type", "forward returns a class of its own there: return a tuple or a dict"),
+    (
+        r"does not require grad|differentiated Tensor",
+        "forward differentiates there, which no trace does",
+    ),
     (r"requires_grad|cannot assign .* as parameter", "a parameter is computed there at each call"),
 )
 _JARGON = re.compile(
     r"eval_with_key|[Rr]eference node|prepack|\baten\b|::|Proxy|histogram_cpu|^\s*$|AssertionError|IndexError|KeyError|"
-    r"RecursiveScriptModule|-?nan|GraphModule|SymInt|0x[0-9a-f]+|fake_quant|_call_function|\bnode\b|\bNode\b|"
+    r"RecursiveScriptModule|-?nan|inequality|GraphModule|SymInt|0x[0-9a-f]+|fake_quant|_call_function|\bnode\b|\bNode\b|"
     r"C\+\+|torch\.ops|[Uu]nsupported|not supported|list index out"
 )
 

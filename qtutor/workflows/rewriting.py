@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 from qtutor.fusion.folding import along_channels, foldable_kind
 from qtutor.models.operators import Trait, target_of, traits
+from qtutor.models.running import no_fast_attention
+from qtutor.models.tensors import copies
 from qtutor.models.tracing import works_in_place
 from qtutor.workflows.backends import TRANSPOSED
 from qtutor.workflows.floats import Left, left
 from qtutor.workflows.recipe import Recipe
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -42,12 +44,32 @@ def rewrite(graph: fx.Graph, root: nn.Module, recipe: Recipe, dims: Mapping[str,
     _keep_apart(graph, root, dims, recipe.trained)
 
 
+def settle_dtypes(graph: fx.Graph, root: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Put the dtype or device that a tensor has in the place of asking for it, since codes have another; in place."""
+    found: dict[Node, Any] = {}
+
+    class Noting(fx.Interpreter):
+        def run_node(self, n: Node) -> Any:
+            result = super().run_node(n)
+            if n.target is getattr and n.args[1] in ("dtype", "device"):
+                found[n] = result
+            return result
+
+    if any(node.target is getattr and node.args[1] in ("dtype", "device") for node in graph.nodes):
+        with torch.no_grad(), no_fast_attention():
+            Noting(root, graph=graph).run(*copies(inputs))
+    for user in {user for node in found for user in node.users}:
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda node: found.get(node, node))
+    for node in found:
+        graph.erase_node(node)
+
+
 def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
-    coded, gains = set[Node](), dict[str, bool]()
+    coded, constant, gains = set[Node](), set[Node](), dict[str, bool]()
     for place, node in enumerate(nodes := [*graph.nodes]):
         if node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
             node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
-        elif node.op == "call_function" and name_of(node).rpartition(".")[2] in _CONVOLVING:
+        elif _convolves(node):
             _convolve(node)
         elif node.kwargs and node.op == "call_function":
             _pass_by_place(node, _ARGUMENTS.get(getattr(node.target, "__name__", ""), ()))
@@ -59,6 +81,11 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
             for user in [user for user in node.all_input_nodes[0].users if user in later]:
                 user.replace_input_with(node.all_input_nodes[0], node)
         if gives_size(node):
+            continue
+        if node.op == "get_attr" or is_constant(node, constant):
+            constant.add(node)  # computed of parameters alone, and once
+            if kernel_of(node, root):
+                _leave(node)
             continue
         gain = _gains(node, root, recipe, coded)
         if node.op == "call_module":
@@ -106,6 +133,12 @@ def _gains(node: Node, root: nn.Module, recipe: Recipe, coded: Collection[Node])
     if recipe.between and not (kernel.multiplies or keeps):
         return False
     return kernel.begins or any(each in coded for each in node.all_input_nodes)
+
+
+def is_constant(node: Node, constant: Collection[Node]) -> bool:
+    """Whether a node calls a function or method with tensors that are all among some constants."""
+    calls = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+    return calls and all(each in constant for each in node.all_input_nodes)
 
 
 class Kernel(NamedTuple):
@@ -197,6 +230,15 @@ def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int], train
             unmerged = norm.running_mean is None or (trained and isinstance(layer, TRANSPOSED))
             if foldable_kind(layer) and (unmerged or (other and node.target in dims)):
                 norm.__class__ = left(type(norm))
+
+
+def _convolves(node: Node) -> bool:
+    return node.op == "call_function" and name_of(node).rpartition(".")[2] in _CONVOLVING
+
+
+def takes_weights(node: Node) -> bool:
+    """Whether a node calls a function that is a convolution or a linear layer, with weights of the caller's."""
+    return _convolves(node) or node.target is nn.functional.linear
 
 
 def _pass_by_place(node: Node, names: Sequence[str]) -> None:

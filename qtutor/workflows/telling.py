@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 
-from qtutor.models.copying import hidden_in, through_layers
+from qtutor.models.copying import hidden_in
 from qtutor.models.operators import kind_of
 
 from torch import nn
@@ -69,13 +69,4 @@ def tell_what_is_hidden(model: nn.Module, caller: str) -> None:
         tell(
             f"{caller} leaves the layers in {', '.join(found)} as they are, for PyTorch finds none in a plain list or "
             "dict: make it an nn.ModuleList or an nn.ModuleDict"
-        )
-
-
-def keep_off_fast_path(model: nn.Module) -> None:
-    """Let a quantized model's encoders call their layers, and tell what changes by that."""
-    if encoders := through_layers(model):
-        tell(
-            f"{', '.join(encoders)}: outputs at positions that a padding mask hides are not zero any more: ignore "
-            "them there"
         )
