@@ -28,7 +28,7 @@ ENTRY = f'''
         exercises=14,
         seconds=600,
         first_seconds=70,
-        models=("flowers_depthwise",),
+        models=("digits_wide",),
         explorer="OutlierExplorer",
         sliders=("Bits",),
     ),
@@ -88,7 +88,7 @@ def explorer():
 
 CELLS = [
     "# Anything\n\n**You will be able to** see it.\n**You need** nothing.\n**Reading and working:** .",
-    'from qtutor.samples import trained\n\n\ndef model():\n    return trained("flowers_depthwise")',
+    'from qtutor.samples import trained\n\n\ndef model():\n    return trained("digits_wide")',
     "from qtutor.explorers import OutlierExplorer\n\nexplorer = OutlierExplorer()\nexplorer",
     f"from qtutor.exercises import {TOPIC} as exercises\n\nanswer = ...\nexercises.count_bits.check(answer)",
     "def double(x): ...\n\n\nexercises.double.check(double)",
@@ -189,6 +189,10 @@ def grown(tmp_path_factory):
     said = f"\n- **{NUMBER}, in the share-out.** Nothing.\n"
     (teaching / "plans.md").write_text(plans.replace("\n\n## The whole course", f"{said}\n## The whole course"))
 
+    keeping = root / "qtutor/samples/keeping.py"
+    before, opening, recipes = keeping.read_text(encoding="utf-8").partition("RECIPES = {\n")
+    recipe = '    "digits_wide": Recipe(lambda: MLP(hidden=512), digits, epochs=1),\n'
+    keeping.write_text(before + opening + recipe + recipes, encoding="utf-8")
     manifest = root / "qtutor/manifest.py"
     entries, closing, _ = manifest.read_text(encoding="utf-8").rpartition("\n)\n")
     assert closing
@@ -240,7 +244,7 @@ class TestAMadeUpLesson:
     def test_is_trained_for_told_by_doctor_counted_and_opened_in_the_browser(self, grown):
         told, models, counted, sliders = json.loads(run(grown, "-c", ASKED))
         assert told == f"{NAME}: 20 minutes, of which this computer computes about 10.0."
-        assert models[-1] == "flowers_depthwise"
+        assert models[-1] == "digits_wide"
         assert counted[NAME] == ["count_bits", "double", "halve"]
         assert sliders[NAME] == ["Bits"]
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qtutor import storage
 from qtutor.samples.data import Images, digits, flowers
@@ -20,7 +21,7 @@ from torch import nn
 class Recipe:
     """How to make a trained model.
 
-    Other layers, epochs or learning rate make the kept copy obsolete by themselves; after any other
+    Another model or another of these settings makes the kept copy obsolete by itself; after any other
     change (of the data, the first weights, the training) raise `version`.
     """
 
@@ -28,8 +29,13 @@ class Recipe:
     data: Callable[[], Images]
     epochs: int
     max_lr: float = 8e-3
-    threads: int = 1
+    channels_last: bool = False
     version: int = 1
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The settings that `train` gets."""
+        return {"epochs": self.epochs, "max_lr": self.max_lr, "channels_last": self.channels_last}
 
     def untrained(self) -> nn.Module:
         """Build the model with the weights that training starts from."""
@@ -43,9 +49,8 @@ RECIPES = {
     "digits_lstm": Recipe(RowReader, digits, epochs=30),
     "digits_gru": Recipe(lambda: RowReader(kind=nn.GRU), digits, epochs=30),
     "digits_mlp": Recipe(MLP, digits, epochs=15, max_lr=4e-3),
-    "flowers_cnn": Recipe(lambda: SmallCNN(24, 3), flowers, epochs=6, threads=2),
-    "flowers_resnet": Recipe(SlimResNet, flowers, epochs=4, threads=2),
-    "flowers_depthwise": Recipe(lambda: DepthwiseNet(32, 3), flowers, epochs=6, max_lr=1.5e-2, threads=2),
+    "flowers_cnn": Recipe(lambda: SmallCNN(24, 3), flowers, epochs=6, channels_last=True),
+    "flowers_resnet": Recipe(SlimResNet, flowers, epochs=4, channels_last=True),
 }
 
 
@@ -91,7 +96,7 @@ def place(name: str) -> Path:
         ValueError: there is no recipe of that name.
     """
     recipe = _recipe(name)
-    made = f"{recipe.version} {recipe.epochs} {recipe.max_lr} {recipe.untrained()}"
+    made = f"{recipe.version} {recipe.how} {recipe.untrained()}"
     return storage.cache_dir() / f"{name}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.pt"
 
 
@@ -104,7 +109,7 @@ def _trained(name: str) -> tuple[nn.Module, str]:
         outcome = "built"
         buffer = io.BytesIO()
         built, data = recipe.untrained(), recipe.data().train
-        train(built, data, epochs=recipe.epochs, max_lr=recipe.max_lr, threads=recipe.threads, name=name)
+        train(built, data, **recipe.how, name=name)
         torch.save(built.state_dict(), buffer)
         return buffer.getvalue()
 

@@ -1,7 +1,6 @@
 """Training that gives the same weights again, and leaves the caller's random numbers and threads alone.
 
-That holds on one computer. Another number of threads or another processor adds floats in another order, so a few
-predictions may differ from machine to machine.
+That holds on one kind of processor. Another adds floats in another order, so a few predictions may differ.
 """
 
 import math
@@ -30,14 +29,23 @@ def train(
     epochs: int,
     max_lr: float = 8e-3,
     batch_size: int = 64,
-    threads: int = 1,
+    channels_last: bool = False,
     name: str = "the model",
 ) -> nn.Module:
     """Train `model` in place (AdamW, one cycle) with a progress bar, and return it in eval mode.
 
     Deterministic, and the caller's random numbers and number of threads stay untouched. Can be
-    interrupted at any batch. On images this small a second thread gains nothing, and on a busy
-    computer the two wait for each other.
+    interrupted at any batch. One thread trains: on a busy computer two would wait for each other.
+
+    Args:
+        model: a classifier of images.
+        data: images and labels.
+        epochs: how often each image is seen.
+        max_lr: the largest learning rate of the cycle.
+        batch_size: images in a batch.
+        channels_last: whether to keep the channels of a pixel side by side, which takes a quarter less time
+            where there are many channels, and rounds differently.
+        name: of the model, for the bar.
     """
     from torch.utils.benchmark import set_torch_threads
     from tqdm.auto import tqdm
@@ -46,9 +54,10 @@ def train(
     steps = epochs * math.ceil(len(data) / batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=max_lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=steps)
-    model.train()
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    model.train().to(memory_format=layout)  # type: ignore[call-overload]
     bar = tqdm(total=steps, desc=f"Training {name}", unit="batch")
-    with set_torch_threads(threads), fixed_random_numbers(), torch.enable_grad(), bar:
+    with set_torch_threads(1), fixed_random_numbers(), torch.enable_grad(), bar:
         for _ in range(epochs):
             for images, labels in data.shuffled(order, batch_size):
                 step(model, images, labels, optimizer, schedule)
