@@ -558,6 +558,24 @@ def cast(self, x):  # as Whisper
 
 
 @pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("read", [lambda s, x: s.first.bias.sum(), lambda s, x: x @ s.second.weight.t()])
+def test_a_layer_is_rounded_whose_parameters_are_read_beside_it(read, trained):
+    model = two_layers(lambda self, x: self.second(F.relu(self.first(x))) + read(self, x))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* leaves in floating point: second .Linear.$")
+        quantized = in_int8(model, ROWS, trained=trained)
+    assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+    assert not any(isinstance(module, nn.Linear) for module in quantized.modules())
+
+
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+def test_one_number_does_for_all_axes_of_a_convolution(flow):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=[2], padding=[1]), nn.ReLU(), nn.Conv2d(8, 4, 3, dilation=[2]))
+    x = torch.randn(2, 3, 16, 16)
+    assert sqnr(model.eval()(x).detach(), in_int8(model, x, flow)(x)) > 25
+
+
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("forward", [joined_bias, computed_twice, cast])
 def test_weights_that_are_computed_of_parameters_are_rounded(forward, trained, tmp_path):
     model = two_layers(forward)

@@ -318,6 +318,27 @@ def test_what_a_refusal_says_to_write_instead_is_taken(refused, message, taken):
     assert sqnr(taken()(ROWS).detach(), quantize_static(taken(), [ROWS])(ROWS)) > 20
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda x: torch.chunk(x, 2, dim=1),
+        lambda x: x.chunk(chunks=2, dim=1),
+        lambda x: torch.split(x, [16, 16], 1),
+        lambda x: x.split(split_size=[16, 16], dim=1),
+    ],
+)
+def test_a_loop_over_so_many_parts_is_followed(parts):
+    model = two_layers(lambda self, x: self.second(sum(self.first(part) for part in parts(torch.cat([x, -x], 1)))))
+    assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS])(ROWS)) > 25
+
+
+def test_a_loop_over_fewer_parts_than_asked_for_is_refused_quietly(capsys):
+    model = two_layers(lambda self, x: self.second(sum(self.first(part) for part in torch.chunk(x, 7))))
+    with pytest.raises(ValueError, match=r"fewer parts there than it is asked for\. flow='pt2e' can take it as it is"):
+        quantize_static(model, [ROWS])
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_plain_list_is_named_by_each_flow(flow, images):
     model = two_convolutions(lambda self, x: self.second(self.hidden[0](self.first(x))))

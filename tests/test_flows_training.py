@@ -217,6 +217,27 @@ def test_what_training_has_to_make_good_is_said_before_it():
         prepare_qat(model, ROWS)
 
 
+def test_gains_of_zero_train_to_no_nan(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    nn.init.uniform_(model[1].bias)
+    with torch.no_grad():
+        model[1].weight[:3] = 0
+    assert sqnr(model(images[0]).detach(), in_int8(model, images[0], trained=True)(images[0]).detach()) > 25
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_norm_behind_each_call_of_one_layer_is_folded_into_it_once_at_most(trained, images):
+    def forward(self, x):
+        return self.second(sum(self.norm(self.first(part)).relu() for part in (x, -x, x.flip(1))))
+
+    torch.manual_seed(0)
+    model = two_convolutions(forward)
+    model.norm = nn.BatchNorm2d(8).eval()
+    nn.init.uniform_(model.norm.weight, 0.5, 2)
+    assert sqnr(model(images[0]).detach(), in_int8(model, images[0], "pt2e", trained)(images[0]).detach()) > 20
+
+
 def test_how_far_training_leads_from_its_ranges_is_said_behind_it():
     prepared = prepare_qat(two_layers(), ROWS)
     prepared(ROWS)

@@ -1,11 +1,12 @@
 """Run a model, and see whom it calls, what it gives, and whether that can be compared."""
 
+import io
 import linecache
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from functools import partial
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from qtutor.models.tensors import copies, floats_in, tensors_in
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 _CHOOSING = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "nonzero", "multinomial", "nms"}
@@ -37,7 +39,8 @@ def no_fast_attention() -> Iterator[None]:
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the tensors that a model gives, as dense ones, for inputs that stay; attention is off its fast path."""
-    with no_fast_attention(), torch.inference_mode(False), torch.no_grad():
+    quiet = redirect_stderr(io.StringIO()) if isinstance(model, GraphModule) else nullcontext()  # it prints its errors
+    with quiet, no_fast_attention(), torch.inference_mode(False), torch.no_grad():
         return [tensor.detach().clone().to_dense() for tensor in tensors_in(model(*copies(inputs)))]
 
 

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -127,6 +127,16 @@ class Call(Known):
         if not self.gives_tensor(value.node):
             self.asked[line_at(frame)] = None
         return self.gives_tensor(value.node)
+
+    def iter(self, obj: fx.Proxy) -> Iterator:
+        """Loop over parts of which the call says how many there are, as torch.chunk does."""
+        name = getattr(obj.node.target, "__name__", obj.node.target)
+        parts = next(iter((*obj.node.args[1:2], *obj.node.kwargs.values())), None)
+        if name == "split" and isinstance(parts, Sequence):
+            parts = len(parts)
+        elif name != "chunk":
+            parts = None
+        return iter([obj[i] for i in range(parts)]) if isinstance(parts, int) else super().iter(obj)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what stands for a node while forward runs."""

@@ -15,7 +15,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _COPY = "__call"
-_COPIES = rf"{_COPY}\d+$"
+_BESIDE = "__read"
+_COPIES = rf"({_COPY}\d+|{_BESIDE})$"
 
 
 def given_name(name: str) -> str:
@@ -71,6 +72,15 @@ def _copied(root: nn.Module, name: str, number: int) -> str:
     kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     root.get_submodule(owner).add_module(f"{attribute}{_COPY}{number + 1}", copy.deepcopy(module, kept))
     return f"{name}{_COPY}{number + 1}"
+
+
+def beside(root: nn.Module, layer: str, parameter: str) -> str:
+    """Keep a parameter of a layer beside it too, where it can be read when another takes its place; return its name."""
+    place, kept = layer + _BESIDE, root.get_submodule(layer)._parameters[parameter]
+    if place not in dict(root.named_modules()):
+        root.set_submodule(place, nn.Module())
+    root.get_submodule(place).register_parameter(parameter, kept)
+    return f"{layer}{_BESIDE}.{parameter}"
 
 
 def share_ranges(prepared: GraphModule) -> None:

@@ -92,7 +92,8 @@ def left_in_floats(given: nn.Module, model: GraphModule, left: Collection[str]) 
         )
     ]
     for parameter in _multiplied(model):
-        path = parameter.split(".")
+        owner, _, name = parameter.rpartition(".")
+        path = [*given_name(owner).split("."), name]
         owners = (".".join(path[:end]) for end in range(len(path)))
         names.append(next((name for name in owners if isinstance(modules.get(name), _WEIGHTED)), parameter))
     return [*dict.fromkeys(map(given_name, names))]

@@ -1,7 +1,7 @@
 """The PT2E flow of torchao: torch.export captures the model, and Inductor can lower it."""
 
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
@@ -239,14 +239,16 @@ def _annotate_floats(annotate: Callable, captured: GraphModule) -> GraphModule:
 
 
 def _fold_norms(captured: GraphModule, utils: ModuleType) -> None:
-    """Fold batch norms as torchao does, in place, but for layers of which not all calls go on to one and the same."""
+    """Fold batch norms as torchao does, in place, but into layers that are called once, and go on to one."""
     for name, fold in (("_is_conv_or_conv_transpose_node", "_fuse_conv_bn_"), ("_is_linear_node", "_fuse_linear_bn_")):
-        is_layer, behind = getattr(utils, name), defaultdict[Node, set[str]](set)
+        is_layer, apart = getattr(utils, name), set[Node]()
         calls = [node for node in captured.graph.nodes if is_layer(node)]
+        times = Counter(node.args[1].target for node in calls)  # at each torchao would fold into the weight again
         for node in calls:
             norms = [utils._is_bn_node(user) and user.args[3] for user in node.users]  # one may have no statistics
-            behind[node.args[1]] |= {norm.target if norm else f"{norm}" for norm in norms}
-        apart = {node for node in calls if len(behind[node.args[1]]) > 1 or "None" in behind[node.args[1]]}
+            behind = {norm.target if norm else f"{norm}" for norm in norms}
+            if times[node.args[1].target] > 1 or len(behind) > 1 or "None" in behind:
+                apart.add(node)
         with mock.patch.object(
             utils, name, lambda node, is_layer=is_layer, apart=apart: node not in apart and is_layer(node)
         ):

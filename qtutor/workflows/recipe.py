@@ -248,13 +248,18 @@ def float_copy(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         if vars(module).get("qconfig"):
             del module.qconfig
-        if isinstance(module, _ConvNd) and isinstance(module.padding, str):
-            _count_padding(module)
+        if isinstance(module, _ConvNd):
+            _count(module)
     return copied
 
 
-def _count_padding(layer: _ConvNd) -> None:
-    """Say in numbers how a convolution pads, where both ends get the same."""
+def _count(layer: _ConvNd) -> None:
+    """Say in numbers, one for each axis, how a convolution moves, and how it pads, where both ends get the same."""
+    for name in ("stride", "padding", "dilation", "output_padding"):
+        if len(given := getattr(layer, name)) == 1:
+            setattr(layer, name, tuple(given) * len(layer.kernel_size))
+    if not isinstance(layer.padding, str):
+        return
     total = [0] * len(layer.kernel_size)
     if layer.padding == "same":
         total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]

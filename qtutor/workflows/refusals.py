@@ -53,6 +53,7 @@ _MEANINGS = (
         r"not installed as a submodule|'lifted_tensor_\d+' already exists",
         "the layer is in a plain list or made in forward, where PyTorch does not find it: put it into an nn.ModuleList",
     ),
+    (r"tuple index out of range", "a call gives fewer parts there than it is asked for"),
     (r"vmap", "no trace looks into torch.vmap: call what it maps on the whole batch"),
     (r"for 'Complex", "complex numbers have no range, and no INT8 kernel takes them"),
     (r"cannot be iterated", "Python loops there over a tensor or its shape, or unpacks it"),

@@ -13,6 +13,7 @@ from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies
 from qtutor.models.tracing import works_in_place
 from qtutor.workflows.backends import TRANSPOSED
+from qtutor.workflows.calls import beside
 from qtutor.workflows.floats import Left, left
 from qtutor.workflows.recipe import Recipe
 
@@ -39,6 +40,7 @@ def rewrite(graph: fx.Graph, root: nn.Module, recipe: Recipe, dims: Mapping[str,
     Args:
         dims: of what each batch norm gets.
     """
+    _read_beside(graph, root)
     _repair(graph, root, recipe)
     _join_in_floats(graph, root)
     _keep_apart(graph, root, dims, recipe.trained)
@@ -62,6 +64,15 @@ def settle_dtypes(graph: fx.Graph, root: nn.Module, inputs: tuple[Tensor, ...]) 
         user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda node: found.get(node, node))
     for node in found:
         graph.erase_node(node)
+
+
+def _read_beside(graph: fx.Graph, root: nn.Module) -> None:
+    """Read the parameters of a layer that is called too from where another layer cannot take its place, in place."""
+    called = {node.target for node in graph.nodes if node.op == "call_module"}
+    for node in graph.nodes:
+        owner, _, name = str(node.target).rpartition(".")
+        if node.op == "get_attr" and owner in called and name in root.get_submodule(owner)._parameters:
+            node.target = beside(root, owner, name)
 
 
 def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
@@ -220,14 +231,15 @@ def _keep_apart(graph: fx.Graph, root: nn.Module, dims: Mapping[str, int], train
     """Keep PyTorch from folding batch norms that it cannot fold, in place.
 
     These have no statistics, or normalize along another axis than their layer's; of those that train, PyTorch merges
-    none with a transposed convolution.
+    none with a transposed convolution, and divides by their gains, which zeros must not be among.
     """
     for node in graph.nodes:
         norm = root.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(norm, _BatchNorm) and not isinstance(norm, Left) and node.all_input_nodes[0].op == "call_module":
             layer = root.get_submodule(node.all_input_nodes[0].target)
             other = type(norm) is nn.BatchNorm1d and not along_channels(layer, dims.get(node.target, 0))
-            unmerged = norm.running_mean is None or (trained and isinstance(layer, TRANSPOSED))
+            undivided = norm.weight is not None and not norm.weight.all()
+            unmerged = norm.running_mean is None or (trained and (undivided or isinstance(layer, TRANSPOSED)))
             if foldable_kind(layer) and (unmerged or (other and node.target in dims)):
                 norm.__class__ = left(type(norm))
 
