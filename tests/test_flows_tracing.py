@@ -332,6 +332,21 @@ def test_a_loop_over_so_many_parts_is_followed(parts):
     assert sqnr(model(ROWS).detach(), quantize_static(model, [ROWS])(ROWS)) > 25
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_module_without_weights_may_be_made_in_forward(trained):
+    model = two_layers(lambda self, x: nn.Softmax(dim=1)(self.second(nn.ReLU()(self.first(x)))))
+    assert sqnr(model(ROWS).detach(), in_int8(model, ROWS, trained=trained)(ROWS).detach()) > 25
+
+
+def test_a_distribution_is_captured_without_its_checks():
+    def forward(self, x):
+        chosen = torch.distributions.Normal(self.second(self.first(x).tanh()), torch.ones(4))
+        return chosen.mean, chosen.log_prob(x[:, :4])
+
+    model = two_layers(forward)
+    assert sqnr(model(ROWS)[1].detach(), quantize_static(model, [ROWS], "pt2e")(ROWS)[1]) > 25
+
+
 def test_a_loop_over_fewer_parts_than_asked_for_is_refused_quietly(capsys):
     model = two_layers(lambda self, x: self.second(sum(self.first(part) for part in torch.chunk(x, 7))))
     with pytest.raises(ValueError, match=r"fewer parts there than it is asked for\. flow='pt2e' can take it as it is"):
@@ -356,6 +371,16 @@ def test_a_flow_is_advised_that_takes_all_sizes():
         quantize_static(two_layers(forward), batches[:2])
     with pytest.raises(ValueError, match=r"Python decides there by .*size.*\. quantize_dynamic.model. can take it"):
         quantize_static(two_layers(forward), batches)
+
+
+def test_a_flow_that_trains_is_advised_only_where_it_takes_longer_inputs():
+    def forward(self, x):
+        return self.second(torch.stack([self.first(x[:, step]).relu() for step in range(x.shape[1])], 1).mean(1))
+
+    with pytest.raises(ValueError, match="as far as an input is long") as refused:
+        prepare_qat(two_layers(forward), torch.randn(4, 5, 16))
+    assert "flow='pt2e' can take it" not in str(refused.value)
+    assert prepare_qat(two_layers(forward), torch.randn(4, 5, 16), flow="pt2e")
 
 
 def reads_packed(forward):

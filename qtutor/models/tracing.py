@@ -92,6 +92,7 @@ class Call(Known):
         leaves numbers of its own on the left of a stand-in to that. One thread traces at a time, or what is put in
         place of PyTorch's functions would stay.
         """
+        self.modules = {*root.modules()}
         with _ONE_AT_A_TIME, ExitStack() as patches:
             patch = mock.patch.object
             patches.enter_context(patch(builtins, "isinstance", functools.partial(self._is_instance, isinstance)))
@@ -137,6 +138,12 @@ class Call(Known):
         elif name != "chunk":
             parts = None
         return iter([obj[i] for i in range(parts)]) if isinstance(parts, int) else super().iter(obj)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        """Follow a module without weights that forward makes, as nn.ReLU()(x)."""
+        if m not in self.modules and next(m.parameters(), None) is None:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what stands for a node while forward runs."""

@@ -4,7 +4,7 @@ import difflib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -12,8 +12,8 @@ from pathlib import Path
 from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import eval_copy, held, masks_of
 from qtutor.models.operators import PRODUCTS, kind_of
-from qtutor.models.running import count_calls, reads_of_training
-from qtutor.models.tensors import shape_of
+from qtutor.models.running import count_calls, outputs, reads_of_training
+from qtutor.models.tensors import shape_of, tensors_in
 from qtutor.workflows import dynamic, model_file, pt2e
 from qtutor.workflows.backends import at_work, engines
 from qtutor.workflows.building import (
@@ -36,7 +36,9 @@ from qtutor.workflows.refusals import Refused, Untraced
 from qtutor.workflows.telling import listed, tell
 from qtutor.workflows.training import keep_trained_scales
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 _TRIED = 8
 """Batches among which one of each size is looked for, which a flow that is advised has to take."""
@@ -270,9 +272,20 @@ def _works(model: nn.Module, batches: list[tuple[Tensor, ...]], flow: str, train
                 quantized = dynamic.quantize_dynamic(model)
                 return all(Reference.of(float_copy(model), x).agreement(quantized) > USUAL for x in batches)
             if trained:
-                prepare(model, recipe, Reference.of(float_copy(model), first))
+                prepared, _ = prepare(model, recipe, Reference.of(float_copy(model), first))
+                return flow == "fx" or all(pt2e.takes(prepared, inputs) for inputs in _longer(model, first))
             else:
                 static(model, recipe, Batches([Batch(x) for x in batches], model))
             return True
     except Exception:
         return False
+
+
+def _longer(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield inputs twice as long along each axis but the first along which a float model takes that."""
+    copied = float_copy(model)
+    for axis in range(1, max(x.dim() for x in tensors_in(inputs))):
+        twice = tree_map_only(Tensor, lambda x, axis=axis: torch.cat([x, x], axis) if x.dim() > axis else x, inputs)
+        with suppress(Exception):
+            outputs(copied, twice)
+            yield twice

@@ -25,6 +25,7 @@ from qtutor.workflows.training import trained_config
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.sym_node import SymNode
 from torch.utils._pytree import tree_map_only
@@ -122,9 +123,10 @@ def _captured_for(
             shapes[x] = dict.fromkeys(free(x.dim()), torch.export.Dim.AUTO)
     names = "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch._export.non_strict_utils"
     quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # the graph, on failure
+    unchecked = mock.patch.object(Distribution, "_validate_args", False)  # which decides by values
     # Without gradients: what forward computes without them, in a block, would become a graph of its own.
     with ExitStack() as stack:
-        for context in (*map(unlogged, names), *quiet, no_fast_attention(), torch.no_grad()):
+        for context in (*map(unlogged, names), *quiet, unchecked, no_fast_attention(), torch.no_grad()):
             stack.enter_context(context)
         program = torch.export.export(model, inputs, dynamic_shapes=shapes)
         nested = any(getattr(n.target, "__module__", "").startswith("torch._functorch") for n in program.graph.nodes)
