@@ -4,8 +4,9 @@ Whoever walks through a model asks here, by what a node calls: a module's class,
 An operator that is not in the table has no trait, and is treated with the care that a stranger deserves.
 """
 
+import difflib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Flag, auto
 
 import torch
@@ -144,6 +145,14 @@ def check_module(model: object, caller: str) -> None:
     elif isinstance(model, Mapping):
         advice = ": if these are the weights of a model, build it, and call its load_state_dict with them"
     raise TypeError(f"{caller} needs a torch.nn.Module, got {kind_of(model)}{advice}")
+
+
+def check_names(names: Iterable[str], known: Collection[str], caller: str, place: str = "the model") -> None:
+    """Refuse names of layers that a place does not know, and say which are near them: ValueError."""
+    if unknown := [name for name in names if name not in known]:
+        near = difflib.get_close_matches(str(unknown[0]), known, n=3, cutoff=0.4) or [n for n in known if n][:3]
+        wrong = " or ".join(map(repr, unknown))
+        raise ValueError(f"{caller}: {place} has no layer {wrong}; near it are {', '.join(map(repr, near))}")
 
 
 def called(name: str, module: nn.Module) -> str:
