@@ -13,7 +13,7 @@ mean "no effect". The verdict follows from the measurement alone, by one rule:
     not measurable here        no verdict: something is missing, or the measurement is too noisy to tell
 
 A tenth of the claimed effect counts as no effect, and an interval of a ratio that spans a factor of two as noise. Where
-a claim has a word for a number ("almost", "negligible"), the number is ours: 1 point of accuracy, 1 dB.
+a claim has a word for a number ("almost", "negligible"), the number is ours: mostly 1 point of accuracy, or 1 dB.
 """
 
 import math

@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from qtutor import threads
 from qtutor.words import counted, in_bytes
 
 import psutil
 import torch
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 T = TypeVar("T")
 
@@ -219,6 +222,18 @@ def choose_engine(engines: Iterable[str], architecture: str) -> str | None:
     return next((engine for engine in order if engine in engines), None)
 
 
+def needed(lines: Iterable[str] | None = None) -> "list[Requirement]":
+    """Return those of some requirements, by default qtutor's, whose markers hold here; an extra's never do.
+
+    Raises:
+        PackageNotFoundError: qtutor is not installed, and no `lines` are given.
+    """
+    from packaging.requirements import Requirement
+
+    lines = importlib.metadata.requires("qtutor") or () if lines is None else lines
+    return [each for each in map(Requirement, lines) if each.marker is None or each.marker.evaluate()]
+
+
 def _attempt(find: Callable[[], T]) -> T | None:
     try:
         return find()
@@ -228,11 +243,7 @@ def _attempt(find: Callable[[], T]) -> T | None:
 
 @cache  # each version takes a file to read, and every conversion asks what the machine is
 def _packages() -> Mapping[str, str | None]:
-    from packaging.requirements import Requirement
-
-    requirements = importlib.metadata.requires("qtutor") or ()
-    names = [Requirement(line).name for line in requirements if "extra ==" not in line]
-    return {name: _attempt(partial(importlib.metadata.version, name)) for name in names}
+    return {each.name: _attempt(partial(importlib.metadata.version, each.name)) for each in needed()}
 
 
 def _memory() -> tuple[int, int]:

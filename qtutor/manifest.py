@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import qtutor
+
 TEACHING = Path(__file__).parent / "course" / "teaching"
 """The folder of the pages for instructors."""
 
 COURSE = TEACHING.parents[2]
-"""The folder that holds the package, and in a clone the lessons: the root of the repository."""
+"""The folder that holds the package: in a clone the root of the repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,21 @@ class Lesson:
         if self.first_seconds:
             running += f", {self.first_seconds} more the first time"
         return f"**Reading and working:** {reading} (an estimate). **Running:** {running}."
+
+
+def course() -> Path:
+    """Return the folder that holds the lessons: beside the package, the current one, or, as in a wheel, the package.
+
+    Raises:
+        FileNotFoundError: none does; its text says where they were looked for.
+    """
+    package, here, first = Path(qtutor.__file__).resolve().parent, Path.cwd(), LESSONS[0].notebook
+    for folder in (package.parent, here, package):
+        if (folder / first).is_file():
+            return folder
+    raise FileNotFoundError(
+        f"There is no {first} beside the package ({package.parent}) or in the current directory ({here})"
+    )
 
 
 def models() -> Iterator[str]:

@@ -105,7 +105,7 @@ def _claims() -> Iterator[Claim]:
 
 
 CLAIMS = {claim.id: claim for claim in _claims()}
-"""By id. Where a claim names no limit ("almost", "hardly"), it is ours: 1 point, 1 dB."""
+"""By id. Where a claim names no limit ("almost", "hardly"), the one here is ours."""
 
 TABLE_1 = {
     "AlexNet": (233, 58, 54.8, 54.68),

@@ -64,6 +64,7 @@ class Ways:
         models: the INT8 model of each way that takes the model.
         measured: what each gives on the data of the diagnosis, and the bytes of its file.
         said: what each said: what stays in floating point, or why it refuses.
+        goal: of the diagnosis.
         metric_name: "accuracy", "metric" for one of the caller's own, or "" if there is none.
         float_bytes: of the file of the float model.
     """
@@ -205,14 +206,6 @@ def brought(diagnosis: Diagnosis) -> str:
         f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}.\n"
         f"Data: {sum(batch.size for batch in batches)} samples, the first batch of shape {shapes}.\n{judged}"
     )
-
-
-def headline(diagnosis: Diagnosis) -> str:
-    """Say in a line which layer comes first: the title of a picture."""
-    first = diagnosis.table.iloc[0]
-    if first["finding"] == "healthy":
-        return f"No layer hurts by itself; {first['layer']} comes first"
-    return f"{first['layer']} hurts most: {first['finding'].partition(':')[0]}"
 
 
 def example(diagnosis: Diagnosis) -> tuple[Tensor, ...]:

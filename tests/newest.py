@@ -13,7 +13,7 @@ COURSE = Path(__file__).resolve().parent.parent
 
 
 def packages() -> list[str]:
-    """The names of what the course needs."""
+    """The names of what the course needs, of which nothing may be here yet, not even what reads requirements."""
     needed = (line for line in metadata.requires("qtutor") or () if "extra ==" not in line)
     return [re.match(r"[\w.-]+", line)[0] for line in needed]
 

@@ -6,6 +6,7 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
+from qtutor.machine import needed
 from qtutor.manifest import LESSONS
 
 import limits
@@ -21,11 +22,7 @@ LINES = [
     if line and not line.startswith("#")
 ]
 PINS = {pin.name: pin for pin in (Requirement(line) for line in LINES if not line.startswith("-"))}
-
-
-def declared() -> dict[str, Requirement]:
-    """What the course needs, without its extras."""
-    return {r.name: r for r in map(Requirement, metadata.requires("qtutor")) if "extra" not in str(r.marker)}
+DECLARED = {each.name: each for each in needed()}
 
 
 def test_every_dependency_comes_with_the_course_itself():
@@ -36,13 +33,13 @@ def test_every_dependency_comes_with_the_course_itself():
 def test_pins_are_cpu_builds_that_the_course_accepts(name):
     (pin,) = PINS[name].specifier
     assert (pin.operator, pin.version.partition("+")[2]) == ("==", "cpu")
-    assert declared()[name].specifier.contains(pin.version)
+    assert DECLARED[name].specifier.contains(pin.version)
     assert "--extra-index-url https://download.pytorch.org/whl/cpu" in LINES
 
 
 def test_nothing_else_is_pinned_so_the_two_lists_cannot_disagree():
     assert set(PINS) == {"torch", "torchvision"}
-    assert declared().keys() >= PINS.keys()
+    assert DECLARED.keys() >= PINS.keys()
 
 
 def test_no_cuda():

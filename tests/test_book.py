@@ -281,7 +281,7 @@ class TestSite:
         if not opened.explorer:
             return
         module, player = exercises.of(opened), page.locator(".qtutor-player")
-        controls = module.explorer().controls
+        controls = exercises.opened(opened).controls
         for mission in module.exercises.missions:
             player.get_by_role("button", name="Start again").press("Enter")
             check = player.get_by_role("button", name=f"Check mission: {mission.name.replace('_', ' ')}")

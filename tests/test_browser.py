@@ -32,10 +32,8 @@ def course(tmp_path_factory):
     shutil.copytree(COURSE / "lessons", root / "lessons", ignore=shutil.ignore_patterns(".*"))
     inherited = "import os; print(os.path.exists('/proc') and open('/proc/self/environ').read().split(chr(0)))"
     cells, kernel = [nbformat.v4.new_code_cell(inherited)], nbformat.read(root / LESSONS[0].notebook, 4).metadata
-    cells += [
-        nbformat.v4.new_code_cell(f"from qtutor.exercises import {lesson.topic}\n\n{lesson.topic}.explorer()")
-        for lesson in EXPLORERS
-    ]
+    opening = "from qtutor import exercises, manifest\n\nexercises.opened(manifest.LESSONS[{}])"
+    cells += [nbformat.v4.new_code_cell(opening.format(LESSONS.index(lesson))) for lesson in EXPLORERS]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / GATHERED)
     return root
 

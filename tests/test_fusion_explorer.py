@@ -6,7 +6,9 @@ import math
 from qtutor.affine import choose_qparams, fake_quantize, sqnr
 from qtutor.explorers import FusionExplorer
 from qtutor.fusion import find_fusions, fuse, traffic
+from qtutor.models.operators import kind_of
 from qtutor.samples import DepthwiseNet, RowReader, SlimResNet, SmallCNN
+from qtutor.workflows import quantize_static
 
 import pytest
 import torch
@@ -107,11 +109,47 @@ def test_int8_error_is_that_of_rounding_weights_and_each_operators_output(images
 
 
 def test_an_operator_without_an_integer_kernel_stands_between_two_conversions(images):
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softmax(1), nn.Conv2d(4, 2, 3)).eval()
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 3)).eval()
     explorer = FusionExplorer(model, images, numbers="INT8")
     assert [r.numbers for r in explorer.result.now.ribbons] == ["FP32 → INT8", "INT8 → FP32"] * 2
     assert explorer.result.now.conversions == 4
     assert [row.written for row in explorer.result.now.rows] == [3 * 4 * 36, 4 * 3 * 4 * 36, 3 * 2 * 16]
+
+
+class Middle(nn.Module):
+    def __init__(self, middle):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(1, 4, 3), middle, nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x)))
+
+
+@pytest.mark.filterwarnings("ignore::qtutor.workflows.telling.QuantizationWarning")
+@pytest.mark.parametrize(
+    "middle",
+    [
+        *(nn.Softmax(1), nn.Hardtanh(), nn.Sigmoid(), nn.GELU(), nn.PReLU(), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4)),
+        *(nn.LayerNorm(6), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(4), nn.Upsample(scale_factor=2), nn.ReLU6()),
+    ],
+    ids=kind_of,
+)
+def test_an_operator_has_an_integer_kernel_where_the_converted_model_computes_with_codes(middle, images):
+    model = Middle(middle).eval()
+    converted = quantize_static(model, [images], "fx")
+    codes = [node.target for node in converted.graph.nodes].count("dequantize") == 1
+    conversions = FusionExplorer(model, images, numbers="INT8").result.now.conversions
+    assert conversions == (2 if codes else 4)
+
+
+def test_what_keeps_the_scale_of_its_input_gives_codes_on_its_grid(images):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2)).eval()
+    explorer = FusionExplorer(model, images, numbers="INT8")
+    grids = [choose_qparams(x.min(), x.max()) for x in (images, model[0](images))]
+    codes = fake_quantize(rounded_weight(model[0])(fake_quantize(images, grids[0])), grids[1])
+    given = fake_quantize(model[1](codes), grids[1])
+    assert explorer.result.now.sqnr == pytest.approx(sqnr(model(images), given), abs=0.01)
+    assert len(explorer.result.now.rounded) == 2
 
 
 def test_a_linear_batch_norm_needs_floats_until_it_is_folded():

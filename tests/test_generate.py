@@ -77,13 +77,6 @@ halve = exercises.mission(
     mistakes=[({{"bits": 6}}, "has 6 bits"), ({{"bits": 7}}, "has 7 bits")],
     because="Four bits are half of eight.",
 )
-
-
-def explorer():
-    """Open the explorer that the missions are played in."""
-    from qtutor.explorers import OutlierExplorer
-
-    return OutlierExplorer()
 '''
 
 CELLS = [

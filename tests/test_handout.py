@@ -9,7 +9,7 @@ import qtutor
 from qtutor import cli, storage
 from qtutor.course import handout
 from qtutor.course.handout import lay_out
-from qtutor.manifest import LESSONS
+from qtutor.manifest import LESSONS, course
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
@@ -170,3 +170,14 @@ def test_the_wheel_holds_the_lessons(tmp_path):
         names = archive.namelist()
     assert {f"qtutor/{lesson.notebook}" for lesson in LESSONS} <= {*names}
     assert all(f"qtutor/explorers/player.{kind}" in names for kind in ("js", "css", "html"))
+
+
+def test_the_lessons_in_the_package_are_the_course_where_there_is_no_clone(tmp_path, monkeypatch):
+    package = tmp_path / "qtutor"
+    (package / LESSONS[0].notebook).parent.mkdir(parents=True)
+    monkeypatch.setattr(qtutor, "__file__", str(package / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="beside the package"):
+        course()
+    (package / LESSONS[0].notebook).touch()
+    assert course() == package

@@ -115,7 +115,7 @@ def test_a_model_that_is_read_computes_what_was_written(path, model):
     parts = LlamaFile(read_gguf(path))
     with torch.no_grad():
         assert torch.equal(parts.whole()(tokens), model(tokens))
-        x, turns = parts.embed(tokens), model.turns(9)
+        x, turns = parts.embed(tokens), model.config.turns(9)
         for layer in range(CONFIG.layers):
             x = parts.block(layer)(x, turns, layer, None)
         torch.testing.assert_close(parts.logits(x), model(tokens), rtol=0, atol=1e-6)

@@ -59,7 +59,7 @@ def test_every_linear_layer_of_a_block_is_replaced(model):
     assert not linear_layers(block)
     assert len(linear_layers(model.blocks[0])) == 7
     x = torch.randn(1, 4, 96)
-    assert torch.equal(block(x, model.turns(4), 0, None), x)  # all layers read zeros, so a block adds nothing
+    assert torch.equal(block(x, model.config.turns(4), 0, None), x)  # all layers read zeros, so a block adds nothing
 
 
 def test_loud_channels_and_keys_leave_every_logit_as_it_is(model, monkeypatch):

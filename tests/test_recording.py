@@ -27,8 +27,7 @@ EXPLORERS = [
 @pytest.fixture(scope="module", params=EXPLORERS)
 def played(request):
     """An explorer and its recording, which takes seconds: once for all tests."""
-    module = exercises.of(request.param)
-    explorer, missions = module.explorer(), module.exercises.missions
+    explorer, missions = exercises.opened(request.param), exercises.of(request.param).exercises.missions
     return SimpleNamespace(explorer=explorer, missions=missions, recording=record(explorer, missions=missions))
 
 

@@ -155,9 +155,18 @@ def test_with_few_tries_the_choice_still_reaches_the_goal():
     assert diagnosis.measure(Configuration(bits=4, keep_float=chosen)).sqnr >= goal
 
 
+def test_the_choice_accepts_what_the_diagnosis_does():
+    model = nn.Sequential(*[part for _ in range(3) for part in (nn.Linear(8, 8), nn.Tanh())]).eval()
+    diagnosis = diagnose(model, [torch.randn(64, 8)], metric=lambda *_: 1.0, bits=2, progress=False)
+    assert diagnosis.all_rounded.metric == 1.0
+    kept = choose_float_layers(diagnosis, metric=1.0)
+    assert kept
+    assert diagnosis.goal.reached(diagnosis.measure(Configuration(bits=2, keep_float=kept)))
+
+
 def test_no_goal_and_an_impossible_one_are_refused():
     diagnosis = diagnose(nn.Sequential(nn.Linear(4, 4)), [(torch.randn(8, 4), torch.arange(8) % 4)], progress=False)
     with pytest.raises(ValueError, match="needs a goal"):
         choose_float_layers(diagnosis)
-    with pytest.raises(ValueError, match="does not reach metric"):
+    with pytest.raises(ValueError, match=r"does not reach a metric of 1\.5 and 10 dB"):
         choose_float_layers(diagnosis, metric=1.5)

@@ -11,7 +11,7 @@ import sys
 from types import SimpleNamespace
 from urllib.error import URLError
 
-from qtutor import samples
+from qtutor import manifest, samples
 from qtutor.affine import choose_qparams, fake_quantize
 
 import numpy as np
@@ -350,9 +350,9 @@ def test_an_unknown_name_is_refused_before_any_training_and_the_known_are_listed
 
 
 def test_prepare_builds_what_is_missing_and_finds_the_rest(tiny, monkeypatch):
-    monkeypatch.setattr(samples.keeping, "RECIPES", {"tiny": tiny})
-    assert samples.prepare() == {"tiny": "built"}
-    monkeypatch.setitem(samples.keeping.RECIPES, "other", dataclasses.replace(tiny, epochs=1))
+    monkeypatch.setattr(samples.keeping, "RECIPES", {"tiny": tiny, "other": dataclasses.replace(tiny, epochs=1)})
+    monkeypatch.setattr(manifest, "models", lambda: iter(["tiny", "other"]))
+    assert samples.prepare(["tiny"]) == {"tiny": "built"}
     assert samples.prepare() == {"tiny": "found", "other": "built"}
     assert samples.prepare("tiny") == {"tiny": "found"}
     assert samples.prepare([]) == {}

@@ -315,7 +315,7 @@ def test_named_inputs_are_the_same_as_inputs_by_place():
         ({"flow": "dynamic"}, r"got 'dynamic': quantize_dynamic\(model\) does that"),
         ({"engine": "cuda"}, "engine says whose INT8 kernels run"),
         ({"flow": "pt2e", "engine": "qnnpack"}, "engine says whose INT8 kernels run"),
-        ({"keep_float": ["head"]}, "names no module of the model: head"),
+        ({"keep_float": ["head"]}, "keep_float: the model has no layer 'head'; near it are"),
         ({"flow": "eager", "keep_float": ["0"]}, "needs flow='fx' or 'pt2e'"),
         ({"compile": True}, "is for flow='pt2e'"),
     ],

@@ -26,8 +26,8 @@ def run(arguments: Namespace) -> int:
     with needed():
         from qtutor import exercises
 
-    module = exercises.of(NAMES[arguments.name])
+    lesson = NAMES[arguments.name]
     with new_file(arguments.out) as path:
-        module.explorer().save(path, missions=module.exercises.missions)
+        exercises.opened(lesson).save(path, missions=exercises.of(lesson).exercises.missions)
     print(f"Written: {path} ({in_bytes(path.stat().st_size)})")
     return 0

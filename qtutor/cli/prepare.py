@@ -3,7 +3,6 @@
 import sys
 from argparse import ArgumentParser, Namespace
 
-from qtutor import manifest
 from qtutor.cli.surroundings import GivenUp, needed
 
 HELP = "train the lessons' models ahead"
@@ -19,7 +18,7 @@ def run(arguments: Namespace) -> int:
         from qtutor import samples
 
     try:
-        outcomes = samples.prepare(arguments.names or manifest.models())
+        outcomes = samples.prepare(arguments.names or None)
     except ValueError as error:
         raise GivenUp(str(error)) from error
     except KeyboardInterrupt:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import qtutor
-from qtutor.manifest import LESSONS
+from qtutor import manifest
 
 
 class GivenUp(Exception):
@@ -47,20 +46,15 @@ def new_file(name: str | Path) -> Iterator[Path]:
 
 
 def course(command: str) -> Path:
-    """Return the folder that holds the lessons: beside the package, the current one, or in the package itself.
+    """Return the folder that holds the lessons.
 
     Raises:
-        GivenUp: none does.
+        GivenUp: there is none.
     """
-    package, here = Path(qtutor.__file__).resolve().parent, Path.cwd()
-    beside = package.parent
-    for folder in (beside, here, package):
-        if (folder / LESSONS[0].notebook).is_file():
-            return folder
-    raise GivenUp(
-        f"There is no {LESSONS[0].notebook} beside the package ({beside}) or in the current directory ({here}): "
-        f"run qtutor {command} from the folder that you cloned."
-    )
+    try:
+        return manifest.course()
+    except FileNotFoundError as error:
+        raise GivenUp(f"{error}: run qtutor {command} from the folder that you cloned.") from error
 
 
 def use_own_kernel() -> None:

@@ -15,11 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qtutor import manifest, storage
-from qtutor.machine import describe
+from qtutor.machine import describe, needed
 from qtutor.manifest import Lesson
 from qtutor.words import in_bytes
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 NEEDED_MEMORY = 1_200_000_000
 """Bytes that the largest lesson may take."""
@@ -51,7 +55,8 @@ def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[Check]:
     machine = describe()
     for problem in machine.problems:
         yield Check(problem, ok=False)
-    yield from check_versions(metadata.requires("qtutor") or ())
+    if machine.packages is not None:
+        yield from check_versions(needed())
     yield check_memory(machine.memory_available)
     yield from (check_place("Progress", storage.data_dir()), check_place("Trained models", storage.cache_dir()))
     yield check_caches(manifest.models())
@@ -63,16 +68,11 @@ def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[Check]:
             yield Check(expect(lesson, slowness))
 
 
-def check_versions(requirements: Iterable[str]) -> Iterator[Check]:
+def check_versions(requirements: "Iterable[Requirement]") -> Iterator[Check]:
     """Compare what is installed with what qtutor asks for; a missing package is the machine's to name."""
-    from packaging.requirements import Requirement
-
     wrong = []
-    for line in requirements:
-        wanted = Requirement(line)
+    for wanted in requirements:
         with suppress(metadata.PackageNotFoundError):
-            if "extra" in str(wanted.marker) or (wanted.marker and not wanted.marker.evaluate()):
-                continue
             version = metadata.version(wanted.name)
             if not wanted.specifier.contains(version, prereleases=True):
                 wrong.append(f"{wanted.name} {version} (the course needs {wanted.specifier})")

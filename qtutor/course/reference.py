@@ -14,10 +14,9 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
 
 from qtutor.course import notebooks
-from qtutor.manifest import COURSE, LESSONS, TEACHING, Lesson
+from qtutor.manifest import COURSE, LESSONS, TEACHING, Lesson, course
 
 import nbformat
 
@@ -112,12 +111,16 @@ def main(numbers: list[str]) -> int:
     if unknown:
         print(f"There is no lesson {', '.join(sorted(unknown))}.", file=sys.stderr)
         return 1
-    course = COURSE if (COURSE / LESSONS[0].notebook).exists() else Path.cwd()
+    try:
+        root = course()
+    except FileNotFoundError as error:
+        print(f"{error}: run this in the folder that you cloned.", file=sys.stderr)
+        return 1
     for lesson in LESSONS:
         if numbers and lesson.number not in numbers:
             continue
         print(f"{lesson.name} ...", flush=True)
-        notebook = nbformat.read(course / lesson.notebook, 4)
+        notebook = nbformat.read(root / lesson.notebook, 4)
         notebook.cells.insert(0, nbformat.v4.new_code_cell(_PLAINLY))
         began = time.monotonic()
         notebooks.run(notebook)

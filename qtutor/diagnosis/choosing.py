@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from qtutor.diagnosis.recommendation import Goal
 from qtutor.diagnosis.result import Diagnosis
 from qtutor.diagnosis.search import Kept, fewest
 from qtutor.simulation import Configuration
@@ -20,7 +21,7 @@ def choose_float_layers(
     Args:
         diagnosis: of the model, on the data that judge.
         metric: the accuracy, or what the diagnosis measured, that is to be reached.
-        sqnr: the SQNR of the output in dB that is to be reached; either will do.
+        sqnr: the SQNR of the output in dB that is to be reached; either will do, and `Goal` says what else it asks.
         configuration: of what is quantized; by default that of the diagnosis.
         tries: how many sets to measure, each a pass over the data; `fewest` says how they are spent.
 
@@ -34,14 +35,12 @@ def choose_float_layers(
         raise ValueError("choose_float_layers needs a goal: metric=, such as an accuracy, or sqnr= in dB")
     configuration = configuration or diagnosis.configuration
 
+    goal = Goal(metric, sqnr)
+
     def reached(kept: Kept) -> bool:
-        measured = diagnosis.measure(replace(configuration, keep_float=kept))
-        enough = metric is None or measured.metric >= metric - 1e-9
-        return enough and (sqnr is None or measured.sqnr >= sqnr)
+        return goal.reached(diagnosis.measure(replace(configuration, keep_float=kept)))
 
     kept = fewest(dict(zip(diagnosis.table["layer"], diagnosis.table["harm"], strict=True)), reached, tries)
     if kept is None:
-        goals = (("metric", metric), ("sqnr", sqnr))
-        wanted = " and ".join(f"{name} {value:g}" for name, value in goals if value is not None)
-        raise ValueError(f"choose_float_layers: even in floating point the model does not reach {wanted}")
+        raise ValueError(f"choose_float_layers: even in floating point the model does not reach {goal}")
     return kept

@@ -16,25 +16,22 @@ overall SQNR hides a channel that is lost.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from qtutor.diagnosis.experiment import Experiment, Stored
 from qtutor.diagnosis.recommendation import Goal, Search
 from qtutor.diagnosis.result import COLUMNS, Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
-from qtutor.diagnosis.trials import Metric, Score, Trial, sweep_by_workers
+from qtutor.diagnosis.trials import Metric, Score, Trial, check_float, sweep_by_workers
 from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
 from qtutor.diagnosis.writing import skipped_table
 from qtutor.models.batches import Batch, check_fits, read_some
 from qtutor.models.copying import plain_copy
 from qtutor.models.operators import kind_of
-from qtutor.models.running import agreement, check_outputs, unsteady
 from qtutor.models.tensors import accuracy, class_axis, floats_in, scores_of
 from qtutor.models.tracing import where
 from qtutor.simulation import Configuration, Simulation
 from qtutor.words import named
-from qtutor.workflows.limits import SAME
 from qtutor.workflows.telling import OFFSET
 
 from torch import nn
@@ -261,9 +258,7 @@ def _first_runs(
             problem = problem or error
             notes.append(f"Batch {number} is left out, the model raised {named(error)}")
             continue
-        check_outputs(simulation.model, partial(simulation.run, batch), output, f" on batch {number}")
-        if not good and agreement(floats_in(output), floats_in(simulation.run(batch))) < SAME:
-            raise unsteady(model, *(floats_in(simulation.copy().run(batch)) for _ in range(2)))
+        check_float(simulation, batch, output, f" on batch {number}", again=not good)
         if metric is not None:
             _try(metric, output, batch.labels, number)
         elif not floats_in(output):

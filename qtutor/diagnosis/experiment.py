@@ -8,6 +8,7 @@ from typing import Any
 
 from qtutor.diagnosis.trials import Metric, Score, sweep
 from qtutor.models.batches import Batch, by_place
+from qtutor.models.operators import check_names
 from qtutor.models.running import outputs
 from qtutor.models.tensors import floats_in
 from qtutor.repair.bias import correct_bias
@@ -108,8 +109,8 @@ class Experiment:
 
     def prepare(self, configuration: Configuration) -> tuple[Simulation, Rounding]:
         """Return the simulation of a configuration, whatever it keeps in floating point; raises as `measure`."""
-        if unknown := set(configuration.keep_float) - {user for each in self.stored for user in each.users}:
-            raise ValueError(f"keep_float names no layer that is quantized: {', '.join(sorted(unknown))}")
+        rounded = [user for each in self.stored for user in each.users]
+        check_names(configuration.keep_float, rounded, "keep_float", "what is rounded")
         key = replace(configuration, keep_float=())
         if key not in self._prepared:
             alike = (s for c, (s, _) in self._prepared.items() if c.equalized == key.equalized and not c.bias_corrected)

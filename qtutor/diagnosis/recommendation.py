@@ -26,24 +26,31 @@ _REPAIRS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @dataclass(frozen=True)
 class Goal:
-    """What a configuration has to reach.
+    """What a configuration has to reach, without losing what varies in the output beside a constant in it.
 
     Attributes:
-        metric: the least that the metric may be; None where there is none, and then the SQNR is to be `USUAL`.
+        metric: the least that the metric may be; None where there is none.
+        sqnr: the least SQNR of the output in dB; where None, `CLEAR` beside a metric and `USUAL` without one, as far as
+            outputs can be compared.
     """
 
-    metric: float | None
+    metric: float | None = None
+    sqnr: float | None = None
 
     def reached(self, got: Measured) -> bool:
         """Whether this is good enough."""
-        if got.offset_hides:
-            return False
-        if self.metric is None:
-            return not got.sqnr < USUAL
-        return got.metric >= self.metric - 1e-9 and not got.sqnr < CLEAR
+        enough = self.metric is None or got.metric >= self.metric - 1e-9
+        close = got.sqnr >= self._decibels or (self.sqnr is None and math.isnan(got.sqnr))
+        return enough and close and not got.offset_hides
+
+    @property
+    def _decibels(self) -> float:
+        usual = USUAL if self.metric is None else CLEAR
+        return usual if self.sqnr is None else self.sqnr
 
     def __str__(self) -> str:
-        return f"{USUAL:.0f} dB" if self.metric is None else f"a metric of {self.metric:.4g} and {CLEAR:.0f} dB"
+        metric = "" if self.metric is None else f"a metric of {self.metric:.4g} and "
+        return f"{metric}{self._decibels:.4g} dB"
 
 
 @dataclass

@@ -55,6 +55,7 @@ class Diagnosis:
             out of the next.
         recommended: the cheapest configuration found that reaches the goal, or the best where none does.
         verdict: the recommendation in a sentence or two.
+        goal: what a configuration had to reach.
         experiment: what measures further configurations.
     """
 

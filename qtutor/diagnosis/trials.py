@@ -11,15 +11,17 @@ copy of the model.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from qtutor.affine import decibels
 from qtutor.models.batches import Batch
-from qtutor.models.running import no_fast_attention, noise_of_the_worst, power
+from qtutor.models.running import agreement, check_outputs, no_fast_attention, noise_of_the_worst, power, unsteady
 from qtutor.models.tensors import floats_in
 from qtutor.simulation import Rounding, Simulation
 from qtutor.words import named
 from qtutor.workflows.checks import offset_hides
+from qtutor.workflows.limits import SAME
 
 import joblib
 import torch
@@ -33,6 +35,13 @@ except ImportError:
 Metric = Callable[[Any, Any], float]
 Trial = frozenset[str]
 """The names of the layers that are rounded."""
+
+
+def check_float(simulation: Simulation, batch: Batch, output: Any, where: str = "", *, again: bool = True) -> None:
+    """Refuse a model whose output is not finite, or another when it runs `again`: ValueError, which says `where`."""
+    check_outputs(simulation.model, partial(simulation.run, batch), output, where)
+    if again and agreement(floats_in(output), floats_in(simulation.run(batch))) < SAME:
+        raise unsteady(simulation.model, *(floats_in(simulation.copy().run(batch)) for _ in range(2)))
 
 
 @dataclass

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtutor.affine import sqnr
+from qtutor.diagnosis.trials import check_float
 from qtutor.diagnosis.writing import as_text, rows, skipped_table, written
 from qtutor.lowbit import round_groups
 from qtutor.models.batches import Batch, read_some
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import check_module
-from qtutor.models.running import agreement, unsteady
-from qtutor.models.tensors import kl_bits, scores_of, tensors_in
+from qtutor.models.tensors import kl_bits, scores_of
 from qtutor.simulation import Rounding, Simulation
-from qtutor.workflows.limits import SAME
 
 import torch
 from torch import Tensor, nn
@@ -136,8 +135,7 @@ def diagnose_weights(
     if not layers:
         why = "; ".join(f"{name}: {reason}" for name, (_, reason) in skipped.items())
         raise ValueError(f"the model has no linear layer to round in groups of {group} ({why or 'none at all'})")
-    if agreement(*([_scores(simulation.run(batches[0]))] for _ in range(2))) < SAME:
-        raise unsteady(model, *(tensors_in(simulation.copy().run(batches[0])) for _ in range(2)))
+    check_float(simulation, batches[0], simulation.run(batches[0]))
     alone: dict[str, _Sum] = {}
     together, interrupted = _Sum(), False
     total = len(batches) * (len(layers) + 1)

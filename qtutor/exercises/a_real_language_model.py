@@ -235,10 +235,3 @@ four_bits = exercises.mission(
     ],
     because="A rotation spreads a loud channel over all; the loud first position still needs a scale of its own.",
 )
-
-
-def explorer():
-    """Open the explorer that the missions are played in."""
-    from qtutor.explorers import OutlierExplorer
-
-    return OutlierExplorer()

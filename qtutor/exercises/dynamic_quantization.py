@@ -272,10 +272,3 @@ make_it_clip = exercises.mission(
     ],
     because="A range chosen ahead cannot follow. Both dynamic ranges did, at the price of a pass over each batch.",
 )
-
-
-def explorer():
-    """Open the explorer that the missions are played in."""
-    from qtutor.explorers import DynamicRangeExplorer
-
-    return DynamicRangeExplorer()

@@ -209,10 +209,3 @@ fool_percentile = exercises.mission(
     ],
     because="Of a few values, the share that a percentile clips is less than one value: then it is min-max.",
 )
-
-
-def explorer():
-    """Open the explorer that the missions are played in."""
-    from qtutor.explorers import ObserverExplorer
-
-    return ObserverExplorer()

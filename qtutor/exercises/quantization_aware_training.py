@@ -222,10 +222,3 @@ starve_the_scale = exercises.mission(
     ],
     because="A scale needs steps to travel, as a weight does: too slow, and it ends between where it was and the goal.",
 )
-
-
-def explorer():
-    """Open the explorer that the missions are played in."""
-    from qtutor.explorers import QATExplorer
-
-    return QATExplorer()

@@ -11,11 +11,12 @@ from qtutor.fusion import OperatorTraffic, fold_batch_norm
 from qtutor.fusion.patterns import patterns
 from qtutor.fusion.traffic import Meter, as_one_operator
 from qtutor.models.copying import copy_model
-from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.running import agreement
 from qtutor.models.tensors import copies, floats_in, tensors_in
 from qtutor.models.tracing import label, trace
 from qtutor.observers import round_min_max
+from qtutor.workflows.floats import without_kernel
+from qtutor.workflows.rewriting import Kernel, kernel_of
 
 import torch
 from torch import Tensor, fx, nn
@@ -47,8 +48,8 @@ class Flow:
     Attributes:
         rows: the operators as they run; conversions between number formats are not among them.
         ribbons: the tensors between them.
-        rounded: the nodes whose values are rounded to INT8: each is a pair of quantize and dequantize in a
-            model that simulates integers.
+        rounded: the nodes whose values are rounded to INT8 on a grid of their own: each is a pair of quantize and
+            dequantize in a model that simulates integers.
         conversions: how many tensors are converted between INT8 and floating point outside of any operator.
         total: all bytes moved, by operators and conversions.
         sqnr: of the model's output against the float model without fusion, in dB; infinite where they are equal.
@@ -118,6 +119,8 @@ class FusionData:
             self.meter, self.codes = _Recorder(self.tracer), Meter(self.tracer, 1, 1)
             self.reference = self._run(self.meter)
             self._run(self.codes)
+        recurrent = [n for n, m in self.tracer.root.named_modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase)]
+        self.floats = {*without_kernel(self.tracer.root), *recurrent}  # for recurrent ones there are dynamic kernels
         self.operators = [node for node, row in self.meter.rows.items() if row.total]
         floats = floats_in([self.inputs, [*self.tracer.root.parameters()]])
         self.float_name = _NAMES.get(floats[0].dtype, "float") if floats else "FP32"
@@ -140,16 +143,15 @@ class FusionData:
         inside = {node for nodes in first.values() for node in nodes[1:]}
         return [first.get(node, [node]) for node in self.operators if node not in inside]
 
-    def kernel(self, node: fx.Node) -> str:
-        """Whether an operator "rounds" to codes, is "exact" on codes, or needs "float"."""
-        known = traits(target_of(node, self.tracer.root))
-        return "exact" if Trait.CHOOSES in known else "rounds" if Trait.ROUNDS in known else "float"
+    def kernel(self, node: fx.Node) -> Kernel | None:
+        """The INT8 kernel of an operator, None where it needs floats."""
+        left = node.op == "call_module" and node.target in self.floats
+        return None if left else kernel_of(node, self.tracer.root)
 
     def _has_codes(self, node: fx.Node) -> bool:
-        """Whether an operator has a weight that becomes codes; a batch norm's, a vector, stays in float."""
-        module = self.tracer.root.get_submodule(node.target) if node.op == "call_module" else None
-        weight = None if module is None else module._parameters.get("weight")
-        return weight is not None and weight.dim() > 1 and self.kernel(node) == "rounds"
+        """Whether an operator is a layer with a weight that becomes codes."""
+        kernel = self.kernel(node)
+        return node.op == "call_module" and kernel is not None and kernel.multiplies
 
     def sources(self, node: fx.Node) -> list[tuple[fx.Node, int]]:
         """The operators or inputs that `node` reads, through what moves no data, with the elements read."""
@@ -164,8 +166,8 @@ class FusionData:
                 found += [(source, self.meter.elements[value]) for source, _ in self.sources(value)]
         return list(dict(found).items())
 
-    def judge(self, fused: frozenset[str], numbers: str, rounded: list[fx.Node]) -> float:
-        """Return the SQNR in dB of the output."""
+    def judge(self, fused: frozenset[str], numbers: str, rounded: list[fx.Node], grids: dict) -> float:
+        """Return the SQNR in dB of the output; `grids` are nodes that give codes on the grid of another."""
         folded, layers = set(), {}
         if numbers == "INT8":
             layers = {node: self._layer(node.target, (), numbers) for node in self.operators if self._has_codes(node)}
@@ -174,6 +176,8 @@ class FusionData:
                 layers[nodes[0]] = self._layer(nodes[0].target, fusion.norms, numbers)
                 folded.update(node for node in nodes if node.target in fusion.norms)
         qparams = {node: choose_qparams(*self.meter.ranges[node]) for node in rounded if node in self.meter.ranges}
+        for node, source in grids.items():
+            qparams |= {node: qparams[source]} if source in qparams else {}
         with torch.inference_mode(False), torch.no_grad():
             return agreement(self.reference, self._run(_Simulator(self.tracer, layers, folded, qparams)))
 
@@ -194,25 +198,29 @@ class FusionData:
     def _flow(self, fused: frozenset[str], numbers: str) -> Flow:
         groups, fusions = self.groups(fused), {self.found[name][1][0]: self.found[name][0] for name in fused}
         place = {node: i for i, nodes in enumerate(groups) for node in nodes}
-        kinds = [self.kernel(nodes[0]) if numbers == "INT8" else "float" for nodes in groups]
-        rounded = [nodes[-1] for nodes, kind in zip(groups, kinds, strict=True) if kind == "rounds"]
-        rows, ribbons, converted = [], [], {}
-        for nodes, kind in zip(groups, kinds, strict=True):
-            meter, fusion = self.meter if kind == "float" else self.codes, fusions.get(nodes[0])
+        kernels = [self.kernel(nodes[0]) if numbers == "INT8" else None for nodes in groups]
+        rows, ribbons, rounded, grids, converted = [], [], [], {}, {}
+        for nodes, kernel in zip(groups, kernels, strict=True):
+            meter, fusion = self.codes if kernel else self.meter, fusions.get(nodes[0])
             rows.append(as_one_operator(meter, fusion, nodes) if fusion else meter.rows[nodes[0]])
+            read = [source for source, _ in self.sources(nodes[0])]
+            if kernel and kernel.shares and len(read) == 1:
+                grids[nodes[-1]] = read[0]
+            elif kernel:
+                rounded.append(nodes[-1])
         ends = [node for node in self.tracer.graph.nodes if node.op == "output"]
-        for target, (nodes, kind) in enumerate(zip([*groups, ends], [*kinds, "float"], strict=True)):
+        for target, (nodes, kernel) in enumerate(zip([*groups, ends], [*kernels, None], strict=True)):
             for source, elements in self.sources(nodes[0]):
-                before = kinds[place[source]] if source in place else "float"
-                given, needed = (self.float_name if k == "float" else "INT8" for k in (before, kind))
+                before = kernels[place[source]] if source in place else None
+                given, needed = ("INT8" if k else self.float_name for k in (before, kernel))
                 if given != needed:
                     converted[source, needed] = elements
                     if needed == "INT8":
                         rounded.append(source)
-                size = elements * (self.float_bytes if before == "float" else 1)
+                size = elements * (1 if before else self.float_bytes)
                 form = given if given == needed else f"{given} → {needed}"
                 ribbons.append(Ribbon(place.get(source, -1), target, size, form))
         total = sum(row.total for row in rows) + sum(converted.values()) * (1 + self.float_bytes)
         rounded = list(dict.fromkeys(rounded))
-        quality = self.judge(fused, numbers, rounded)
+        quality = self.judge(fused, numbers, rounded, grids)
         return Flow(tuple(rows), tuple(ribbons), tuple(rounded), len(converted), total, quality)

@@ -104,7 +104,7 @@ class Uses:
     """Who uses the modules of a model: what decides whether their parameters may be rewritten.
 
     PyTorch's flows fold batch norms by rules of their own, which ask less: where those do not hold, `workflows` keeps
-    them from it, in `fx._keep_apart` and `pt2e._fold_norms`.
+    them from it, in `rewriting._keep_apart` and `pt2e._fold_norms`.
 
     Args:
         model: the one that was traced or run, before anybody but its owner hooked onto it.

@@ -63,6 +63,10 @@ class LlamaConfig:
     def head_width(self) -> int:
         return self.width // self.heads
 
+    def turns(self, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the cosines and sines `(count, head_width / 2)` by which positions turn queries and keys."""
+        return position_turns(count, self.head_width, self.rope_base, start)
+
 
 class Attention(nn.Module):
     """Each position gathers the values of earlier ones, by how well its query fits their keys."""
@@ -146,7 +150,7 @@ class Llama(nn.Module):
             ValueError: `tokens` is not of that shape or kind.
         """
         x = self.embed(tokens)
-        turns = self.turns(tokens.shape[1], start=0 if cache is None else cache.length)
+        turns = self.config.turns(tokens.shape[1], start=0 if cache is None else cache.length)
         for layer, block in enumerate(self.blocks):
             x = block(x, turns, layer, cache)
         return self.logits(x)
@@ -165,10 +169,6 @@ class Llama(nn.Module):
         block = self.blocks[layer]
         assert isinstance(block, Block)
         return copy.deepcopy(block)
-
-    def turns(self, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the cosines and sines `(count, head_width / 2)` by which positions turn queries and keys."""
-        return position_turns(count, self.config.head_width, self.config.rope_base, start)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits `(N, T, vocabulary)` of what the last block gave."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from qtutor.language.cache import KeyValueCache, Rounding
 from qtutor.language.calibrating import linear_layers
-from qtutor.language.llama import Block, LlamaConfig, position_turns
+from qtutor.language.llama import Block, LlamaConfig
 from qtutor.language.measuring import Measured, windows
 from qtutor.models.tensors import kl_bits
 
@@ -106,8 +106,8 @@ class Judge:
 
     def _walk(self, versions: dict[int, Change]) -> dict[int, Tensor]:
         """Return what the last block gives in each version, `(N, T, width)`."""
-        config, count = self._model.config, self._inputs.shape[1]
-        turns = position_turns(count, config.head_width, config.rope_base)
+        config = self._model.config
+        turns = config.turns(self._inputs.shape[1])
         states = dict.fromkeys(versions, self._model.embed(self._inputs))
         for layer in tqdm(range(config.layers), desc="blocks", leave=False):
             original = self._model.block(layer)
@@ -138,7 +138,7 @@ def watch(model: Blocks, tokens: Tensor, see: Callable[[str, Tensor], object]) -
             `(N, heads, T, width of a head)`; and with "blocks.3" and what flows out of that block, `(N, T, width)`.
     """
     x = model.embed(tokens)
-    turns = position_turns(tokens.shape[1], model.config.head_width, model.config.rope_base)
+    turns = model.config.turns(tokens.shape[1])
     for layer in range(model.config.layers):
         block = model.block(layer)
         for name, linear in linear_layers(block).items():

@@ -16,9 +16,11 @@ from qtutor.lowbit.groups import round_groups
 import torch
 from torch import Tensor
 
+_POWERS = 20  # above 0, that are tried
+
 
 def awq_scales(
-    weight: Tensor, inputs: Tensor, *, bits: int = 4, group: int | None = None, symmetric: bool = False, steps: int = 20
+    weight: Tensor, inputs: Tensor, *, bits: int = 4, group: int | None = None, symmetric: bool = False
 ) -> Tensor:
     """Choose what to multiply the columns of a weight by before it is rounded, and to divide its inputs by.
 
@@ -28,20 +30,16 @@ def awq_scales(
         bits: width of the codes.
         group: how many neighbouring inputs share a scale; None for one scale a row.
         symmetric: whether zero sits in the middle of each grid.
-        steps: how many powers above 0 are tried.
 
     Returns:
         `(in,)` float32, positive; all 1 where plain rounding is best. Its largest and smallest have product 1.
 
     Raises:
         TypeError: a tensor is not a dense floating-point one.
-        ValueError: shapes do not fit, a value is not finite, the group does not divide the inputs, or `steps` is no
-            whole number from 1.
+        ValueError: shapes do not fit, a value is not finite, or the group does not divide the inputs.
     """
     weight = matrix(weight, "weight", "awq_scales").float()
     group_size(group, weight.shape[1], "awq_scales")
-    if type(steps) is not int or steps < 1:
-        raise ValueError(f"awq_scales: steps must be a whole number from 1, got {steps!r}")
     rows = finite(inputs, "inputs", "awq_scales")
     if rows.shape[-1] != weight.shape[1]:
         raise ValueError(f"awq_scales: the weight has {weight.shape[1]} inputs, and what it reads {rows.shape[-1]}")
@@ -50,8 +48,8 @@ def awq_scales(
     # A silent input must not shrink its weights to nothing.
     loudness = (loudness / (loudness.max() or 1)).clamp(min=1e-4)
     best, least = torch.ones_like(loudness), float("inf")
-    for step in range(steps + 1):
-        scales = loudness ** (step / steps)
+    for step in range(_POWERS + 1):
+        scales = loudness ** (step / _POWERS)
         scales = scales / (scales.max() * scales.min()).sqrt()
         loss = layer_loss(weight, round_groups(weight * scales, bits, group, symmetric) / scales, curvature)
         if loss < least:
@@ -59,12 +57,10 @@ def awq_scales(
     return best
 
 
-def awq(
-    weight: Tensor, inputs: Tensor, *, bits: int = 4, group: int | None = None, symmetric: bool = False, steps: int = 20
-) -> Tensor:
+def awq(weight: Tensor, inputs: Tensor, *, bits: int = 4, group: int | None = None, symmetric: bool = False) -> Tensor:
     """Return the `(out, in)` weight that the scaled and rounded layer amounts to: round(W diag(s)) diag(1 / s).
 
     Arguments and errors are those of `awq_scales`.
     """
-    scales = awq_scales(weight, inputs, bits=bits, group=group, symmetric=symmetric, steps=steps)
+    scales = awq_scales(weight, inputs, bits=bits, group=group, symmetric=symmetric)
     return round_groups(weight.detach().float() * scales, bits, group, symmetric) / scales

@@ -14,7 +14,7 @@ Source: Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Gene
 Transformers", eq. 2 and algorithm 1.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qtutor.affine import QParams
@@ -60,11 +60,11 @@ class Steps:
         return weight.float()
 
 
-def hessian(inputs: Tensor | Iterable[Tensor]) -> Tensor:
+def hessian(inputs: Tensor) -> Tensor:
     """Return H = X^T X / n: how loud the inputs of a layer are, and which of them go together.
 
     Args:
-        inputs: `(..., in)` what the layer reads, or batches of it.
+        inputs: `(..., in)` what the layer reads.
 
     Returns:
         `(in, in)` float64; its diagonal is the mean square of each input. Products are summed up in float32 over
@@ -72,26 +72,18 @@ def hessian(inputs: Tensor | Iterable[Tensor]) -> Tensor:
 
     Raises:
         TypeError: `inputs` is no floating-point tensor.
-        ValueError: it is empty or not finite, or batches differ in width.
+        ValueError: it is empty or not finite.
 
     Example:
         >>> hessian(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).tolist()
         [[5.0, 1.0], [1.0, 2.0]]
     """
-    total, count = None, 0
-    for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
-        rows = torch.atleast_2d(finite(batch, "inputs", "hessian")).flatten(0, -2)
-        if total is None:
-            total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-        if rows.shape[1] != len(total):
-            raise ValueError(f"hessian: batches have {len(total)} and {rows.shape[1]} inputs: give those of one layer")
-        for part in rows.split(_TOKENS):
-            part = part if part.dtype == torch.float64 else part.float()
-            total += part.T @ part
-        count += len(rows)
-    if total is None:
-        raise ValueError("hessian: there is no batch of inputs")
-    return total / count
+    rows = torch.atleast_2d(finite(inputs, "inputs", "hessian")).flatten(0, -2)
+    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for part in rows.split(_TOKENS):
+        part = part if part.dtype == torch.float64 else part.float()
+        total += part.T @ part
+    return total / len(rows)
 
 
 def layer_loss(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:

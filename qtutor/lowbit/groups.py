@@ -26,10 +26,10 @@ def group_qparams(weight: Tensor, bits: int, group: int | None = None, symmetric
     return run_qparams(weight.unflatten(1, (-1, group_size(group, weight.shape[1], "group_qparams"))), bits, symmetric)
 
 
-def run_qparams(runs: Tensor, bits: int, symmetric: bool) -> QParams:
+def run_qparams(runs: Tensor, bits: int, symmetric: bool, signed: bool = True) -> QParams:
     """Choose a scale by min-max for each run along the last dimension, which is then 1."""
-    quant_min, quant_max = grid(bits)
-    low, high = runs.amin(dim=-1, keepdim=True), runs.amax(dim=-1, keepdim=True)
+    quant_min, quant_max = grid(bits, signed=signed)
+    low, high = runs.amin(dim=-1, keepdim=True), runs.amax(dim=-1, keepdim=True)  # faster than aminmax
     return choose_qparams(low, high, quant_min=quant_min, quant_max=quant_max, symmetric=symmetric)
 
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from qtutor.affine import QParams, choose_qparams, dequantize, grid, quantize
+from qtutor.affine import QParams, dequantize, grid, quantize
 from qtutor.lowbit.formats import Format, Scales
+from qtutor.lowbit.groups import run_qparams
 
 import torch
 from torch import Tensor
@@ -27,10 +28,8 @@ class IntegerFormat(Format):
         return self.bits + (shared / self.block if self.block else 0)
 
     def fit(self, blocks: Tensor) -> Scales:
-        low, high = blocks.amin(dim=-1), blocks.amax(dim=-1)  # faster than aminmax
-        quant_min, quant_max = grid(self.bits, signed=False)
-        qparams = choose_qparams(low, high, quant_min=quant_min, quant_max=quant_max, symmetric=self.symmetric)
-        return Scales(qparams.scale.to(self.scale_dtype), qparams.zero_point.to(torch.uint8))
+        qparams = run_qparams(blocks, self.bits, self.symmetric, signed=False)
+        return Scales(qparams.scale[..., 0].to(self.scale_dtype), qparams.zero_point[..., 0].to(torch.uint8))
 
     def nearest(self, blocks: Tensor, scales: Scales) -> Tensor:
         return quantize(blocks, self._qparams(scales))

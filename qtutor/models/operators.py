@@ -4,8 +4,9 @@ Whoever walks through a model asks here, by what a node calls: a module's class,
 An operator that is not in the table has no trait, and is treated with the care that a stranger deserves.
 """
 
+import difflib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Flag, auto
 
 import torch
@@ -33,25 +34,21 @@ class Trait(Flag):
     """f(a * x) = a * f(x) for each channel and any a > 0."""
     AVERAGES = auto()
     """It gives means of what it gets."""
-    CHOOSES = auto()
-    """On codes, it chooses among them or clamps them: PyTorch has an INT8 kernel, which rounds nothing."""
     ARITHMETIC = auto()
     """It adds or multiplies two numbers."""
-    ROUNDS = auto()
-    """PyTorch has an INT8 kernel, which rounds what it gives."""
     NORM = auto()
     """It gives each channel a mean and a variance."""
 
 
-_CLAMP = Trait.RELU | Trait.KEEPS_RANGE | Trait.CHOOSES
+_CLAMP = Trait.RELU | Trait.KEEPS_RANGE
 _POOL = Trait.KEEPS_RANGE | Trait.PASSES_SCALE
 _TABLE: tuple[tuple[Trait, tuple], ...] = (
     (_CLAMP | Trait.PASSES_SCALE, (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")),
     (_CLAMP | Trait.CLAMPS, (nn.ReLU6, F.relu6, "relu6", "relu6_")),
     (Trait.CLAMPS, (nn.Hardtanh, F.hardtanh, torch.clamp, "clamp", "hardtanh")),
-    (Trait.PASSES_SCALE | Trait.ROUNDS, (nn.LeakyReLU, F.leaky_relu)),
+    (Trait.PASSES_SCALE, (nn.LeakyReLU, F.leaky_relu)),
     (
-        _POOL | Trait.CHOOSES,
+        _POOL,
         (
             *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d),
             *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
@@ -59,7 +56,7 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
         ),
     ),
     (
-        _POOL | Trait.AVERAGES | Trait.ROUNDS,
+        _POOL | Trait.AVERAGES,
         (
             *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
             *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -69,9 +66,8 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
             *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
         ),
     ),
-    (Trait.KEEPS_RANGE | Trait.AVERAGES | Trait.ROUNDS, (torch.mean, "mean")),
-    (_POOL, (nn.Flatten, torch.flatten, "flatten")),
-    (_POOL | Trait.CHOOSES, ("contiguous",)),
+    (Trait.KEEPS_RANGE | Trait.AVERAGES, (torch.mean, "mean")),
+    (_POOL, (nn.Flatten, torch.flatten, "flatten", "contiguous")),
     (
         _POOL,
         (
@@ -79,28 +75,18 @@ _TABLE: tuple[tuple[Trait, tuple], ...] = (
             *("dropout", "dropout1d", "dropout2d", "dropout3d"),
         ),
     ),
-    (Trait.KEEPS_RANGE | Trait.CHOOSES, (nn.ChannelShuffle, "channel_shuffle", "clone")),
-    (Trait.KEEPS_RANGE | Trait.ROUNDS, (nn.Upsample, F.interpolate, "interpolate")),
     (
         Trait.KEEPS_RANGE,
         (
+            *(nn.ChannelShuffle, "channel_shuffle", "clone", nn.Upsample, F.interpolate, "interpolate"),
             *("unflatten", "view", "reshape", "view_as", "permute", "transpose", "movedim", "t", "squeeze"),
             *("unsqueeze", "expand", "chunk", "split", "unbind", "select", "narrow", "slice", "getitem"),
             *("pixel_shuffle", "to", "float", "detach", "repeat", "flip", "roll", "amax", "max"),
         ),
     ),
-    (
-        Trait.ROUNDS,
-        (
-            *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-            *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.BatchNorm2d, nn.BatchNorm3d),
-            *(nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.Sigmoid, nn.Tanh, F.hardswish),
-            torch.cat,
-        ),
-    ),
     (Trait.NORM, ("batch_norm",)),
     (
-        Trait.ARITHMETIC | Trait.ROUNDS,
+        Trait.ARITHMETIC,
         (operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, "add", "mul"),
     ),
 )
@@ -159,6 +145,14 @@ def check_module(model: object, caller: str) -> None:
     elif isinstance(model, Mapping):
         advice = ": if these are the weights of a model, build it, and call its load_state_dict with them"
     raise TypeError(f"{caller} needs a torch.nn.Module, got {kind_of(model)}{advice}")
+
+
+def check_names(names: Iterable[str], known: Collection[str], caller: str, place: str = "the model") -> None:
+    """Refuse names of layers that a place does not know, and say which are near them: ValueError."""
+    if unknown := [name for name in names if name not in known]:
+        near = difflib.get_close_matches(str(unknown[0]), known, n=3, cutoff=0.4) or [n for n in known if n][:3]
+        wrong = " or ".join(map(repr, unknown))
+        raise ValueError(f"{caller}: {place} has no layer {wrong}; near it are {', '.join(map(repr, near))}")
 
 
 def called(name: str, module: nn.Module) -> str:

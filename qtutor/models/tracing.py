@@ -347,16 +347,19 @@ def where(error: BaseException) -> str:
 
 def line_of(node: fx.Node) -> str:
     """Return " at file:line: `code`" for the line of the user's that a node stands for; "" where nobody noted it."""
-    lines = re.findall(r'File "(.+?)", line (\d+), in .+\n +(.*)', node.meta.get("stack_trace") or "")
-    theirs = [line for line in lines if not line[0].startswith(_NOT_THEIRS)]
+    theirs = [line for line in _lines(node) if not line[0].startswith(_NOT_THEIRS)]
     return at_line(*theirs[-1]) if theirs else ""
 
 
 def calling_line(node: fx.Node) -> tuple[str, int, str] | None:
     """Return file, line and code where the innermost forward makes a call; None where that is PyTorch's."""
-    lines = re.findall(r'File "(.+?)", line (\d+), in .+\n +(.*)', node.meta.get("stack_trace") or "")
-    file, number, code = lines[-1] if lines else (_TORCH, 0, "")
+    file, number, code = (_lines(node) or [(_TORCH, "0", "")])[-1]
     return None if file.startswith(_TORCH) else (file, int(number), code)
+
+
+def _lines(node: fx.Node) -> list[tuple[str, str, str]]:
+    """File, line and code of each call that led to a node, the innermost last."""
+    return re.findall(r'File "(.+?)", line (\d+), in .+\n +(.*)', node.meta.get("stack_trace") or "")
 
 
 def works_in_place(node: fx.Node, root: nn.Module) -> bool:

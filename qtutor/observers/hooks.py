@@ -1,12 +1,11 @@
 """Observers at the layers of a model, and what the ranges that they chose do to it."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from qtutor.affine import QParams, fake_quantize
-from qtutor.models.operators import check_module
+from qtutor.models.operators import check_module, check_names
 from qtutor.observers.observer import Observer
 
 from torch import Tensor, nn
@@ -113,8 +112,5 @@ def rounding_outputs(model: nn.Module, qparams: Mapping[str, QParams]) -> Iterat
 def _layers(model: nn.Module, names: Iterable[str], caller: str) -> dict[str, nn.Module]:
     """The layers of a model by name, among them all that are asked for."""
     layers = dict(model.named_modules(remove_duplicate=False))
-    for name in names:
-        if name not in layers:
-            near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.4) or [n for n in layers if n][:3]
-            raise ValueError(f"{caller}: the model has no layer {name!r}; near it are {', '.join(map(repr, near))}")
+    check_names(names, layers, caller)
     return layers

@@ -13,9 +13,11 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+_ROUNDS = 5  # along the network; later ones spread what earlier ones moved
+
 
 @torch.no_grad()
-def equalize(model: nn.Module, inputs: tuple | None = None, *, rounds: int = 5) -> nn.Module:
+def equalize(model: nn.Module, inputs: tuple | None = None) -> nn.Module:
     """Return a copy that computes the same, with batch norms folded and weight ranges alike from layer to layer.
 
     Where a layer's output goes through nothing but ReLU, pooling and the like into one other layer,
@@ -26,7 +28,6 @@ def equalize(model: nn.Module, inputs: tuple | None = None, *, rounds: int = 5) 
     Args:
         model: any model that torch.fx can trace, in eval mode.
         inputs: of a call, which show along which axis a batch norm normalizes, as in `find_fusions`.
-        rounds: how often to go along the network; later rounds spread what earlier ones moved.
 
     Raises:
         TypeError: `model` is not a module.
@@ -52,7 +53,7 @@ def equalize(model: nn.Module, inputs: tuple | None = None, *, rounds: int = 5) 
     dtypes = {layer: layer.weight.dtype for pair in pairs for layer in pair}
     for layer in dtypes:
         layer.double()
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         for first, second in pairs:
             _equalize_pair(first, second)
     for layer, dtype in dtypes.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qtutor import storage
+from qtutor import manifest, storage
 from qtutor.samples.data import Images, digits, flowers
 from qtutor.samples.models import MLP, DepthwiseNet, RowReader, SlimResNet, SmallCNN
 from qtutor.samples.training import fixed_random_numbers, train
@@ -69,7 +69,7 @@ def prepare(names: Iterable[str] | None = None) -> dict[str, str]:
     """Train ahead what the lessons will ask for; run it again at any time, it only does what is missing.
 
     Args:
-        names: of `RECIPES`; all of them if None.
+        names: of `RECIPES`; by default all that the lessons ask for.
 
     Returns:
         For each name "built", "found", or "not kept" where it could not be written.
@@ -77,7 +77,7 @@ def prepare(names: Iterable[str] | None = None) -> dict[str, str]:
     Raises:
         ValueError: there is no recipe of some name.
     """
-    names = [names] if isinstance(names, str) else list(RECIPES if names is None else names)
+    names = [names] if isinstance(names, str) else list(manifest.models() if names is None else names)
     for name in names:
         _recipe(name)
     return {name: _trained(name)[1] for name in names}

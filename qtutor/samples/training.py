@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+_BATCH = 64  # images
+
 
 @contextmanager
 def fixed_random_numbers() -> Iterator[None]:
@@ -28,7 +30,6 @@ def train(
     *,
     epochs: int,
     max_lr: float = 8e-3,
-    batch_size: int = 64,
     channels_last: bool = False,
     name: str = "the model",
 ) -> nn.Module:
@@ -42,7 +43,6 @@ def train(
         data: images and labels.
         epochs: how often each image is seen.
         max_lr: the largest learning rate of the cycle.
-        batch_size: images in a batch.
         channels_last: whether to keep the channels of a pixel side by side, which takes a quarter less time
             where there are many channels, and rounds differently.
         name: of the model, for the bar.
@@ -51,7 +51,7 @@ def train(
     from tqdm.auto import tqdm
 
     order = torch.Generator().manual_seed(0)
-    steps = epochs * math.ceil(len(data) / batch_size)
+    steps = epochs * math.ceil(len(data) / _BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=max_lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=steps)
     layout = torch.channels_last if channels_last else torch.preserve_format
@@ -59,7 +59,7 @@ def train(
     bar = tqdm(total=steps, desc=f"Training {name}", unit="batch")
     with set_torch_threads(1), fixed_random_numbers(), torch.enable_grad(), bar:
         for _ in range(epochs):
-            for images, labels in data.shuffled(order, batch_size):
+            for images, labels in data.shuffled(order, _BATCH):
                 step(model, images, labels, optimizer, schedule)
                 bar.update()
     return model.eval()

@@ -17,9 +17,6 @@ from torch import nn
 
 INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
 
-SATURATING = ("x86", "fbgemm", "onednn", "x86_inductor")
-"""Engines that, without an INT8 dot product, add two products of 8-bit codes in 16 bits, which cannot hold them."""
-
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 

@@ -2,8 +2,12 @@
 
 the owner says          keep_float
 `without_kernel` says   before anything runs, of the layers that kernels of eager mode and FX compute wrongly
+`fx` and `pt2e`         of layers with hooks or a forward of their own, and of what else stays and is not to be merged
+`rewriting`             of what PyTorch's converter does not know, or gains nothing by codes, or loses too much by them
 `judging.cannot_run`    where the INT8 model fails
-`infinity.spared`       where infinity is read
+`infinity.spared`       where infinity is read, or what no one scale holds
+`kernels.mend`          of INT8 layers whose kernel computes something else, on their INT8 weights
+`low_bits`              of means, in a model that was trained for fewer codes
 `dynamic` and `int4`    of what their kernels do not take, with `bytecode.bound_by_code`
 """
 

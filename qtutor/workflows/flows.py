@@ -1,6 +1,5 @@
 """The flows from a float model to an INT8 one and into a file; every function leaves what it was given as it was."""
 
-import difflib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import eval_copy, held, masks_of
-from qtutor.models.operators import PRODUCTS, kind_of
+from qtutor.models.operators import PRODUCTS, check_names, kind_of
 from qtutor.models.running import count_calls, outputs, reads_of_training
 from qtutor.models.tensors import shape_of, tensors_in
 from qtutor.workflows import dynamic, model_file, pt2e
@@ -77,10 +76,7 @@ def quantize_static(
     batches = Batches(calibration_data, model)
     kept = (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
     recipe = Recipe.of(model, flow, batches.first, engine, keep_float=kept)
-    if unknown := set(kept) - dict(model.named_modules()).keys():
-        near = difflib.get_close_matches(min(unknown), dict(model.named_modules()), 3)
-        meant = f": did you mean {' or '.join(near)}?" if near else ": model.named_modules() lists them"
-        raise ValueError(f"keep_float names no module of the model: {', '.join(sorted(unknown))}{meant}")
+    check_names(kept, dict(model.named_modules()), "keep_float")
     if kept and flow == "eager":
         raise ValueError(
             "keep_float needs flow='fx' or 'pt2e': in eager mode the model itself sets the qconfig of a layer to None, "

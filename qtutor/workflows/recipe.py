@@ -12,7 +12,7 @@ from typing import Any
 from qtutor.machine import describe
 from qtutor.models.copying import check_loaded, plain_attributes, plain_copy
 from qtutor.models.operators import check_module, kind_of
-from qtutor.workflows.backends import SATURATING, at_work, choose
+from qtutor.workflows.backends import at_work, choose
 from qtutor.workflows.numbers import travel_with_state
 
 import torch
@@ -87,7 +87,8 @@ class Recipe:
             raise ValueError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}{way}")
         engine = choose(engine, flow, model)
         shapes = tuple(x if x is None else (tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
-        return cls(flow, engine, shapes, engine in SATURATING and not describe().has_int8_dot_product, **asked)
+        reduced = engine != "qnnpack" and describe().saturates  # QNNPACK adds up in 32 bits everywhere
+        return cls(flow, engine, shapes, reduced, **asked)
 
     @classmethod
     def from_header(cls, header: dict[str, Any]) -> "Recipe":

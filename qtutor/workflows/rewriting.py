@@ -12,7 +12,7 @@ from qtutor.models.operators import Trait, target_of, traits
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tensors import copies
 from qtutor.models.tracing import works_in_place
-from qtutor.workflows.backends import TRANSPOSED
+from qtutor.workflows.backends import TRANSPOSED, torch_ao
 from qtutor.workflows.calls import beside
 from qtutor.workflows.floats import Left, left
 from qtutor.workflows.recipe import Recipe
@@ -159,16 +159,19 @@ class Kernel(NamedTuple):
         multiplies: whether it multiplies by weights, or two matrices.
         begins: whether it is worth rounding floats for: it multiplies, or is a norm that is merged into no layer.
         scale: of what it gives, where PyTorch fixes that.
+        shares: whether what it gives is on the scale of what it gets.
     """
 
     multiplies: bool
     begins: bool
     scale: float | None
+    shares: bool
 
 
 @functools.cache
 def _kernels() -> dict[Any, Kernel]:
     """The kernels that give codes, by what a node calls."""
+    torch_ao()
     from torch.ao.quantization.backend_config import ObservationType, get_native_backend_config
 
     found: dict[Any, Kernel] = {}
@@ -179,7 +182,8 @@ def _kernels() -> dict[Any, Kernel]:
             multiplies = name == "matmul" or any(way.weight_dtype == torch.qint8 for way in ways)
             begins = multiplies or (name.endswith(_NORMS) and not name.startswith("batchnorm"))
             scale = ways[0].output_dtype_with_constraints.scale_exact_match
-            found[each.pattern] = Kernel(multiplies, begins, scale)
+            shares = each.observation_type is ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT
+            found[each.pattern] = Kernel(multiplies, begins, scale, shares)
     return found
 
 
