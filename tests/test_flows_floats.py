@@ -568,6 +568,17 @@ def test_a_layer_is_rounded_whose_parameters_are_read_beside_it(read, trained):
     assert not any(isinstance(module, nn.Linear) for module in quantized.modules())
 
 
+@pytest.mark.parametrize(
+    "between",
+    [torch.relu, lambda x: x.relu(), lambda x: torch.max_pool2d(x, 2), lambda x: x.add(x), lambda x: x.mul(x)],
+)
+def test_operators_stay_in_codes_however_they_are_spelled(between, images):
+    model = two_convolutions(lambda self, x: self.second(between(self.first(x))))
+    quantized = in_int8(model, images[0])
+    assert sum("quantize" in node.name for node in quantized.graph.nodes) == 2, "floats go in and come out alone"
+    assert sqnr(model(images[0]).detach(), quantized(images[0])) > 25
+
+
 @pytest.mark.parametrize("flow", ["fx", "pt2e"])
 def test_one_number_does_for_all_axes_of_a_convolution(flow):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=[2], padding=[1]), nn.ReLU(), nn.Conv2d(8, 4, 3, dilation=[2]))

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -22,6 +23,13 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+_SPELLED = {
+    **dict.fromkeys((torch.relu, "relu"), nn.functional.relu),
+    torch.max_pool2d: nn.functional.max_pool2d,
+    "add": operator.add,
+    "mul": operator.mul,
+}
+"""What the converter knows, by functions and methods that compute the same, and that it does not, or does not merge."""
 _TENSORS = ("input", "weight", "bias")
 _ARGUMENTS = {"linear": _TENSORS, "add": ("input", "other"), "mul": ("input", "other")}
 _CONVOLUTION = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -78,6 +86,8 @@ def _read_beside(graph: fx.Graph, root: nn.Module) -> None:
 def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
     coded, constant, gains = set[Node](), set[Node](), dict[str, bool]()
     for place, node in enumerate(nodes := [*graph.nodes]):
+        if node.op in ("call_function", "call_method") and node.target in _SPELLED:
+            node.op, node.target = "call_function", _SPELLED[node.target]
         if node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
             node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
         elif _convolves(node):
