@@ -388,6 +388,14 @@ def test_says_whether_a_difference_may_be_chance():
     assert "-3.3 points is unlikely to be chance" in str(Flips(images=600, changed=30, lost=22, gained=2))
 
 
+def test_says_where_each_change_went():
+    assert str(Flips(images=600, changed=0, lost=0, gained=0)) == "Of 600 predictions none changed."
+    wrong = "Of 600 predictions 1 changed: 0 became wrong, 0 right, 1 went from wrong to wrong."
+    assert str(Flips(images=600, changed=1, lost=0, gained=0)) == wrong
+    assert "9 changed: 4 became wrong, 2 right, 3 went from wrong to wrong." in str(Flips(600, 9, 4, 2))
+    assert "6 changed: 4 became wrong, 2 right. The difference" in str(Flips(600, 6, 4, 2))
+
+
 def test_an_image_with_a_nan_score_counts_as_wrong():
     scores = torch.tensor([[1.0, math.nan], [0.0, 1.0]])
     assert accuracy(lambda images: scores, [(X, torch.tensor([1, 1]))]) == 0.5

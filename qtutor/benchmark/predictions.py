@@ -45,7 +45,7 @@ def accuracy(model: Model, loader: Batches) -> float:
 
 @dataclass(frozen=True)
 class Flips:
-    """How the predictions of two models differ, image by image; `str` of it is two sentences.
+    """How the predictions of two models differ, image by image; `str` of it is one or two sentences.
 
     Attributes:
         images: how many there were.
@@ -94,10 +94,17 @@ class Flips:
         return low, high
 
     def __str__(self) -> str:
+        if not self.changed:
+            return f"Of {self.images} predictions none changed."
+        kinds = f"{self.lost} became wrong, {self.gained} right"
+        if others := self.changed - self.lost - self.gained:
+            kinds += f", {others} went from wrong to wrong"
+        counts = f"Of {self.images} predictions {self.changed} changed: {kinds}."
+        if not self.lost + self.gained:
+            return counts
         verdict = "may well be chance" if self.p_value > 0.05 else "is unlikely to be chance"
         return (
-            f"Of {self.images} predictions {self.changed} changed: {self.lost} became wrong, {self.gained} right. "
-            f"The difference of {100 * self.difference:+.2g} points {verdict} "
+            f"{counts} The difference of {100 * self.difference:+.2g} points {verdict} "
             f"(McNemar's exact test, p = {self.p_value:.2g})."
         )
 

@@ -160,7 +160,7 @@ choose_training = exercises.value(
     ],
     mistakes={
         "b": "It can win one image at most, no more than chance. Training costs hours on real networks.",
-        "c": "Learned scales pay at 4 bits and below. At 8 bits there is nothing left to win.",
+        "c": "Better scales pay where codes are few. At 8 bits there is nothing left to win.",
         "d": "Fewer bits cost accuracy, and kernels of 8 bits run them no faster.",
     },
     because="One image of 597 is less than chance moves: ship it. Train only where calibration fails: few bits, or a "

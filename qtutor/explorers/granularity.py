@@ -208,13 +208,13 @@ class GranularityExplorer(Explorer):
         widest = int(data.kept[data.widest])
         turned = f"channel {widest} times {state.factor}" if state.factor > 1 else "no channel turned up"
         quality = (
-            f"overall {in_decibels(result.overall)}, median channel {in_decibels(result.median)}, "
-            f"worst channel {in_decibels(result.worst)}"
+            f"overall {in_decibels(result.overall)}, median output channel {in_decibels(result.median)}, "
+            f"worst {in_decibels(result.worst)}"
         )
         channels, given = len(data.kept), data.given
         sampled = f" All figures are those of {channels:,} of the {given:,} channels." if channels < given else ""
         return (
-            f"{shared}, {state.bits} bits, {turned}: SQNR {quality}. The median channel uses "
+            f"{shared}, {state.bits} bits, {turned}: SQNR {quality}. The median output channel uses "
             f"{int(result.codes.median())} of {2**state.bits} codes. Scales take {result.scale_bytes:,} bytes, "
             f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes."
             f"{sampled}"

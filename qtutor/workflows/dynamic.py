@@ -116,7 +116,7 @@ def _tell_of_weights(name: str, layer: nn.Module) -> None:
         way = "try qtutor.repair.equalize(model) before"
         if type(layer) is not nn.Linear:
             call = f"torch.ao.quantization.quantize_dynamic(model, {{torch.nn.{kind_of(layer)}}}, dtype=torch.float16)"
-            way = f"{call} keeps them, at half the size of float32"
+            way = f"{call} keeps them, in half the memory of float32 and a file as large as before"
         tell(
             f"{name} keeps its weights to {coarse:.1f} dB only: each of its tensors has one scale, and a few weights "
             f"are far larger than the rest: {way}"
