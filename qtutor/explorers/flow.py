@@ -119,8 +119,7 @@ class FusionData:
             self.meter, self.codes = _Recorder(self.tracer), Meter(self.tracer, 1, 1)
             self.reference = self._run(self.meter)
             self._run(self.codes)
-        recurrent = [n for n, m in self.tracer.root.named_modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase)]
-        self.floats = {*without_kernel(self.tracer.root), *recurrent}  # for recurrent ones there are dynamic kernels
+        self.floats = {*without_kernel(self.tracer.root)}
         self.operators = [node for node, row in self.meter.rows.items() if row.total]
         floats = floats_in([self.inputs, [*self.tracer.root.parameters()]])
         self.float_name = _NAMES.get(floats[0].dtype, "float") if floats else "FP32"

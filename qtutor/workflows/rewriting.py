@@ -186,6 +186,8 @@ def _kernels() -> dict[Any, Kernel]:
 
     found: dict[Any, Kernel] = {}
     for each in get_native_backend_config().configs:
+        if isinstance(each.pattern, type) and issubclass(each.pattern, nn.RNNBase | nn.RNNCellBase):
+            continue  # whose kernels take floats, and give floats
         ways = [way for way in each.dtype_configs if way.input_dtype == torch.quint8]
         if each.pattern is not None and ways and each.observation_type is not ObservationType.INPUT_OUTPUT_NOT_OBSERVED:
             name = getattr(each.pattern, "__name__", "").lower()
