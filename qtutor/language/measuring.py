@@ -83,7 +83,7 @@ class Measured:
         """
         more = self.minus(other)
         if more.low > 0 or more.high < 0:
-            how = "more" if more.low > 0 else "fewer"
+            how = "more" if more.low > 0 else "less"
             size, low, high = _bits(abs(more.mean), *sorted((abs(more.low), abs(more.high))))
             return f"{name}: {size} bits {how} than {other_name} ({low} to {high})."
         mean, low, high = _bits(more.mean, more.low, more.high, sign="+")
