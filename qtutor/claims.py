@@ -12,7 +12,8 @@ mean "no effect". The verdict follows from the measurement alone, by one rule:
     cannot run as printed      what the source prints raises an error
     not measurable here        no verdict: something is missing, or the measurement is too noisy to tell
 
-A tenth of the claimed effect counts as no effect, and an interval of a ratio that spans a factor of two as noise. Where
+A claim of kind "above" or "at most" has a limit and no number, and an interval that holds the limit cannot tell. A
+tenth of the claimed effect counts as no effect, and an interval of a ratio that spans a factor of two as noise. Where
 a claim has a word for a number ("almost", "negligible"), the number is ours: mostly 1 point of accuracy, or 1 dB.
 """
 
@@ -48,11 +49,13 @@ class Source:
     Attributes:
         by: its author or its site.
         note: what a reader should know of it.
+        link: its address, where it is known.
     """
 
     title: str
     by: str
     note: str = ""
+    link: str = ""
 
     def __str__(self) -> str:
         return f"{self.title} ({self.by})"
@@ -63,6 +66,7 @@ SOURCES = {
         "How Quantization and Fusion Accelerate CNN Inference on Edge Devices",
         "Code DAO, besthub.dev",
         "the page calls itself a summary, so a step that is missing in print may have been there",
+        "https://www.besthub.dev/articles/how-quantization-and-fusion-accelerate-cnn-inference-on-edge-devices-ef98322a0920",
     ),
     "B": Source(
         "Squeeze and Speed Up: Diving into Deep Learning Quantization and Performance",
@@ -226,19 +230,17 @@ def _verdict(claim: Claim, low: float, high: float, *, counted: bool) -> str:
     least, most = claim.ends
     if claim.kind == "at most":
         return "holds" if high <= most else "contradicted" if low > most else "not measurable here"
-    reaches = low <= most + _MARGIN * abs(most) and high >= least - _MARGIN * abs(least)
-    noisy = claim.unit == "x" and intervals.disturbed(low, high)
-    nothing = claim.claimed if claim.kind == "above" else claim.nothing
-    if nothing is not None:
-        some = 0.0 if claim.kind == "above" else _MARGIN * (least - nothing)  # less than that is no effect
-        if high < nothing - some:
-            return "contradicted"
-        if low <= nothing + some:
-            noisy = reaches if claim.kind == "about" else noisy
-            return "not measurable here" if noisy else "contradicted" if counted else "not seen here"
     if claim.kind == "above":
-        return "holds"
+        return "holds" if low > least else "contradicted" if counted or high < least else "not measurable here"
+    reaches = low <= most + _MARGIN * abs(most) and high >= least - _MARGIN * abs(least)
+    if claim.nothing is not None:
+        some = _MARGIN * (least - claim.nothing)  # less than that is no effect
+        if high < claim.nothing - some:
+            return "contradicted"
+        if low <= claim.nothing + some:
+            return "not measurable here" if reaches else "contradicted" if counted else "not seen here"
     if reaches:
+        noisy = claim.unit == "x" and intervals.disturbed(low, high)
         return "not measurable here" if noisy else "holds"
     return "larger here" if low > most else "smaller here"
 

@@ -80,12 +80,8 @@ def _claims() -> Iterator[Claim]:
     )
     yield true("D3a", "one scale ruins compact nets, many do not", "Table 3", "weights per tensor, per channel")
     yield true("D3b", "Table 3 is about activations", "text on Table 3", "accuracy with weights alone rounded")
-    yield more(
-        "D4a", "under 4 bits accuracy falls", "points", "text on Table 4", "rows of Table 4, 32 and 3 bits", than=1
-    )
-    yield more(
-        "D4b", "under 4 bits accuracy falls", "points", "text on Table 4", "FP32, 3-bit weights, not trained", than=1
-    )
+    yield more("D4a", "under 4 bits accuracy falls", "points", "text on Table 4", "its rows, 4 and 3 bits")
+    yield more("D4b", "under 4 bits accuracy falls", "points", "text on Table 4", "4-bit, 3-bit weights, not trained")
     yield more("D5", "folding first leaves less error", "dB", "equations", "SQNR, quantized unfused and fused")
     yield at_most("D6", "100 to 1000 images are enough", 1, "dB", "Figure 4", "SQNR with 1000 images, with 100")
     yield at_most("D7a", "weights may be symmetric", 1, "dB", "Figure 3", "SQNR of a weight, both ways")

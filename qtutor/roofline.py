@@ -10,6 +10,7 @@ Source: Williams, Waterman and Patterson 2009, "Roofline: an insightful visual p
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What this machine does at best, with PyTorch's threads; `str` of it is a sentence.
+    """What the best kernels that were tried reach here, with PyTorch's threads; `str` of it is a sentence.
 
     Attributes:
         bandwidth: bytes a second between memory and processor.
@@ -55,8 +56,8 @@ class Peaks:
 def measure_peaks(*, size: int = 512, megabytes: int = 128, seconds: float = 0.3) -> Peaks:
     """Measure the peaks: by copying more than a cache holds, and by products of square matrices.
 
-    In INT8 that is the quicker of two kernels: PyTorch's own product, which is slow where the processor has no
-    instruction for it, and the linear layer of the quantized engine.
+    Each peak of arithmetic is that of the quicker of two kernels, one of which is slow on some processors: in FP32
+    PyTorch's own product and oneDNN's, in INT8 PyTorch's own and the linear layer of the quantized engine.
 
     Args:
         size: of the matrices, a multiple of 8.
@@ -65,15 +66,24 @@ def measure_peaks(*, size: int = 512, megabytes: int = 128, seconds: float = 0.3
     """
     source, target = torch.zeros(2, megabytes * 250_000)
     matrix = torch.rand(size, size)
-    entries = {"copy": lambda _: target.copy_(source)[:0], "float": lambda _: (matrix @ matrix)[0, :0]}
-    engine = describe().engine
+    copy, engine = {"copy": lambda _: target.copy_(source)[:0]}, describe().engine
     with at_work(engine or torch.backends.quantized.engine):
-        products = _int8_products(size, engine)
-        timed = compare(entries | products, matrix, seconds=seconds)
+        products = {"float": _float_products(matrix), "int8": _int8_products(size, engine)}
+        timed = compare(copy | products["float"] | products["int8"], matrix, seconds=seconds)
     best = timed.times.min() / 1e3  # a peak is the best case
-    operations = 2 * size**3
-    quickest = best[best.index.intersection(list(products))].min()
-    return Peaks(2 * source.nbytes / best["copy"], operations / best["float"], operations / quickest)
+    rates = {kind: 2 * size**3 / best[best.index.intersection([*kernels])].min() for kind, kernels in products.items()}
+    return Peaks(2 * source.nbytes / best["copy"], rates["float"], rates["int8"])
+
+
+def _float_products(matrix: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Products of a square matrix with itself, by each kernel that may be the quickest here."""
+    found = {"FP32": lambda _: (matrix @ matrix)[0, :0]}
+    if torch.backends.mkldnn.is_available():
+        with suppress(AttributeError, RuntimeError):  # not every PyTorch and processor has it
+            linear = torch.ops.mkldnn._linear_pointwise
+            packed = torch.ops.mkldnn._reorder_linear_weight(matrix, len(matrix))
+            found["FP32 by oneDNN"] = lambda _: linear(matrix, packed, None, "none", [], "")[0, :0]
+    return found
 
 
 def _int8_products(size: int, engine: str | None) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -43,7 +43,7 @@ TERMS = (
     Term("bits per weight", "those of a code, and its share of those of the scale"),
     Term(
         "calibration",
-        "choosing activation ranges from data that the model has seen",
+        "choosing activation ranges by running the model on data",
         "calibration|calibrat(?:e|ed|ing|es)",
     ),
     Term("channel", "one of the slices of a tensor that a filter or a unit makes"),

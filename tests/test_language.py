@@ -210,7 +210,7 @@ def test_a_finding_says_no_more_than_its_interval():
     worse = Measured(base.windows + torch.tensor([0.1, 0.11, 0.12, 0.1]))
     noise = Measured(base.windows + torch.tensor([0.1, -0.1, 0.2, -0.05]))
     assert worse.finding("INT3", base, "INT4").startswith("INT3: 0.1075 bits more than INT4 (0.0")
-    assert base.finding("INT4", worse, "INT3").startswith("INT4: 0.1075 bits fewer than INT3 (0.0")
+    assert base.finding("INT4", worse, "INT3").startswith("INT4: 0.1075 bits less than INT3 (0.0")
     assert "no difference that these 4 windows can tell" in noise.finding("INT3", base, "INT4")
     assert "no difference" in base.finding("INT4", base, "INT4")
     with pytest.raises(ValueError, match="3 windows cannot be paired with 4"):

@@ -83,10 +83,11 @@ class Measured:
         """
         more = self.minus(other)
         if more.low > 0 or more.high < 0:
-            how = "more" if more.low > 0 else "fewer"
+            how = "more" if more.low > 0 else "less"
             size, low, high = _bits(abs(more.mean), *sorted((abs(more.low), abs(more.high))))
             return f"{name}: {size} bits {how} than {other_name} ({low} to {high})."
-        interval = f"{name} {more.mean:+.4f} bits, {more.low:+.4f} to {more.high:+.4f}"
+        mean, low, high = _bits(more.mean, more.low, more.high, sign="+")
+        interval = f"{name} {mean} bits, {low} to {high}"
         return f"{name} and {other_name}: no difference that these {len(self.windows)} windows can tell ({interval})."
 
     def __str__(self) -> str:
@@ -94,10 +95,10 @@ class Measured:
         return f"{mean} bits ({low} to {high})"
 
 
-def _bits(mean: float, *ends: float) -> list[str]:
+def _bits(mean: float, *ends: float, sign: str = "") -> list[str]:
     """Write a mean and its interval with as many digits as the mean asks for."""
     digits = 4 if abs(mean) >= 0.001 else 6
-    return [f"{value:.{digits}f}" for value in (mean, *ends)]
+    return [f"{value:{sign}.{digits}f}" for value in (mean, *ends)]
 
 
 def bits_per_character(model: nn.Module | Tensor, tokens: Tensor, window: int = WINDOW) -> Measured:
