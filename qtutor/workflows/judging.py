@@ -81,7 +81,7 @@ def check_trained(quantized: nn.Module, reference: Reference) -> None:
 def tell_what_rounding_costs(exact: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference) -> None:
     """Say how far an INT8 model is off the trained one without rounding, beside what fewer bits cost."""
     if recipe.bits == 8 and not recipe.edges:
-        found = agreement(outputs(exact, reference.inputs), outputs(quantized, reference.inputs))
+        found = agreement(outputs(exact, reference.batch), outputs(quantized, reference.batch))
         if found < USUAL:
             tell(agrees(found, "the trained one without rounding"))
 
