@@ -8,6 +8,7 @@ from functools import partial
 
 from qtutor.affine import sqnr
 from qtutor.fusion import find_fusions
+from qtutor.models.running import at_line
 from qtutor.workflows import (
     convert,
     prepare_qat,
@@ -345,6 +346,11 @@ def test_a_distribution_is_captured_without_its_checks():
 
     model = two_layers(forward)
     assert sqnr(model(ROWS)[1].detach(), quantize_static(model, [ROWS], "pt2e")(ROWS)[1]) > 25
+
+
+def test_of_a_long_line_its_beginning_is_shown():
+    assert at_line("model.py", 3, "return x") == " at model.py:3: `return x`"
+    assert at_line("model.py", 3, "x" * 500) == f" at model.py:3: `{'x' * 120} ...`"
 
 
 def test_a_loop_over_fewer_parts_than_asked_for_is_refused_quietly(capsys):

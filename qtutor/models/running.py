@@ -23,6 +23,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
+_WIDE = 120  # characters of a line of code
 _CHOOSING = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "nonzero", "multinomial", "nms"}
 
 
@@ -316,5 +317,6 @@ def line_at(frame: FrameType) -> str:
 
 
 def at_line(file: str, number: int | str | None, code: str | None) -> str:
-    """Say where a line stands, for the end of a sentence, and what it says, where anybody kept that."""
-    return f" at {file}:{number}" + (f": `{code}`" if code else "")
+    """Say where a line stands, for the end of a sentence, and how it begins, where anybody kept that."""
+    said = code if not code or len(code) <= _WIDE else f"{code[:_WIDE]} ..."
+    return f" at {file}:{number}" + (f": `{said}`" if said else "")
