@@ -53,6 +53,16 @@ def test_what_is_computed_with_a_number_has_a_range_of_its_own(flow, between, im
     assert sqnr(prepared.eval()(images[0]), convert(prepared)(images[0])) > 25
 
 
+@pytest.mark.parametrize(("flow", "trained"), [("fx", False), ("pt2e", False), ("pt2e", True)])
+def test_small_weights_and_activations_keep_all_their_bits(flow, trained):
+    model = two_layers()
+    with torch.no_grad():
+        for layer in (model.first, model.second):
+            layer.weight /= 64
+            layer.bias.zero_()
+    assert sqnr(model(ROWS).detach(), in_int8(model, ROWS, flow, trained)(ROWS).detach()) > 30
+
+
 def pooled_in_two_ways(self, x):
     x = self.first(x)
     return self.second(torch.cat([F.adaptive_max_pool1d(x, 1), F.adaptive_avg_pool1d(x, 1)], 1)[..., 0])

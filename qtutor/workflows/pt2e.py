@@ -1,5 +1,6 @@
 """The PT2E flow of torchao: torch.export captures the model, and Inductor can lower it."""
 
+import dataclasses
 import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -204,6 +205,7 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     default = getattr(home, f"get_default_{kind.lower()}_inductor_quantization_config")(**options)
     if recipe.trained:
         default = trained_config(default, pt2e.FakeQuantize)
+    default = _with_small_scales(default)
     quantizer = getattr(home, f"{kind}InductorQuantizer")().set_global(narrow_config(default, recipe.bits))
     for name, bits in recipe.edges.items():
         quantizer.set_module_name_qconfig(name, narrow_config(default, bits))
@@ -228,6 +230,23 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     switchable = Prepared(prepared, prepared.graph)
     switchable.meta |= prepared.meta
     return switchable.train(recipe.trained)
+
+
+def _with_small_scales(config: Any) -> Any:
+    """Return the same of a QuantizationConfig of torchao, whose scales may be as small as those of the other flows.
+
+    Its own are 2**-12 at least, so what stays below 0.03 in magnitude loses bits.
+    """
+
+    def small(spec: Any) -> Any:
+        if spec is None:
+            return None
+        given = spec.observer_or_fake_quant_ctr.p
+        make = given.func.with_args(**given.keywords | {"eps": torch.finfo(torch.float32).eps})
+        return dataclasses.replace(spec, observer_or_fake_quant_ctr=make)
+
+    names = "input_activation", "output_activation", "weight"
+    return dataclasses.replace(config, **{name: small(getattr(config, name)) for name in names})
 
 
 def _annotate_floats(annotate: Callable, captured: GraphModule) -> GraphModule:
