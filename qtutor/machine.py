@@ -222,7 +222,7 @@ def choose_engine(engines: Iterable[str], architecture: str) -> str | None:
     return next((engine for engine in order if engine in engines), None)
 
 
-def needed(lines: Iterable[str] | None = None) -> "list[Requirement]":
+def requirements(lines: Iterable[str] | None = None) -> "list[Requirement]":
     """Return those of some requirements, by default qtutor's, whose markers hold here; an extra's never do.
 
     Raises:
@@ -243,7 +243,7 @@ def _attempt(find: Callable[[], T]) -> T | None:
 
 @cache  # each version takes a file to read, and every conversion asks what the machine is
 def _packages() -> Mapping[str, str | None]:
-    return {each.name: _attempt(partial(importlib.metadata.version, each.name)) for each in needed()}
+    return {each.name: _attempt(partial(importlib.metadata.version, each.name)) for each in requirements()}
 
 
 def _memory() -> tuple[int, int]:

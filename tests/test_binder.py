@@ -6,7 +6,7 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
-from qtutor.machine import needed
+from qtutor.machine import requirements
 from qtutor.manifest import LESSONS
 
 import limits
@@ -22,7 +22,7 @@ LINES = [
     if line and not line.startswith("#")
 ]
 PINS = {pin.name: pin for pin in (Requirement(line) for line in LINES if not line.startswith("-"))}
-DECLARED = {each.name: each for each in needed()}
+DECLARED = {each.name: each for each in requirements()}
 
 
 def test_every_dependency_comes_with_the_course_itself():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from qtutor import cli, manifest, storage
 from qtutor.course import preflight
-from qtutor.machine import needed
+from qtutor.machine import requirements
 from qtutor.samples import place
 
 import pytest
@@ -21,11 +21,11 @@ def test_a_computer_that_is_twice_as_slow_computes_twice_as_long():
 
 def test_a_wrong_version_is_named_and_extras_and_markers_do_not_count():
     wrong = ["torch<1", "pytest<1 ; extra == 'test'", "tqdm<1 ; sys_platform == 'none'", "no-such-package>1"]
-    (check,) = preflight.check_versions(needed(wrong))
+    (check,) = preflight.check_versions(requirements(wrong))
     assert not check.ok
     assert "torch" in check.sentence
     assert not {"pytest", "tqdm", "no-such-package"} & {*check.sentence.split()}
-    assert [check.ok for check in preflight.check_versions(needed(["torch>1"]))] == [True]
+    assert [check.ok for check in preflight.check_versions(requirements(["torch>1"]))] == [True]
 
 
 @pytest.mark.parametrize(("available", "ok"), [(None, True), (5e9, True), (1e9, False)])

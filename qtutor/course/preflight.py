@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtutor import manifest, storage
-from qtutor.machine import describe, needed
+from qtutor.machine import describe, requirements
 from qtutor.manifest import Lesson
 from qtutor.words import in_bytes
 
@@ -56,7 +56,7 @@ def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[Check]:
     for problem in machine.problems:
         yield Check(problem, ok=False)
     if machine.packages is not None:
-        yield from check_versions(needed())
+        yield from check_versions(requirements())
     yield check_memory(machine.memory_available)
     yield from (check_place("Progress", storage.data_dir()), check_place("Trained models", storage.cache_dir()))
     yield check_caches(manifest.models())

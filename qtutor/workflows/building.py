@@ -247,7 +247,7 @@ def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
         fx.quiet(model)
         if recipe.engine == "qnnpack":
             fx.straighten(model)
-        if recipe.trained and (recipe.bits < 8 or recipe.edges or recipe.reduced):
+        if recipe.trained and (recipe.narrow or recipe.reduced):
             clip_codes(model, weights, recipe.bits, recipe.edges, recipe.reduced)
     compute_in_floats(model, weights, recipe.in_floats)
     return remember(model.eval(), recipe), weights  # conversion makes new modules, in training mode

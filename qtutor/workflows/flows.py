@@ -242,15 +242,14 @@ def _advised(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], recipe: Re
         yield
     except Refused as refused:
         firsts = {str(shape_of(inputs)): inputs for inputs in [*islice(batches, _TRIED)][::-1]}
-        tried = {id(inputs): inputs for inputs in (*firsts.values(), refused.inputs) if inputs is not None}.values()
-        others = [
-            flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, [*tried], flow, recipe.trained)
-        ]
+        several = (inputs for inputs in (*firsts.values(), refused.inputs) if inputs is not None)
+        tried = [*{id(inputs): inputs for inputs in several}.values()]
+        others = [flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, tried, flow, recipe.trained)]
         able = " or ".join(f"flow={flow!r}" for flow in others)
         way = f"{able} can take it as it is" if able else "No other flow takes it as it is"
         if others == ["pt2e"]:
             way += ", fast only with compile=True"
-        if "fx" not in others and _works(model, [*tried], "dynamic", False):
+        if "fx" not in others and _works(model, tried, "dynamic", False):
             way = f"{way}; so can quantize_dynamic(model)" if able else "quantize_dynamic(model) can take it as it is"
         elif not able and isinstance(refused, Untraced) and recipe.flow != "eager":
             way += "; flow='eager' does not read forward, and asks for a QuantStub and a DeQuantStub there"

@@ -240,7 +240,7 @@ def _fold_constants(model: GraphModule) -> None:
     """
     graph, copied = fx.Graph(), dict[Node, Node]()
     for node in model.graph.nodes:
-        if node.op == "get_attr" or is_constant(node, copied):
+        if is_constant(node, copied):
             copied[node] = graph.node_copy(node, copied.__getitem__)
     found = [node for node in copied if node.op != "get_attr" and _is_weight(node)]
     graph.output([copied[node] for node in found])

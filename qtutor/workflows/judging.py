@@ -80,7 +80,7 @@ def check_trained(quantized: nn.Module, reference: Reference) -> None:
 
 def tell_what_rounding_costs(exact: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Reference) -> None:
     """Say how far an INT8 model is off the trained one without rounding, beside what fewer bits cost."""
-    if recipe.bits == 8 and not recipe.edges:
+    if not recipe.narrow:
         found = agreement(outputs(exact, reference.batch), outputs(quantized, reference.batch))
         if found < USUAL:
             tell(agrees(found, "the trained one without rounding"))
@@ -215,6 +215,6 @@ def _what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe, go
 def tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe, reference: Reference) -> None:
     """Say what training has to make good, beside what fewer bits cost."""
     got = agreement(reference.outputs, outputs(tried, reference.inputs))
-    if recipe.bits == 8 and not recipe.edges and got < USUAL:
+    if not recipe.narrow and got < USUAL:
         worst = _what_hurts(model, reference.inputs, recipe, got, "")
         tell(f"before it is trained, the INT8 model agrees with the float one to {got:.1f} dB only: {worst}")

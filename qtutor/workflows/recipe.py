@@ -96,6 +96,11 @@ class Recipe:
         inputs = tuple(each and (tuple(each[0]), each[1]) for each in header["inputs"])
         return cls(**(header | {"inputs": inputs}))
 
+    @property
+    def narrow(self) -> bool:
+        """Whether codes of any layer have fewer than 8 bits."""
+        return self.bits < 8 or bool(self.edges)
+
     def keeps(self, name: str) -> bool:
         """Whether a module stays in floating point, as far as it is known."""
         return name in self.left_float or any(f"{name}.".startswith(f"{each}.") for each in self.keep_float)

@@ -56,21 +56,22 @@ def rewrite(graph: fx.Graph, root: nn.Module, recipe: Recipe, dims: Mapping[str,
 
 def settle_dtypes(graph: fx.Graph, root: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Put the dtype or device that a tensor has in the place of asking for it, since codes have another; in place."""
+    asked = {node for node in graph.nodes if node.target is getattr and node.args[1] in ("dtype", "device")}
     found: dict[Node, Any] = {}
 
     class Noting(fx.Interpreter):
         def run_node(self, n: Node) -> Any:
             result = super().run_node(n)
-            if n.target is getattr and n.args[1] in ("dtype", "device"):
+            if n in asked:
                 found[n] = result
             return result
 
-    if any(node.target is getattr and node.args[1] in ("dtype", "device") for node in graph.nodes):
+    if asked:
         with torch.no_grad(), no_fast_attention():
             Noting(root, graph=graph).run(*copies(inputs))
-    for user in {user for node in found for user in node.users}:
+    for user in {user for node in asked for user in node.users}:
         user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda node: found.get(node, node))
-    for node in found:
+    for node in asked:
         graph.erase_node(node)
 
 
@@ -103,7 +104,7 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
                 user.replace_input_with(node.all_input_nodes[0], node)
         if gives_size(node):
             continue
-        if node.op == "get_attr" or is_constant(node, constant):
+        if is_constant(node, constant):
             constant.add(node)  # computed of parameters alone, and once
             if kernel_of(node, root):
                 _leave(node)
@@ -157,9 +158,9 @@ def _gains(node: Node, root: nn.Module, recipe: Recipe, coded: Collection[Node])
 
 
 def is_constant(node: Node, constant: Collection[Node]) -> bool:
-    """Whether a node calls a function or method with tensors that are all among some constants."""
+    """Whether a node reads a parameter, or calls a function or method with tensors that are all among constants."""
     calls = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
-    return calls and all(each in constant for each in node.all_input_nodes)
+    return node.op == "get_attr" or (calls and all(each in constant for each in node.all_input_nodes))
 
 
 class Kernel(NamedTuple):
