@@ -53,7 +53,8 @@ def test_what_is_computed_with_a_number_has_a_range_of_its_own(flow, between, im
     assert sqnr(prepared.eval()(images[0]), convert(prepared)(images[0])) > 25
 
 
-@pytest.mark.parametrize(("flow", "trained"), [("fx", False), ("pt2e", False), ("pt2e", True)])
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+@pytest.mark.parametrize("trained", [False, True])
 def test_small_weights_and_activations_keep_all_their_bits(flow, trained):
     model = two_layers()
     with torch.no_grad():

@@ -299,7 +299,13 @@ def without_rounding(prepared: nn.Module) -> nn.Module:
         if hasattr(module, "fake_quant_enabled"):
             module.disable_fake_quant()
             module.disable_observer()
+            module.register_forward_hook(_elsewhere)
     return exact
+
+
+def _elsewhere(module: nn.Module, inputs: tuple[Any], output: Any) -> Any:
+    """Give a tensor of its own, as rounding does: what is written into it in place does not reach the one given."""
+    return output.clone() if isinstance(output, Tensor) else output
 
 
 def without_data(prepared: nn.Module) -> list[str]:

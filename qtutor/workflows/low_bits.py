@@ -7,7 +7,6 @@ Training rounds to these; convert and the kernels of an engine clip at 8 bits. S
 are clipped once, and each output as it comes. The graph of a PT2E model clips by itself.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,16 +26,6 @@ def narrow_qconfig(qconfig: Any, bits: int) -> Any:
     (low, high), (_, most) = grid(bits), grid(bits, signed=False)
     activation = qconfig.activation.with_args(quant_min=0, quant_max=most, reduce_range=False)
     return qconfig._replace(activation=activation, weight=qconfig.weight.with_args(quant_min=low, quant_max=high))
-
-
-def narrow_config(config: Any, bits: int) -> Any:
-    """Return a QuantizationConfig of torchao for `bits`, or the same for 8."""
-    if bits == 8:
-        return config
-    (low, high), (_, most) = grid(bits), grid(bits, signed=False)
-    activation = dataclasses.replace(config.input_activation, quant_max=most)
-    weight = dataclasses.replace(config.weight, quant_min=low, quant_max=high)
-    return dataclasses.replace(config, input_activation=activation, output_activation=activation, weight=weight)
 
 
 def clip_codes(

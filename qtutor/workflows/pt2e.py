@@ -11,6 +11,7 @@ from types import CodeType, ModuleType
 from typing import Any
 from unittest import mock
 
+from qtutor.affine import grid
 from qtutor.fusion import fuse
 from qtutor.models.copying import kept_in_eval
 from qtutor.models.running import at_line, no_fast_attention, outputs, reads_of_training
@@ -19,10 +20,8 @@ from qtutor.models.tracing import calling_line, is_altered
 from qtutor.workflows.backends import INDUCTOR, needs_compiler, torchao
 from qtutor.workflows.floats import left
 from qtutor.workflows.inductor import lower
-from qtutor.workflows.low_bits import narrow_config
 from qtutor.workflows.notices import unlogged
 from qtutor.workflows.recipe import Recipe, recipe_of, remember
-from qtutor.workflows.training import trained_config
 
 import torch
 from torch import Tensor, nn
@@ -203,12 +202,10 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     observe = flow.prepare_qat_pt2e if recipe.trained else flow.prepare_pt2e
     options = {"is_qat": recipe.trained} | ({"reduce_range": True} if recipe.reduced else {})
     default = getattr(home, f"get_default_{kind.lower()}_inductor_quantization_config")(**options)
-    if recipe.trained:
-        default = trained_config(default, pt2e.FakeQuantize)
-    default = _with_small_scales(default)
-    quantizer = getattr(home, f"{kind}InductorQuantizer")().set_global(narrow_config(default, recipe.bits))
+    config = partial(_config, default, pt2e.FakeQuantize if recipe.trained else None)
+    quantizer = getattr(home, f"{kind}InductorQuantizer")().set_global(config(recipe.bits))
     for name, bits in recipe.edges.items():
-        quantizer.set_module_name_qconfig(name, narrow_config(default, bits))
+        quantizer.set_module_name_qconfig(name, config(bits))
     for name in (*recipe.keep_float, *recipe.left_float):
         quantizer.set_module_name_qconfig(name, None)
     quantizer.annotate = partial(_annotate_floats, quantizer.annotate)
@@ -232,21 +229,25 @@ def prepare(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.
     return switchable.train(recipe.trained)
 
 
-def _with_small_scales(config: Any) -> Any:
-    """Return the same of a QuantizationConfig of torchao, whose scales may be as small as those of the other flows.
+def _config(default: Any, fake_quantize: Any, bits: int) -> Any:
+    """Return a QuantizationConfig of torchao for `bits`, with scales as small as those of the other flows.
 
     Its own are 2**-12 at least, so what stays below 0.03 in magnitude loses bits.
+
+    Args:
+        fake_quantize: the class that is not fused, as in `trained_qconfig`; None if nothing is to be trained.
     """
 
-    def small(spec: Any) -> Any:
-        if spec is None:
-            return None
+    def ours(name: str) -> Any:
+        spec = getattr(default, name)
         given = spec.observer_or_fake_quant_ctr.p
-        make = given.func.with_args(**given.keywords | {"eps": torch.finfo(torch.float32).eps})
-        return dataclasses.replace(spec, observer_or_fake_quant_ctr=make)
+        make = (fake_quantize or given.func).with_args(**given.keywords | {"eps": torch.finfo(torch.float32).eps})
+        low = grid(bits)[0] if name == "weight" else spec.quant_min
+        high = min(spec.quant_max, low + 2**bits - 1)
+        return dataclasses.replace(spec, quant_min=low, quant_max=high, observer_or_fake_quant_ctr=make)
 
     names = "input_activation", "output_activation", "weight"
-    return dataclasses.replace(config, **{name: small(getattr(config, name)) for name in names})
+    return dataclasses.replace(default, **{name: ours(name) for name in names})
 
 
 def _annotate_floats(annotate: Callable, captured: GraphModule) -> GraphModule:

@@ -1,8 +1,6 @@
 """Training computes what the converted model will: on the same scales, and in the range of all that shares one."""
 
-import dataclasses
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +13,12 @@ def trained_qconfig(qconfig: Any, fake_quantize: Any) -> Any:
 
     Args:
         qconfig: of torch.ao, with its fused fake-quantizers.
-        fake_quantize: the class that is not fused. Its symmetric scale is half the steps in the range; the fused
-            kernel's is one step coarser, a third at 2 bits, and it shifts zero in a channel of one sign.
+        fake_quantize: the class that is not fused, and takes as long. A fused one has a scale of weights that is one
+            step coarser, a third at 2 bits, shifts zero in a channel of one sign, and has no scale below 6e-5.
     """
     activation = qconfig.activation.with_args(quant_min=0, quant_max=255, reduce_range=False)
-    return qconfig._replace(activation=activation, weight=fake_quantize.with_args(**qconfig.weight.p.keywords))
-
-
-def trained_config(config: Any, fake_quantize: Any) -> Any:
-    """Return the same of a QuantizationConfig of torchao."""
-    make = fake_quantize.with_args(**config.weight.observer_or_fake_quant_ctr.p.keywords)
-    return dataclasses.replace(config, weight=dataclasses.replace(config.weight, observer_or_fake_quant_ctr=make))
+    activation, weight = (fake_quantize.with_args(**make.p.keywords) for make in (activation, qconfig.weight))
+    return qconfig._replace(activation=activation, weight=weight)
 
 
 def span_what_shares(prepared: nn.Module) -> None:
@@ -50,15 +43,9 @@ def _span(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 def keep_trained_scales(prepared: nn.Module) -> None:
     """Make each fake-quantizer that has seen data hand on the scale that it trained with, in place.
 
-    Conversion would let those of weights see the weight once more, and ask the fused ones, which work the scale
-    out anew from the range, with a zero point that may differ by one.
+    Conversion would let those of weights see the weight once more.
     """
     for module in prepared.modules():
         seen = getattr(getattr(module, "activation_post_process", None), "min_val", None)  # a sigmoid's range is fixed
         if hasattr(module, "fake_quant_enabled") and seen is not None and seen.isfinite().any():
             module.disable_observer()
-            module.calculate_qparams = partial(_trained_qparams, module)  # which a copy takes along
-
-
-def _trained_qparams(fake_quantize: Any) -> tuple[Tensor, Tensor]:
-    return fake_quantize.scale, fake_quantize.zero_point
