@@ -338,6 +338,12 @@ def test_numbers_in_the_code_come_with_the_state(flow, copied):
             taking.load_state_dict(dict(state))
 
 
+def test_the_layers_of_an_fx_model_load_from_a_dict_that_was_made_anew():
+    given, taking = (quantize_static(two_layers().eval(), [x]) for x in (ROWS, 3 * ROWS))
+    taking.load_state_dict(dict(given.state_dict()))
+    assert torch.equal(taking(ROWS), given(ROWS))
+
+
 def test_a_copy_of_a_compiled_model_runs_its_own_weights(monkeypatch):
     monkeypatch.setattr(pt2e, "lower", lambda model: lambda *inputs: model(*inputs))
     given, other = (quantize_static(two_layers().eval(), [data], "pt2e", compile=True) for data in (ROWS, 5 * ROWS))

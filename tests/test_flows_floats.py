@@ -642,3 +642,15 @@ def test_reflection_in_three_dimensions_stays_in_floats(trained):
     with pytest.warns(QuantizationWarning, match=r"floating point: 0 \(Conv3d\): no INT8 kernel does what it"):
         quantized = in_int8(model, x, trained=trained)
     assert sqnr(model(x).detach(), quantized(x).detach()) > 25
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "kernel"),
+    [(nn.Conv1d, (40,), 31), (nn.Conv2d, (3, 40), (1, 15)), (nn.Conv3d, (2, 3, 40), (1, 1, 14))],
+)
+def test_a_kernel_that_never_returns_is_not_called(kind, shape, kernel):
+    model = nn.Sequential(kind(4, 8, 1), kind(8, 8, kernel, groups=8), kind(8, 4, 1)).eval()
+    x = torch.randn(2, 4, *shape)
+    with pytest.warns(QuantizationWarning, match=rf"floating point: 1 \({kind.__name__}\): no INT8 kernel"):
+        quantized = quantize_static(model, [x], engine="onednn")
+    assert sqnr(model(x).detach(), quantized(x).detach()) > 25

@@ -1,7 +1,9 @@
 """Inputs and data of every form: each is taken, or answered with a way that holds."""
 
 import copy
+import re
 import warnings
+from contextlib import suppress
 
 from qtutor import runtimes
 from qtutor.affine import sqnr
@@ -547,3 +549,46 @@ def test_a_loop_as_long_as_an_input_is_named_with_the_flows_that_take_it():
     with pytest.raises(ValueError, match=r"captured where .*== 6"):
         captured(x[:, :3])
     assert sqnr(model(x[:, :3]).detach(), dynamic(x[:, :3])) > 25
+
+
+def test_what_is_found_at_a_later_batch_begins_the_calibration_anew():
+    seen = []
+
+    class Batches(list):
+        def __iter__(self):
+            for place, batch in enumerate(list.__iter__(self)):
+                seen.append(place)
+                yield batch
+
+    model = two_layers(lambda s, x: s.second((s.first(x) + torch.where(x > 3, -1e9, 0.0)).softmax(-1)))
+    with pytest.warns(QuantizationWarning, match="a mask as far out"):
+        quantized = quantize_static(model, Batches([ROWS.clamp(-2, 2), ROWS * 4, -ROWS]))
+    assert seen == [0, 1, 0, 1, 2]
+    assert sqnr(model(ROWS * 4).detach(), quantized(ROWS * 4).detach()) > 25
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("mark", [-9999.0, -999.0, 1e6])
+def test_a_mark_of_what_is_missing_is_named(mark, trained, flow):
+    model, x = two_layers(), ROWS.clone()
+    x[2, 3] = mark
+    with (
+        pytest.warns(QuantizationWarning, match=rf"an input holds {re.escape(f'{mark:g}')} beside .* codes: replace"),
+        suppress(ValueError),
+    ):
+        in_int8(model, x, flow, trained)
+
+
+def test_values_that_one_scale_holds_are_no_mark_of_what_is_missing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x in (ROWS * 1e4, ROWS.abs().exp()):
+            quantize_static(two_layers(), [x])
+
+
+def test_what_no_flow_compiles_is_not_loaded_compiled(images, tmp_path):
+    model = two_convolutions(lambda s, x: s.second(s.first(x)))
+    save(quantize_static(model, images), tmp_path / "model")
+    with pytest.raises(ValueError, match="compile=True is for flow='pt2e'"):
+        load(tmp_path / "model", model, compile=True)

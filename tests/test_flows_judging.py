@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from dataclasses import replace
 
 from qtutor import runtimes
 from qtutor.affine import sqnr
@@ -17,6 +18,8 @@ from qtutor.workflows import (
     quantize_weights,
     save,
 )
+from qtutor.workflows.checks import RoundedLayers
+from qtutor.workflows.recipe import Recipe
 from qtutor.workflows.telling import QuantizationWarning
 
 import pytest
@@ -222,3 +225,17 @@ def test_nan_in_a_norm_is_named_where_there_is_no_batch(quantize):
     model[1].running_var[0] = math.nan
     with pytest.raises(ValueError, match=r"1 \(BatchNorm1d\) holds NaN or infinity in its running_var: mend that"):
         quantize(model)
+
+
+def test_advice_keeps_what_is_kept_already():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 16), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        for layer in (model[0][0], model[1]):
+            layer.weight[:, 0] = 60.0  # beside which the others are lost
+    x = torch.randn(64, 16)
+    x[:, 0] = 0
+    kept = Recipe.of(model, "fx", (x,), None, keep_float=("0",))
+    layers = RoundedLayers(model, (x,), kept)
+    assert layers.explained > RoundedLayers(model, (x,), replace(kept, keep_float=())).explained
+    assert "keep_float=['0', '1'] would reach" in layers.what_hurts(can_keep=True)

@@ -491,3 +491,51 @@ def test_what_is_written_into_a_tensor_that_forward_makes_is_named(written, advi
     model = Forward(advised, **layers).eval()
     quantized = quantize_static(model, [((x, places), None)])
     assert sqnr(model(-x, places).detach(), quantized(-x, places)) > 25
+
+
+def names_the_axis(self, x):
+    return self.second(torch.cat([torch.relu(self.first(x)), self.first(x)], axis=1)[:, 4:12])
+
+
+def says_along_which_before_how_many(self, x):
+    return self.second(torch.cat([part * (i + 1) for i, part in enumerate(self.first(x).chunk(dim=1, chunks=2))], 1))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("between", [names_the_axis, says_along_which_before_how_many])
+def test_arguments_may_be_given_by_name_and_in_another_order(between, trained, images):
+    model = two_convolutions(between)
+    assert sqnr(model(images[0]).detach(), in_int8(model, images[0], trained=trained)(images[0]).detach()) > 25
+
+
+def test_a_layer_a_parameter_and_an_input_may_be_called_view():
+    def forward(self, view):
+        return self.second(self.view(self.first(view)).view(-1, 16) * self.parameter.view)
+
+    model = two_layers(forward)
+    model.view, model.parameter = nn.Unflatten(1, (4, 4)), nn.Module()
+    model.parameter.view = nn.Parameter(torch.rand(16) + 0.5)
+    assert sqnr(model(ROWS).detach(), in_int8(model, ROWS)(ROWS).detach()) > 25
+
+
+def test_two_threads_convert_one_after_the_other_and_leave_nothing_behind(images):
+    engine, fast = torch.backends.quantized.engine, torch.backends.mha.get_fastpath_enabled()
+    begun, ended, order = threading.Event(), threading.Event(), []
+
+    def waits(self, x):
+        begun.set()
+        ended.wait(0.3)
+        order.append("first")
+        return self.second(self.first(x))
+
+    def later():
+        begun.wait(9)
+        quantize_static(two_convolutions(lambda s, x: (order.append("later"), s.second(s.first(x)))[1]), images)
+
+    other = threading.Thread(target=later)
+    other.start()
+    quantize_static(two_convolutions(waits), images, engine="qnnpack")
+    ended.set()
+    other.join()
+    assert order == sorted(order)
+    assert (torch.backends.quantized.engine, torch.backends.mha.get_fastpath_enabled()) == (engine, fast)

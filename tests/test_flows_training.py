@@ -281,8 +281,34 @@ def test_a_training_that_diverged_is_refused(flow):
     prepared(ROWS)
     with torch.no_grad():
         next(prepared.parameters())[0] = float("nan")
-    with pytest.raises(ValueError, match=r"NaN or infinity, first in first\.weight: train anew"):
+    with pytest.raises(ValueError, match=r"NaN, first in first\.weight: train anew"):
         convert(prepared)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.* is deprecated")
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_part_that_torch_jit_made_trains_on_in_floats(flow):
+    torch.manual_seed(0)
+    scripted = torch.jit.trace(nn.Sequential(nn.Linear(16, 16), nn.ReLU()), ROWS)
+    model = nn.Sequential(scripted, nn.Linear(16, 4)).eval()
+    if flow == "pt2e":
+        with pytest.raises(ValueError, match=r"torch\.jit made.*flow='fx' can take it"):
+            prepare_qat(model, ROWS, flow=flow)
+        return
+    with pytest.warns(QuantizationWarning, match=r"floating point: 0 \(.*\): torch\.jit made it"):
+        prepared = prepare_qat(model, ROWS, flow=flow)
+    prepared(ROWS).sum().backward()
+    assert all(parameter.grad is not None for parameter in prepared.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_class_that_an_infinite_bias_bans_stays_banned():
+    model = two_layers(lambda self, x: self.second(F.relu(self.first(x))).softmax(-1))
+    model.second.bias.data[1] = -torch.inf
+    quantized = in_int8(model, ROWS, "pt2e", trained=True)
+    assert sqnr(model(ROWS).detach(), quantized(ROWS).detach()) > 25
+    with pytest.raises(ValueError, match=r"infinity, which is read at .*softmax.*flow='pt2e' can take it"):
+        in_int8(model, ROWS, trained=True)
 
 
 class NeverTrains(nn.BatchNorm2d):
@@ -364,3 +390,11 @@ def test_a_backward_of_ones_own_is_kept_or_named(flow):
     else:
         with pytest.raises(ValueError, match=r"flow='fx' can take it as it is$"):
             prepare_qat(kept, x, flow=flow)
+
+
+def test_a_transposed_convolution_trains_beside_its_batch_norm_in_eager_mode(images):
+    model = nn.Sequential(
+        QuantStub(), nn.ConvTranspose2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), DeQuantStub()
+    )
+    quantized = in_int8(model.eval(), images[0], "eager", trained=True)
+    assert sqnr(model(images[0]).detach(), quantized(images[0]).detach()) > 20

@@ -170,3 +170,19 @@ def test_no_goal_and_an_impossible_one_are_refused():
         choose_float_layers(diagnosis)
     with pytest.raises(ValueError, match=r"does not reach a metric of 1\.5 and 10 dB"):
         choose_float_layers(diagnosis, metric=1.5)
+
+
+def test_equalization_follows_the_way_of_the_inputs_that_it_is_given():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x, y=None):
+            x = self.first(x)
+            return self.second(x if y is None else x + y)
+
+    model, x, y = Optional().eval(), torch.randn(3, 4), torch.randn(3, 8)
+    with pytest.raises(ValueError, match="no two layers in a row"):
+        equalize(model, (x, y))
+    torch.testing.assert_close(equalize(model, (x,))(x), model(x))

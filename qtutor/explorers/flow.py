@@ -10,6 +10,7 @@ from qtutor.affine import choose_qparams, fake_quantize
 from qtutor.fusion import OperatorTraffic, fold_batch_norm
 from qtutor.fusion.patterns import patterns
 from qtutor.fusion.traffic import Meter, as_one_operator
+from qtutor.machine import describe
 from qtutor.models.copying import copy_model
 from qtutor.models.running import agreement
 from qtutor.models.tensors import copies, floats_in, tensors_in
@@ -119,7 +120,7 @@ class FusionData:
             self.meter, self.codes = _Recorder(self.tracer), Meter(self.tracer, 1, 1)
             self.reference = self._run(self.meter)
             self._run(self.codes)
-        self.floats = {*without_kernel(self.tracer.root)}
+        self.floats = {*without_kernel(self.tracer.root, describe().engine)}
         self.operators = [node for node, row in self.meter.rows.items() if row.total]
         floats = floats_in([self.inputs, [*self.tracer.root.parameters()]])
         self.float_name = _NAMES.get(floats[0].dtype, "float") if floats else "FP32"

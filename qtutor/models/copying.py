@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from qtutor.models.operators import called, kind_of
 from qtutor.models.tensors import tensors_in
 
+import torch
 from torch import Tensor, nn
-from torch.jit import ScriptFunction
+from torch.jit import ScriptFunction, ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
@@ -52,12 +53,17 @@ def copy_model(model: M, replacements: dict[int, Any] | None = None) -> M:
                 "would share: write it into a subclass"
             )
     try:
-        copied = copy.deepcopy(model, memo)
+        with torch.no_grad():  # or TorchScript's would go on to belong to the given ones
+            copied = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, PickleError) as error:
         raise ValueError(f"{kind_of(model)} holds what cannot be copied ({error}): keep it elsewhere") from error
     shared = {*copied.modules()} & {*model.modules()} - {x for x in memo.values() if isinstance(x, nn.Module)}
     if shared:
         raise ValueError(f"{kind_of(shared.pop())} gives itself in place of a copy (__deepcopy__): it must be copied")
+    for name, module in copied.named_modules():
+        if isinstance(module, ScriptModule):
+            for parameter, given in zip(module.parameters(), model.get_submodule(name).parameters(), strict=True):
+                parameter.requires_grad_(given.requires_grad)
     return copied
 
 

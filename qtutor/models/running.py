@@ -4,6 +4,7 @@ import io
 import linecache
 import math
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
@@ -24,18 +25,25 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 _WIDE = 120  # characters of a line of code
+_LOCK = threading.Lock()
+_BEFORE: list[bool] = []  # whether attention's fast path was on as each came who is inside `no_fast_attention`
 _CHOOSING = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "nonzero", "multinomial", "nms"}
 
 
 @contextmanager
 def no_fast_attention() -> Iterator[None]:
-    """Keep attention off its fast path, which passes modules by, and hooks with them; for all threads."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Keep attention off its fast path, which passes modules by, and hooks with them.
+
+    It is off for all threads, until the last one leaves.
+    """
+    with _LOCK:
+        _BEFORE.append(torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        with _LOCK:
+            torch.backends.mha.set_fastpath_enabled(_BEFORE.pop())
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:

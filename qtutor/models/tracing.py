@@ -132,7 +132,8 @@ class Call(Known):
     def iter(self, obj: fx.Proxy) -> Iterator:
         """Loop over parts of which the call says how many there are, as torch.chunk does."""
         name = getattr(obj.node.target, "__name__", obj.node.target)
-        parts = next(iter((*obj.node.args[1:2], *obj.node.kwargs.values())), None)
+        given = dict(zip(("input", "parts"), obj.node.args, strict=False)) | obj.node.kwargs
+        parts = given.get("parts", given.get("chunks", given.get("split_size_or_sections", given.get("split_size"))))
         if name == "split" and isinstance(parts, Sequence):
             parts = len(parts)
         elif name != "chunk":

@@ -44,7 +44,7 @@ def equalize(model: nn.Module, inputs: tuple | None = None) -> nn.Module:
     """
     check_module(model, "equalize")
     fused = fuse(eval_copy(model), inputs)
-    pairs = [(fused.get_submodule(first), fused.get_submodule(second)) for first, second in _pairs(fused)]
+    pairs = [(fused.get_submodule(first), fused.get_submodule(second)) for first, second in _pairs(fused, inputs)]
     if not pairs:
         raise ValueError(
             "equalize finds no two layers in a row with nothing but ReLU, pooling or the like between them: there is "
@@ -61,9 +61,9 @@ def equalize(model: nn.Module, inputs: tuple | None = None) -> nn.Module:
     return fused
 
 
-def _pairs(model: nn.Module) -> list[tuple[str, str]]:
+def _pairs(model: nn.Module, inputs: tuple | None) -> list[tuple[str, str]]:
     """Names of the layers, in order, that pass a factor on to one other layer."""
-    tracer = trace(model, "equalize")
+    tracer = trace(model, "equalize", inputs)
     uses = Uses.traced(tracer)
     modules = uses.modules
 

@@ -2,6 +2,7 @@
 
 import importlib
 import platform
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,8 @@ import torch
 from torch import nn
 
 INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
+
+_ONE_AT_A_TIME = threading.RLock()
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -42,10 +45,11 @@ def needs_compiler(otherwise: str = "") -> Iterator[None]:
 def at_work(engine: str) -> Iterator[None]:
     """Use a quantized engine, without PyTorch's notices; Inductor is none, and leaves the engine as it is.
 
+    One thread at a time, for the engine and what is put in place of PyTorch's functions are there for all.
     Afterwards random numbers go on as if nobody had made a layer, which draws its first weights.
     """
-    before = torch.backends.quantized.engine
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        before = torch.backends.quantized.engine
         hide_torch_notices()
         warnings.filterwarnings("ignore", message="must run observer before calling")  # `flows` names the layers
         warnings.filterwarnings("ignore", message="torch.inf detected in input tensor")  # `infinity` sees to it

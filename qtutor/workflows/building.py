@@ -16,7 +16,7 @@ from qtutor.workflows.backends import Unavailable
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import Reference, repeats
 from qtutor.workflows.floats import without_kernel
-from qtutor.workflows.infinity import noting_unheld, spared
+from qtutor.workflows.infinity import marks, noting_unheld, spared
 from qtutor.workflows.judging import (
     Unfit,
     cannot_run,
@@ -53,7 +53,7 @@ class Batches:
     """The inputs of calibration data, which can be read again; of a generator, as much as is kept."""
 
     def __init__(self, data: Iterable, model: nn.Module):
-        self._data, self._model, self._once = data, model, isinstance(data, Iterator)
+        self._data, self._model, self._once, self._begun = data, model, isinstance(data, Iterator), False
         self._left = inputs_of(data, model, keep=True)
         self.first = next(self._left, None)
         if self.first is None:
@@ -64,14 +64,15 @@ class Batches:
         self._kept, self._room = [self.first], _KEPT if self._once else 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if self._begun and not self._once:  # read before, perhaps in part: a loader that shuffles has another order
+            self._kept, self._left = [], inputs_of(self._data, self._model, keep=True)
+        self._begun = True
         yield from self._kept
         for inputs in self._left:
             self._room -= sum(x.nbytes for x in tensors_in(inputs))
             if self._room > 0:
                 self._kept.append(inputs)
             yield inputs
-        if not self._once:  # read to its end: it begins anew, a loader that shuffles in another order
-            self._kept, self._left = [], inputs_of(self._data, self._model, keep=True)
 
 
 def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
@@ -103,11 +104,11 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         Refused: the flow cannot take the model.
     """
     copied, inputs = float_copy(model), reference.batch
-    unfitting = () if recipe.flow == "pt2e" else without_kernel(copied)
+    unfitting = () if recipe.flow == "pt2e" else without_kernel(copied, recipe.engine)
     left = (*recipe.left_float, *(name for name in unfitting if name not in recipe.keep_float))
     recipe = replace(recipe, left_float=tuple(dict.fromkeys(left)))
     if recipe.flow == "eager":
-        recipe = replace(recipe, fused=eager.fusable(model, inputs))
+        recipe = replace(recipe, fused=eager.fusable(model, inputs, recipe.trained))
     try:
         prepared = rebuilt(copied, recipe, inputs)
     except (Unavailable, Refused):
@@ -126,7 +127,8 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
                 "and flow='fx' keeps it"
             )
         for name, parameter in prepared.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name not in untrained)
+            if name in untrained:
+                parameter.requires_grad_(False)
     reference = _taken(reference, prepared)
     try:
         _check_untrained(model, prepared, recipe, reference)
@@ -152,7 +154,9 @@ def _taken(reference: Reference, prepared: nn.Module) -> Reference:
 
 def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference, batches: Batches) -> None:
     """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
+    missing = ""
     for number, inputs in enumerate(batches):
+        missing = missing or marks(inputs)
         which = f" on batch {number} of calibration_data"
         try:
             with noting_unheld(prepared) as unheld:
@@ -169,6 +173,8 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
             known = all(map(torch.equal, tensors_in(inputs), tensors_in(reference.batch)))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
             check_same(model, prepared, recipe, agreement(wanted, found), reference)
+    if missing and not recipe.infinite:  # no mask of attention
+        tell(missing)
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -225,7 +231,7 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
     except Exception as error:
         raise cannot_run(model, recipe, inputs, error) from error
     if recipe.flow != "pt2e" and (wrong := mend(model, weights, inputs)):
-        recipe = replace(recipe, in_floats=wrong)
+        recipe = replace(recipe, in_floats=(*recipe.in_floats, *wrong))
         remember(model, recipe)
         found = outputs(model, inputs)
         names = ", ".join(dict.fromkeys(map(given_name, wrong)))
@@ -275,7 +281,7 @@ def _tried(prepared: nn.Module, recipe: Recipe, reference: Reference) -> nn.Modu
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QuantizationWarning)
         quantized, _ = build(trial, recipe, reference)
-    if recipe.bits == 8:  # with fewer, an untrained model is noise, and a tie that falls to the other side changes it
+    if not recipe.narrow:  # with fewer, an untrained model is noise, and a tie that falls to the other side changes it
         check_trained(quantized, reference)
     return quantized
 
@@ -289,6 +295,8 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
         found = reference.agreement(exact)
     if unheld and (sparing := spared(exact, recipe, unheld)) != recipe:
         raise Unfit(sparing)
+    if not recipe.infinite and (missing := marks(reference.batch)):
+        tell(missing)
     check_same(model, prepared, recipe, found, reference)
 
 

@@ -1,7 +1,6 @@
 """What a flow makes of a model is compared with the model, on the first batch, before anybody gets it."""
 
 import math
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from qtutor.models.running import agreement, check_outputs, lines_that_choose, o
 from qtutor.models.tensors import floats_in, tensors_in
 from qtutor.simulation import Rounding, Scheme, Simulation
 from qtutor.workflows.limits import CLEAR, HALF, TWICE, USUAL
+from qtutor.workflows.recipe import Recipe
 from qtutor.workflows.telling import CHOOSES, OFFSET, tell
 
 import torch
@@ -116,15 +116,15 @@ class RoundedLayers:
     """A float model of which layers are rounded, and nothing between them: what these explain of an error, and which.
 
     Attributes:
-        explained: the SQNR in dB where all but `kept` are rounded to 8 bits; infinity where none is left.
+        explained: the SQNR in dB where all that a recipe does not keep are rounded to 8 bits; infinity for none.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], kept: Collection[str]):
-        self._model, self._inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe):
+        self._model, self._inputs, self._kept = model, inputs, recipe.keep_float
         self._simulation = Simulation.of(model, Batch(inputs))
         self._simulation.observe(Batch(inputs))
         self._exact = outputs(self._simulation.model, inputs)
-        self._names = [name for name in self._simulation.layers if name not in kept]
+        self._names = [name for name in self._simulation.layers if not recipe.keeps(name)]
         self._rounding = self._simulation.round(Scheme(weights="channel"))
         self.explained = self._agreement(self._names) if self._names else math.inf
 
@@ -150,7 +150,7 @@ class RoundedLayers:
         kind, others = self._simulation.layers[worst].kind, [name for name in self._names if name != worst]
         said = f"{worst} ({kind}) hurts most, {alone[worst]:.1f} dB where only it is rounded"
         if can_keep and others and (spared := self._agreement(others)) > self.explained + HALF:
-            said += f": keep_float={[worst]} would reach up to {spared:.0f} dB"
+            said += f": keep_float={[*self._kept, worst]} would reach up to {spared:.0f} dB"
         return said
 
     def _lines_that_choose(self) -> list[str]:

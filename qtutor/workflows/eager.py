@@ -14,8 +14,10 @@ from qtutor.workflows.refusals import Refused
 from torch import Tensor, nn
 
 
-def fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[str, ...], ...]:
+def fusable(model: nn.Module, inputs: tuple[Tensor, ...], trained: bool) -> tuple[tuple[str, ...], ...]:
     """Return the names of the modules to merge, group by group; none if the model cannot be traced.
+
+    Of those that train, PyTorch merges no transposed convolution with its norm.
 
     Raises:
         Refused: the model has no stubs.
@@ -33,7 +35,11 @@ def fusable(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[str, ..
 
     model = eval_copy(model)
     try:
-        fusions = [fusion for fusion in find_fusions(model, inputs) if fusion.accepted]
+        fusions = [
+            fusion
+            for fusion in find_fusions(model, inputs)
+            if fusion.accepted and not (trained and isinstance(model.get_submodule(fusion.names[0]), TRANSPOSED))
+        ]
     except ValueError:
         return ()
     calls, groups = count_calls(model, inputs), []

@@ -12,7 +12,7 @@ from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import eval_copy, held, masks_of
 from qtutor.models.operators import PRODUCTS, check_names, kind_of
 from qtutor.models.running import count_calls, outputs, reads_of_training
-from qtutor.models.tensors import shape_of, tensors_in
+from qtutor.models.tensors import tensors_in
 from qtutor.workflows import dynamic, model_file, pt2e
 from qtutor.workflows.backends import at_work, engines
 from qtutor.workflows.building import (
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 _TRIED = 8
-"""Batches among which one of each size is looked for, which a flow that is advised has to take."""
+"""Batches that a flow which is advised has to take."""
 
 
 def quantize_static(
@@ -154,7 +154,7 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
     with at_work(recipe.engine):
         trained = eval_copy(model)
         without_data(trained)
-        _check_finite(trained)
+        _check_no_nan(trained)
         keep_trained_scales(trained)
         inputs = example_of(model)
         reference, exact = Reference.of(trained, inputs), without_rounding(trained)
@@ -211,6 +211,7 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             f"{path} is for the engine {engine}, and this machine has {', '.join(engines(flow))}: "
             "quantize the float model on this machine"
         )
+    _check_compile(compile, flow)
     with at_work(engine):
         if flow == "dynamic":
             model = dynamic.convert(float_copy(float_model), recipe)
@@ -219,15 +220,13 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             shape_scales(prepared, inputs)
             model, _ = converted(prepared, recipe)
         model_file.fill(model, content, Path(path))
-        return carry(float_model, pt2e.Compiled(model, inputs) if compile and flow == "pt2e" else model)
+        return carry(float_model, pt2e.Compiled(model, inputs) if compile else model)
 
 
-def _check_finite(trained: nn.Module) -> None:
+def _check_no_nan(trained: nn.Module) -> None:
     for name, parameter in trained.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(
-                f"the trained model holds NaN or infinity, first in {name}: train anew, with a smaller learning rate"
-            )
+        if parameter.isnan().any():
+            raise ValueError(f"the trained model holds NaN, first in {name}: train anew, with a smaller learning rate")
 
 
 def _check_compile(compile: bool, flow: str) -> None:
@@ -241,9 +240,7 @@ def _advised(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], recipe: Re
     try:
         yield
     except Refused as refused:
-        firsts = {str(shape_of(inputs)): inputs for inputs in [*islice(batches, _TRIED)][::-1]}
-        several = (inputs for inputs in (*firsts.values(), refused.inputs) if inputs is not None)
-        tried = [*{id(inputs): inputs for inputs in several}.values()]
+        tried = [inputs for inputs in (*islice(batches, _TRIED), refused.inputs) if inputs is not None]
         others = [flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, tried, flow, recipe.trained)]
         able = " or ".join(f"flow={flow!r}" for flow in others)
         way = f"{able} can take it as it is" if able else "No other flow takes it as it is"

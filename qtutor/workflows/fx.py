@@ -281,12 +281,12 @@ def quiet(model: nn.Module) -> None:
         model.recompile()
 
 
-def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join tensors as torch.cat does: codes on the grid of the first."""
+def joined(tensors: Sequence[Tensor], *dim: int, **named: int) -> Tensor:
+    """Join tensors as torch.cat does, whose dim may be called axis: codes on the grid of the first."""
     first = tensors[0]
     if not first.is_quantized or len({(x.q_scale(), x.q_zero_point()) for x in tensors}) == 1:
-        return torch.cat([*tensors], dim)
-    whole = torch.cat([x.dequantize() for x in tensors], dim)
+        return torch.cat([*tensors], *dim, **named)
+    whole = torch.cat([x.dequantize() for x in tensors], *dim, **named)
     return torch.quantize_per_tensor(whole, first.q_scale(), first.q_zero_point(), first.dtype)
 
 

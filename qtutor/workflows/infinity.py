@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from qtutor.affine import decibels, sqnr
 from qtutor.models.operators import Trait, target_of, traits
+from qtutor.models.tensors import floats_in
 from qtutor.models.tracing import label, line_of
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.limits import USUAL
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 _INFINITE, _FAR, _OTHER, _SMALL, _UNEVEN = "infinity", "a mask", "no float32", "less than a step", "of several sizes"
-_LEAST_FAR = 1e3  # what a softmax makes nothing of, whatever else it gets
+_LEAST_FAR = 900.0  # what a softmax makes nothing of, whatever else it gets; -999 marks what is missing
 
 
 @contextmanager
@@ -46,8 +47,7 @@ def noting_unheld(prepared: nn.Module) -> Iterator[dict[nn.Module | Node, str]]:
             ranges[observer].append(Range.of(x) if not what and x.numel() else None)
         if what:
             found.setdefault(observer, what)
-            return x
-        return observe(x)
+        return x if what and what is not _FAR else observe(x)
 
     observers = [module for module in prepared.modules() if hasattr(module, "calculate_qparams")]
     for observer in observers:
@@ -157,13 +157,31 @@ def _unheld(observer: nn.Module, x: Any) -> str:
     if low == -torch.inf or high == torch.inf:
         return _INFINITE
     if low < -_LEAST_FAR:
-        rest = x[x > low / 2]
-        return _FAR if rest.numel() and float(rest.max() - rest.min()) < -low / 255 else ""
+        return _FAR if 0 <= _left_by(x, low) < -low / 255 else ""
     fixed = getattr(observer, "activation_post_process", observer)
     if type(fixed).__name__ == "FixedQParamsObserver" and any((low, high)):
         scale, zero_point = float(fixed.scale), int(fixed.zero_point)
         rounded = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, fixed.quant_min, fixed.quant_max)
         return _SMALL if sqnr(x, rounded) < USUAL else ""
+    return ""
+
+
+def _left_by(x: Tensor, low: float) -> float:
+    """The range of those values that are not half as far out as the lowest, which is negative; -1 for none."""
+    rest = x[x > low / 2]
+    return float(rest.max() - rest.min()) if rest.numel() else -1.0
+
+
+def marks(inputs: tuple[Tensor, ...]) -> str:
+    """Say that an input holds what marks a missing value, so far out that its scale holds no other; "" for none."""
+    for x in floats_in(inputs):
+        for sign in (1, -1) if x.numel() else ():
+            low = float((sign * x).min())
+            if low < -_LEAST_FAR and 0 < (spread := _left_by(sign * x, low)) < -low / 32:
+                return (
+                    f"an input holds {sign * low:g} beside values that lie within {spread:.3g}, for which one scale "
+                    f"has {1 + int(255 * spread / (spread - low))} codes: replace what marks a missing value before"
+                )
     return ""
 
 
@@ -192,8 +210,8 @@ def spared(prepared: nn.Module, recipe: Recipe, found: Mapping[nn.Module | Node,
             for each in meeting if recipe.flow == "fx" else ():
                 changed = _in_floats(prepared, changed, each, what)
     if infinite and changed == recipe:
-        who = " and ".join(dict.fromkeys(f"{label(node)}{line_of(node)}" for node in readers))
-        raise Refused(f"cannot round infinity, which {who} reads: use masked_fill with a boolean mask")
+        lines = " and".join(dict.fromkeys(line_of(node) or f" by {label(node)}" for node in readers))
+        raise Refused(f"cannot round infinity, which is read{lines}: use masked_fill with a boolean mask")
     return changed
 
 

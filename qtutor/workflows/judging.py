@@ -104,18 +104,21 @@ class Unfit(Exception):
 
 
 def cannot_run(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], error: Exception) -> Exception:
-    """What to raise where an INT8 model fails."""
+    """What to raise where an INT8 model fails; once it has been trained, nothing more can be left in floats."""
     if recipe.flow == "eager":
         return Refused(stub_reason(model, error))
     if recipe.flow == "pt2e":
         return Refused(f"cannot convert it: {reason_of(error)}")
     node = fx.failing(model, inputs)
+    refused = Refused(f"cannot run {label(node)} in INT8{line_of(node)}: {reason_of(error)}")
+    if recipe.trained and not recipe.prepared:
+        return refused
     name = name_of(node)
     if node.op == "call_module" and (layer := given_name(node.target)) not in recipe.left_float:
         return Unfit(replace(recipe, left_float=(*recipe.left_float, layer)))
     if name and name not in recipe.float_operators:
         return Unfit(replace(recipe, float_operators=(*recipe.float_operators, name)))
-    return Refused(f"cannot run {label(node)} in INT8{line_of(node)}: {reason_of(error)}")
+    return refused
 
 
 def failed(
@@ -199,17 +202,16 @@ def judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Ref
 
 def _what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe, got: float, written: str) -> str:
     """Say why an INT8 model reaches no more than `got` dB; refuse it if that is far below what its layers explain."""
-    kept, can_keep = (*recipe.keep_float, *recipe.left_float), recipe.flow != "eager" and not recipe.trained
-    layers = RoundedLayers(float_copy(model), inputs, kept)
+    layers = RoundedLayers(float_copy(model), inputs, recipe)
     if layers.explained <= got + APART:
-        return layers.what_hurts(can_keep=can_keep)
+        return layers.what_hurts(can_keep=recipe.flow != "eager" and not recipe.trained)
     if recipe.flow == "fx" and not recipe.between:
         raise Unfit(replace(recipe, between=True))
     alone = f"its layers alone would reach {layers.explained:.1f} dB"
     if got < CLEAR:
         lost = f"is too far off: {agrees(got, 'the float one')}; {alone}, so something between them gets lost{written}"
         raise unseen(recipe, lost)
-    return f"{alone}, so a sum, product or softmax between them hurts"
+    return alone + (", so a sum, product or softmax between them hurts" if not recipe.between else "")
 
 
 def tell_what_hurts_untrained(model: nn.Module, tried: nn.Module, recipe: Recipe, reference: Reference) -> None:

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtutor.affine import grid
-from qtutor.models.operators import Trait, target_of, traits
 from qtutor.workflows.calls import given_name
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 
 def narrow_qconfig(qconfig: Any, bits: int) -> Any:
@@ -63,9 +62,6 @@ def clip_codes(
 
 def _clip_nodes(model: GraphModule, bits: int, widths: Mapping[str, int]) -> None:
     for node in [*model.graph.nodes]:
-        if Trait.AVERAGES in traits(target_of(node, model)) and isinstance(node.args[0], Node):
-            _average_in_floats(model, node)
-            continue
         if node.target is torch.quantize_per_tensor:  # for the layer that comes next
             width = widths.get(next(iter(node.users)).target, bits)
         elif node.op == "call_module" and node.target in widths:
@@ -78,26 +74,6 @@ def _clip_nodes(model: GraphModule, bits: int, widths: Mapping[str, int]) -> Non
             clipped = model.graph.call_function(clip, (node, width))
         node.replace_all_uses_with(clipped, delete_user_cb=lambda user, clipped=clipped: user is not clipped)
     model.recompile()
-
-
-def _average_in_floats(model: GraphModule, node: Node) -> None:
-    """Average as training did: a mean of few codes is often a tie, which the kernels break in another way."""
-    codes = node.args[0]
-    with model.graph.inserting_before(node):
-        node.args = (model.graph.call_function(_dequantize, (codes,)), *node.args[1:])
-    with model.graph.inserting_after(node):
-        again = model.graph.call_function(_quantize_like, (node, codes))
-    node.replace_all_uses_with(again, delete_user_cb=lambda user: user is not again)
-
-
-def _dequantize(x: Tensor) -> Tensor:
-    return x.dequantize() if x.is_quantized else x
-
-
-def _quantize_like(x: Tensor, codes: Tensor) -> Tensor:
-    if not codes.is_quantized:
-        return x
-    return torch.quantize_per_tensor(x, codes.q_scale(), codes.q_zero_point(), codes.dtype)
 
 
 def clip(output: Tensor, bits: int) -> Tensor:

@@ -204,9 +204,10 @@ def _copied(model: nn.Module, recipe: Recipe, memo: dict) -> nn.Module:
     return copied if "__deepcopy__" in vars(copied) else remember(copied, recipe)
 
 
-def _loaded(layer: nn.Module, engine: str, *args: Any) -> None:
+def _loaded(layer: Any, engine: str, state: dict, prefix: str, metadata: dict, *args: Any) -> None:
+    """Load a layer for the engine that it is for, from a dict that somebody made anew too, without its version."""
     with at_work(engine):
-        type(layer)._load_from_state_dict(layer, *args)
+        type(layer)._load_from_state_dict(layer, state, prefix, {"version": layer._version} | metadata, *args)
 
 
 @contextmanager

@@ -89,7 +89,8 @@ def _repair(graph: fx.Graph, root: nn.Module, recipe: Recipe) -> None:
     for place, node in enumerate(nodes := [*graph.nodes]):
         if node.op in ("call_function", "call_method") and node.target in _SPELLED:
             node.op, node.target = "call_function", _SPELLED[node.target]
-        if node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
+        views = node.op == "call_method" and node.target == "view"
+        if views and not any(isinstance(arg, torch.dtype) for arg in node.args):
             node.target = "reshape"  # what an INT8 kernel gives lies in memory in another order
         elif _convolves(node):
             _convolve(node)
@@ -154,6 +155,8 @@ def _gains(node: Node, root: nn.Module, recipe: Recipe, coded: Collection[Node])
     keeps = merged or (Trait.KEEPS_RANGE in kind and Trait.AVERAGES not in kind)
     if recipe.between and not (kernel.multiplies or keeps):
         return False
+    if recipe.trained and (recipe.narrow or recipe.reduced) and Trait.AVERAGES in kind:
+        return False  # a mean of few codes is often a tie, which the kernels break in another way than training
     return kernel.begins or any(each in coded for each in node.all_input_nodes)
 
 
