@@ -53,12 +53,12 @@ def test_an_unknown_control_is_refused_by_name(normal):
 def test_the_error_is_that_of_the_whole_tensor_and_the_staircase_is_the_map(normal):
     explorer = AffineExplorer(normal)
     explorer.set(bits=4, clip=(-2.0, 1.5))
-    approximation = fake_quantize(normal, explorer.state.qparams)
+    approximation = fake_quantize(normal, explorer.result.qparams)
     assert explorer.result.error.sqnr == pytest.approx(sqnr(normal, approximation), rel=1e-9)
     stairs = traces(explorer)["quantized", "x"]
     for x in torch.linspace(-2.4, 1.9, 29).tolist():
         level = [y for left, y in zip(stairs.x, stairs.y, strict=True) if left <= x][-1]
-        assert level == pytest.approx(float(fake_quantize(torch.tensor(x), explorer.state.qparams)), abs=1e-6)
+        assert level == pytest.approx(float(fake_quantize(torch.tensor(x), explorer.result.qparams)), abs=1e-6)
 
 
 def test_all_figures_of_a_kernel_share_what_draws_them(normal):
@@ -72,7 +72,7 @@ def test_all_figures_of_a_kernel_share_what_draws_them(normal):
 def test_the_bars_are_rounding_and_clipping_in_percent(normal):
     explorer = AffineExplorer(normal)
     explorer.set(clip=(-1.0, 1.0))
-    error = measure_error(normal, explorer.state.qparams)
+    error = measure_error(normal, explorer.result.qparams)
     rounding, clipping = traces(explorer)["error", "x3"].y
     assert rounding == pytest.approx(100 * error.rounding / error.signal)
     assert clipping == pytest.approx(100 * error.clipping / error.signal)
@@ -163,7 +163,7 @@ def test_a_tensor_changed_afterwards_does_not_change_the_explorer(normal):
     explorer = AffineExplorer(x)
     x.zero_()
     explorer.set(bits=5)
-    assert explorer.result.error == measure_error(normal, explorer.state.qparams)
+    assert explorer.result.error == measure_error(normal, explorer.result.qparams)
 
 
 @pytest.mark.parametrize(

@@ -31,31 +31,6 @@ _BARS = 128  # of the histogram that is drawn
 _CELLS = 256  # the most cells drawn: finer grids are drawn several codes to a cell
 
 
-@dataclass(frozen=True)
-class AffineState:
-    """What the controls of an AffineExplorer say.
-
-    Attributes:
-        bits: 2 to 16.
-        symmetric: whether zero sits in the middle of the grid.
-        signed: whether codes may be negative.
-        clip: the range to represent, in the unit of the tensor.
-        value: one real value to follow through the map.
-    """
-
-    bits: int
-    symmetric: bool
-    signed: bool
-    clip: tuple[float, float]
-    value: float
-
-    @property
-    def qparams(self) -> QParams:
-        """The scale and zero point that these choices lead to."""
-        quant_min, quant_max = grid(self.bits, signed=self.signed)
-        return choose_qparams(*self.clip, quant_min=quant_min, quant_max=quant_max, symmetric=self.symmetric)
-
-
 @dataclass(frozen=True, eq=False)
 class AffineResult:
     """What a state does to a tensor.
@@ -111,6 +86,13 @@ class AffineExplorer(Explorer):
         x: any finite floating-point tensor, of any shape and size.
         start: where controls start, by name, such as `bits=4`.
 
+    Controls:
+        bits: 2 to 16.
+        clip: the range to represent, in the unit of the tensor.
+        value: one real value to follow through the map.
+        symmetric: whether zero sits in the middle of the grid.
+        signed: whether codes may be negative.
+
     Raises:
         TypeError: `x` is not a floating-point tensor.
         ValueError: `x` holds NaN or infinity, or a control cannot start there.
@@ -143,10 +125,10 @@ class AffineExplorer(Explorer):
         controls["clip"].add_class("slider-wide")
         super().__init__(controls, _figure(self.data.histogram, self._axis), start, (fit,))
 
-    make_state = AffineState
-
-    def compute(self, state: AffineState) -> AffineResult:
-        data, qparams = self.data, state.qparams
+    def compute(self, state: Any) -> AffineResult:
+        quant_min, quant_max = grid(state.bits, signed=state.signed)
+        qparams = choose_qparams(*state.clip, quant_min=quant_min, quant_max=quant_max, symmetric=state.symmetric)
+        data = self.data
         scale, zero_point = float(qparams.scale), int(qparams.zero_point)
         codes = qparams.quant_max - qparams.quant_min + 1
         group = max(1, codes // _CELLS)
@@ -160,7 +142,7 @@ class AffineExplorer(Explorer):
         exact = data.values is not None
         return AffineResult(qparams, data.error(qparams), exact, shares, cell_edges, int(code), restored)
 
-    def say(self, state: AffineState, result: AffineResult) -> str:
+    def say(self, state: Any, result: AffineResult) -> str:
         error, qparams = result.error, result.qparams
         if error.signal == 0:
             quality = "All values are zero in float32, and zero is exact."

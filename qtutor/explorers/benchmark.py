@@ -35,27 +35,6 @@ WARM_UP = 10
 _DRAWN = (0.4, 2.5)  # the ratios of the axis; one beyond is drawn at its end
 
 
-@dataclass(frozen=True)
-class BenchmarkState:
-    """What the controls of a BenchmarkExplorer say.
-
-    Attributes:
-        order: of `ORDERS`: all runs of the first, then all of the second; or in turns, A B B A A B B A ...
-        runs: how many runs each of the two gets.
-        summary: of `SUMMARIES`: what is made of the runs.
-        warm_up: whether the first `WARM_UP` runs of all are left out.
-        models: the names of your models to compare, the first of which the others are compared with.
-    """
-
-    order: str
-    runs: int
-    summary: str
-    warm_up: bool
-    models: tuple[str, ...]
-    batch_size: int
-    threads: int
-
-
 @dataclass(frozen=True, eq=False)
 class BenchmarkResult:
     """What a state makes of the recording, and what was measured here.
@@ -95,7 +74,7 @@ def duel(timings: Tensor, order: str, runs: int, summary: str, warm_up: bool) ->
 
     Args:
         timings: `(rows, n)`, in the order in which they were measured; n at least `2 * runs`, and `WARM_UP` more.
-        order: and the others are the fields of `BenchmarkState`.
+        order: and the others are controls of a `BenchmarkExplorer`.
     """
     used = timings[:, WARM_UP if warm_up else 0 :][:, : 2 * runs]
     if order == ORDERS[0]:
@@ -124,6 +103,15 @@ class BenchmarkExplorer(Explorer):
             made of it by repeating or cutting.
         seconds: how long each model is timed, on average.
         start: where controls start, by name, such as `runs=12`.
+
+    Controls:
+        order: of `ORDERS`: all runs of the first, then all of the second; or in turns, A B B A A B B A ...
+        runs: how many runs each of the two gets.
+        summary: of `SUMMARIES`: what is made of the runs.
+        warm_up: whether the first `WARM_UP` runs of all are left out.
+        models: the names of your models to compare, the first of which the others are compared with.
+        batch_size: what your models are timed on.
+        threads: how many of them they may use.
 
     Attributes:
         comparison: the newest one, None before the first.
@@ -174,13 +162,11 @@ class BenchmarkExplorer(Explorer):
         buttons = (self.run_button, self.cancel_button, self.progress)
         super().__init__(controls, _figure(len(recorded_timings()), names), start, buttons)
 
-    make_state = BenchmarkState
-
-    def compute(self, state: BenchmarkState) -> BenchmarkResult:
+    def compute(self, state: Any) -> BenchmarkResult:
         ratios = duel(recorded_timings(), state.order, state.runs, state.summary, state.warm_up)
         return BenchmarkResult(ratios, self.comparison)
 
-    def say(self, state: BenchmarkState, result: BenchmarkResult) -> str:
+    def say(self, state: Any, result: BenchmarkResult) -> str:
         ratios, off = result.ratios, int(result.far_off.sum())
         warm_up = f"after {WARM_UP} warm-up runs" if state.warm_up else "from the very first run"
         chosen = ", ".join(state.models) or "no model"
@@ -246,7 +232,7 @@ class BenchmarkExplorer(Explorer):
             self.progress.value = 0
             return True
 
-    def _measure(self, state: BenchmarkState, show: Callable[[float], object]) -> tuple[Comparison | None, str]:
+    def _measure(self, state: Any, show: Callable[[float], object]) -> tuple[Comparison | None, str]:
         """What came of it, and in words; runs in a thread of its own, and touches no widget."""
         shown = time.monotonic()
 
@@ -283,7 +269,7 @@ class BenchmarkExplorer(Explorer):
         self.progress.value = fraction
 
 
-def _describe(comparison: Comparison, state: BenchmarkState) -> str:
+def _describe(comparison: Comparison, state: Any) -> str:
     parts = []
     for name, row in comparison.table.iterrows():
         if row["error"]:

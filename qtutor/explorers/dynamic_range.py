@@ -29,23 +29,6 @@ _LOOKS = (
 )
 
 
-@dataclass(frozen=True)
-class DynamicRangeState:
-    """What the controls of a DynamicRangeExplorer say.
-
-    Attributes:
-        row: your row of the batch, from 0; its neighbour is the next one.
-        factor: what the neighbour is multiplied by.
-        shift: what is added to the whole batch, in multiples of the largest calibrated magnitude.
-        bits: 2 to 8.
-    """
-
-    row: int
-    factor: float
-    shift: float
-    bits: int
-
-
 @dataclass(frozen=True, eq=False)
 class DynamicRangeResult:
     """What a state does to your row.
@@ -90,7 +73,7 @@ class Rows:
         """What a shift of 1 adds."""
         return float(self.calibrated.abs().max())
 
-    def qparams(self, state: DynamicRangeState) -> tuple[Tensor, QParams]:
+    def qparams(self, state: Any) -> tuple[Tensor, QParams]:
         """Choose ranges with the neighbour times each of `FACTORS`.
 
         Returns:
@@ -117,6 +100,12 @@ class DynamicRangeExplorer(Explorer):
         calibration: what the static range was chosen on; by default `x` as it is given.
         start: where controls start, by name, such as `factor=3`.
 
+    Controls:
+        factor: what the neighbour is multiplied by.
+        shift: what is added to the whole batch, in multiples of the largest calibrated magnitude.
+        bits: 2 to 8.
+        row: your row of the batch, from 0; its neighbour is the next one.
+
     Raises:
         TypeError: `x` or `calibration` is not a floating-point tensor.
         ValueError: it holds NaN or infinity, or `x` has too few or too many rows, or `calibration` is empty; or a
@@ -138,9 +127,7 @@ class DynamicRangeExplorer(Explorer):
         }
         super().__init__(controls, _figure(len(self.batch.x)), start)
 
-    make_state = DynamicRangeState
-
-    def compute(self, state: DynamicRangeState) -> DynamicRangeResult:
+    def compute(self, state: Any) -> DynamicRangeResult:
         batch = self.batch
         values = batch.x[state.row] + state.shift * batch.unit
         ends, qparams = batch.qparams(state)
@@ -165,7 +152,7 @@ class DynamicRangeExplorer(Explorer):
             moved=name((stored - every[:, 0]).abs().amax(dim=1)),
         )
 
-    def say(self, state: DynamicRangeState, result: DynamicRangeResult) -> str:
+    def say(self, state: Any, result: DynamicRangeResult) -> str:
         batch, count = self.batch, len(result.values)
         shifted = f"the batch shifted by {state.shift * batch.unit:.3g}" if state.shift else "nothing shifted"
         parts = []

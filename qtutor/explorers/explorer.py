@@ -1,7 +1,7 @@
 """What every explorer shares: controls -> state -> result -> one batched figure update.
 
-A subclass names its controls, computes a result from an immutable state with a pure function, and
-draws a result into figure objects that already exist. Everything else stands here once.
+A subclass names its controls, computes a result from an immutable state, which has one field a control, with a pure
+function, and draws a result into figure objects that already exist. Everything else stands here once.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import make_dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,10 @@ class Explorer(ipywidgets.VBox):
     state, the figure and the sentence are those of one redraw.
 
     Attributes:
-        state: the immutable state that the controls stand for.
+        state: the immutable state that the controls stand for, with their names for its fields.
         first_state: the state it opened in.
         result: what `compute` made of it.
-        controls: the control widgets by the name of their field in the state.
+        controls: the control widgets, by name.
         figure: the figure, updated in place.
         sentence: the result in words, as a widget; `sentence.text` is the text.
     """
@@ -146,6 +147,7 @@ class Explorer(ipywidgets.VBox):
         super().__init__()
         self.add_class("qtutor-explorer")
         self.controls = controls
+        self._state = make_dataclass("State", controls, frozen=True)
         start = start or {}
         self._check_names(start)
         for name, value in start.items():
@@ -195,7 +197,7 @@ class Explorer(ipywidgets.VBox):
 
     def make_state(self, **values: Any) -> Any:
         """Make the immutable state from the controls' values."""
-        raise NotImplementedError
+        return self._state(**values)
 
     def forget(self) -> None:
         """Forget what was tried, as if the explorer had been opened now; most remember nothing."""

@@ -15,7 +15,6 @@ from qtutor.explorers.low_bits import (
     Cost,
     FourBitData,
     FourBitResult,
-    FourBitState,
     random_layer,
 )
 from qtutor.lowbit import hessian
@@ -42,6 +41,13 @@ class FourBitExplorer(Explorer):
         kl: what ways to round cost the whole model, by `Choice`; without it the frontier shows this layer's outputs.
         row: the row that is drawn.
         start: where controls start, by name, such as `format="NF4"`.
+
+    Controls:
+        format: "INT2" to "INT4", or a name of `FLOATS`.
+        group: of integers, how many neighbouring inputs share a scale; 0 for the whole row.
+        method: "rounding" or "GPTQ".
+        symmetric: of integers, whether zero sits in the middle of each grid.
+        column: how many columns are rounded: where the picture of the row stands.
 
     Raises:
         TypeError: a tensor is not a dense floating-point one.
@@ -83,11 +89,9 @@ class FourBitExplorer(Explorer):
         }
         super().__init__(controls, _figure(self.data), {"format": "INT4", "group": 0} | start)
 
-    make_state = FourBitState
-
-    def compute(self, state: FourBitState) -> FourBitResult:
+    def compute(self, state: Any) -> FourBitResult:
         data, row = self.data, self.data.row
-        choice, count = state.choice, state.column
+        choice, count = _choice(state), state.column
         tried = data.attempt(choice)
         steps = tried.steps
         first = min(max(count - 1, 0) // WINDOW * WINDOW, max(0, data.inputs - WINDOW))
@@ -111,8 +115,8 @@ class FourBitExplorer(Explorer):
             last=last,
         )
 
-    def say(self, state: FourBitState, result: FourBitResult) -> str:
-        data, choice, count = self.data, state.choice, state.column
+    def say(self, state: Any, result: FourBitResult) -> str:
+        data, choice, count = self.data, _choice(state), state.column
         kept = f"keep {in_decibels(result.output_sqnr)}, its weights {in_decibels(result.weight_sqnr)}"
         if choice.method == "GPTQ":
             plain = data.attempt(replace(choice, method="rounding"))
@@ -156,7 +160,7 @@ class FourBitExplorer(Explorer):
         }
 
     def draw(self, result: FourBitResult) -> None:
-        state, choice = self.state, self.state.choice
+        state, choice = self.state, _choice(self.state)
         floats = state.format not in INTEGERS
         self.controls["group"].disabled = self.controls["symmetric"].disabled = floats
         grid, exact, become, rounded, moved, last, here = (self.figure.data[i] for i in range(7))
@@ -169,6 +173,13 @@ class FourBitExplorer(Explorer):
         cost = result.kl[0] if result.kl else None if self.data.kl else result.loss
         here.x, here.y = [result.bits_per_weight], [cost]
         self.figure.layout.xaxis.range = [columns[0] - 1, columns[-1] + 1]
+
+
+def _choice(state: Any) -> Choice:
+    """What is chosen, without what a format of floating-point numbers has no say in."""
+    if state.format in INTEGERS:
+        return Choice(state.format, state.group, state.method, state.symmetric)
+    return Choice(state.format, 0, state.method, False)
 
 
 def _segments(columns: list[int], levels: Tensor) -> tuple[list, list]:

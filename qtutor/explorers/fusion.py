@@ -20,21 +20,6 @@ _SHOWN = 5  # operators in view
 _HALF = 0.35  # half the width of an operator's box
 
 
-@dataclass(frozen=True)
-class FusionState:
-    """What the controls of a FusionExplorer say.
-
-    Attributes:
-        operator: the operator to look at, from 1, in the order in which they run without fusion.
-        numbers: "float", as the model is, or "INT8".
-        fused: the patterns that are merged, each as the names of its parts joined by " + ".
-    """
-
-    operator: int
-    numbers: str
-    fused: tuple[str, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class FusionResult:
     """What a state does to a network.
@@ -60,6 +45,11 @@ class FusionExplorer(Explorer):
         model: any module that torch.fx can trace; it stays as it is.
         example_input: the input, or a tuple of the inputs. Take real data: its ranges are those of the codes.
         start: where controls start, by name, such as `numbers="INT8"`.
+
+    Controls:
+        operator: the operator to look at, from 1, in the order in which they run without fusion.
+        numbers: "float", as the model is, or "INT8".
+        fused: the patterns that are merged, each as the names of its parts joined by " + ".
 
     Raises:
         TypeError: `model` is not a module, or `forward` does not take these inputs.
@@ -92,8 +82,6 @@ class FusionExplorer(Explorer):
         self._widest = max(ribbon.size for ribbon in data.flow((), "float").ribbons)
         super().__init__(controls, _figure(), start, buttons)
 
-    make_state = FusionState
-
     def _toggle(self) -> None:
         """Fuse the pattern that the operator in view belongs to, or take it apart."""
         with self._lock:
@@ -103,12 +91,12 @@ class FusionExplorer(Explorer):
                     fused ^= {name}
             self.set(fused=tuple(name for name in self.data.found if name in fused))
 
-    def compute(self, state: FusionState) -> FusionResult:
+    def compute(self, state: Any) -> FusionResult:
         flow, node = self.data.flow, self.data.operators[state.operator - 1]
         place = next(i for i, nodes in enumerate(self.data.groups(state.fused)) if node in nodes)
         return FusionResult(flow(state.fused, state.numbers), flow((), state.numbers), place)
 
-    def say(self, state: FusionState, result: FusionResult) -> str:
+    def say(self, state: Any, result: FusionResult) -> str:
         data, now, plain = self.data, result.now, result.plain
         node = data.operators[state.operator - 1]
         row, int8 = now.rows[result.place], state.numbers == "INT8"

@@ -28,27 +28,6 @@ _FEWEST = 32  # the fewest channels of a large weight that still have a median w
 _DRAWN = 256  # the most channels drawn: of more, every second, third, ... is
 
 
-@dataclass(frozen=True)
-class GranularityState:
-    """What the controls of a GranularityExplorer say.
-
-    Attributes:
-        granularity: "tensor", "channel" or "group": what shares one scale.
-        axis: per channel, the axis along which scales differ.
-        group_size: per group, how many neighbouring weights of an output channel share a scale.
-        bits: 2 to 8.
-        symmetric: whether zero sits in the middle of each grid.
-        factor: what the widest channel of the weight is multiplied by.
-    """
-
-    granularity: str
-    axis: int
-    group_size: int
-    bits: int
-    symmetric: bool
-    factor: int
-
-
 @dataclass(frozen=True, eq=False)
 class GranularityResult:
     """What a state does to a weight; a channel is an output channel.
@@ -125,6 +104,14 @@ class GranularityExplorer(Explorer):
         output_axis: the axis of the output channels, which the picture shows: 0, but 1 for a transposed convolution.
         start: where controls start, by name, such as `bits=4`.
 
+    Controls:
+        granularity: "tensor", "channel" or "group": what shares one scale.
+        axis: per channel, the axis along which scales differ.
+        group_size: per group, how many neighbouring weights of an output channel share a scale.
+        bits: 2 to 8.
+        factor: what the widest channel of the weight is multiplied by.
+        symmetric: whether zero sits in the middle of each grid.
+
     Raises:
         TypeError: `weight` is not a dense floating-point tensor, or `output_axis` not a whole number.
         ValueError: `weight` holds NaN, infinity or more than 1e36, has less than 2 or more than 5 dimensions, or
@@ -163,9 +150,7 @@ class GranularityExplorer(Explorer):
         self._shown, place = every(len(self.data.weight), _DRAWN, self.data.widest)
         super().__init__(controls, _figure(self.data.kept[self._shown], place), start)
 
-    make_state = GranularityState
-
-    def compute(self, state: GranularityState) -> GranularityResult:
+    def compute(self, state: Any) -> GranularityResult:
         data, weight = self.data, self.data.weight.clone()
         weight[data.widest] *= state.factor
         channels, bits = len(weight), state.bits
@@ -198,7 +183,7 @@ class GranularityExplorer(Explorer):
             code_bytes=math.ceil(weight.numel() * bits / 8),
         )
 
-    def say(self, state: GranularityState, result: GranularityResult) -> str:
+    def say(self, state: Any, result: GranularityResult) -> str:
         data, scales = self.data, result.qparams.scale.numel()
         shared = {
             "tensor": "One scale for the tensor",

@@ -23,20 +23,6 @@ _FRONTIER = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 
 
 @dataclass(frozen=True)
-class LayerState:
-    """What the controls of a LayerExplorer say.
-
-    Attributes:
-        keep_float: names of the layers in floating point, sorted.
-        weights: "tensor" or "channel": what shares a scale.
-    """
-
-    keep_float: tuple[str, ...]
-    weights: str
-    layer: str
-
-
-@dataclass(frozen=True)
 class LayerResult:
     """What a choice of layers gives.
 
@@ -57,6 +43,11 @@ class LayerExplorer(Explorer):
     Args:
         diagnosis: of `diagnosis.diagnose`.
         start: where controls start, by name, such as `weights="channel"`.
+
+    Controls:
+        keep_float: names of the layers in floating point.
+        weights: "tensor" or "channel": what shares a scale.
+        layer: the name of the layer that is looked at.
     """
 
     def __init__(self, diagnosis: Diagnosis, **start: Any):
@@ -69,7 +60,7 @@ class LayerExplorer(Explorer):
             self.show_only("The diagnosis has no layer: there is nothing to choose from.")
             return
         self.diagnosis = diagnosis.quick(0.3)
-        self.tries: dict[LayerState, Measured] = {}
+        self.tries: dict[Any, Measured] = {}
         self.frontier = functools.cache(self.frontier)
         self._layers = {name: _Layer.of(diagnosis, name) for name in names}
         controls = {
@@ -85,8 +76,8 @@ class LayerExplorer(Explorer):
         }
         super().__init__(controls, _figure(self.diagnosis), {"weights": diagnosis.configuration.weights} | start)
 
-    def make_state(self, keep_float: tuple[str, ...], weights: str, layer: str) -> LayerState:
-        return LayerState(tuple(sorted(keep_float)), weights, layer)
+    def make_state(self, *, keep_float: tuple[str, ...], **others: Any) -> Any:
+        return super().make_state(keep_float=tuple(sorted(keep_float)), **others)
 
     def measure(self, weights: str, keep_float: tuple[str, ...]) -> Measured:
         """Measure a choice of layers; each is measured once."""
@@ -98,11 +89,11 @@ class LayerExplorer(Explorer):
         names = list(self.diagnosis.table["layer"])
         return tuple(self.measure(weights, tuple(names[:k])) for k in _FRONTIER if k <= len(names))
 
-    def compute(self, state: LayerState) -> LayerResult:
+    def compute(self, state: Any) -> LayerResult:
         measured = self.measure(state.weights, state.keep_float)
         return LayerResult(measured, self.frontier(state.weights))
 
-    def say(self, state: LayerState, result: LayerResult) -> str:
+    def say(self, state: Any, result: LayerResult) -> str:
         names, measured = list(self.diagnosis.table["layer"]), result.measured
         row = self.diagnosis.table.set_index("layer").loc[state.layer]
         kept = f"{len(state.keep_float)} of {len(names)} layers in float" if state.keep_float else "All layers rounded"

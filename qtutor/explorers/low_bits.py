@@ -22,34 +22,8 @@ Cost = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class FourBitState:
-    """What the controls of a FourBitExplorer say.
-
-    Attributes:
-        format: "INT2" to "INT4", or a name of `FLOATS`.
-        group: of integers, how many neighbouring inputs share a scale; 0 for the whole row.
-        method: "rounding" or "GPTQ".
-        symmetric: of integers, whether zero sits in the middle of each grid.
-        column: how many columns are rounded: where the picture of the row stands.
-    """
-
-    format: str
-    group: int
-    method: str
-    symmetric: bool
-    column: int
-
-    @property
-    def choice(self) -> "Choice":
-        """What is chosen, without what a format of floating-point numbers has no say in."""
-        if self.format in INTEGERS:
-            return Choice(self.format, self.group, self.method, self.symmetric)
-        return Choice(self.format, 0, self.method, False)
-
-
-@dataclass(frozen=True)
 class Choice:
-    """A way to round a layer; fields as those of `FourBitState`, 0 and False where the format has no choice."""
+    """A way to round a layer: controls of a `FourBitExplorer`, 0 and False where the format has no choice."""
 
     format: str
     group: int

@@ -33,23 +33,6 @@ OBSERVERS = ("min-max", "moving average", "percentile", "squared error", "entrop
 MOST_BATCHES = 32
 
 
-@dataclass(frozen=True)
-class ObserverState:
-    """What the controls of an ObserverExplorer say.
-
-    Attributes:
-        seen: how many batches the observers have seen, from 1.
-        strength: the hot value, in multiples of the largest magnitude of the clean stream; 1 is none.
-        hot_batch: the batch that holds the hot value, from 1.
-        bits: 2 to 8.
-    """
-
-    seen: int
-    strength: float
-    hot_batch: int
-    bits: int
-
-
 @dataclass(frozen=True, eq=False)
 class ObserverResult:
     """What the observers make of a stream.
@@ -151,6 +134,12 @@ class ObserverExplorer(Explorer):
             default batches of random values after a ReLU.
         start: where controls start, by name, such as `bits=4`.
 
+    Controls:
+        seen: how many batches the observers have seen, from 1.
+        strength: the hot value, in multiples of the largest magnitude of the clean stream; 1 is none.
+        hot_batch: the batch that holds the hot value, from 1.
+        bits: 2 to 8.
+
     Raises:
         TypeError: `batches` is not a sequence of floating-point tensors.
         ValueError: a batch is empty or holds NaN, infinity or values too large for a hot one, or there are too many;
@@ -183,9 +172,7 @@ class ObserverExplorer(Explorer):
         }
         super().__init__(controls, _figure(last), start)
 
-    make_state = ObserverState
-
-    def compute(self, state: ObserverState) -> ObserverResult:
+    def compute(self, state: Any) -> ObserverResult:
         qparams, history = self.stream.judge(state.strength, state.hot_batch, state.bits)
         last = state.seen - 1
         ends = zip(qparams.low[:, last].tolist(), qparams.high[:, last].tolist(), strict=True)
@@ -193,7 +180,7 @@ class ObserverExplorer(Explorer):
         sqnr = dict(zip(OBSERVERS, history[:, last].tolist(), strict=True))
         return ObserverResult(qparams, history, ranges, sqnr)
 
-    def say(self, state: ObserverState, result: ObserverResult) -> str:
+    def say(self, state: Any, result: ObserverResult) -> str:
         if state.strength == 1:
             hot = "the stream is clean"
         else:

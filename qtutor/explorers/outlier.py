@@ -26,29 +26,6 @@ MOST_OUTPUTS = 128
 WEIGHT_BITS = 8
 
 
-@dataclass(frozen=True)
-class OutlierState:
-    """What the controls of an OutlierExplorer say.
-
-    Attributes:
-        prepared: "as it is", "smoothed" or "rotated".
-        strength: of smoothing, from 0 to 1: how much of the trouble the weights take.
-        per: "tensor" or "token": which activations share a scale.
-        bits: of activations; weights have 8, a scale a row.
-        spare: whether the first position stays in floating point.
-        position: the position that is looked at.
-        channel: the place among the drawn channels of the one that is looked at.
-    """
-
-    prepared: str
-    strength: float
-    per: str
-    bits: int
-    spare: bool
-    position: int
-    channel: int
-
-
 @dataclass(frozen=True, eq=False)
 class OutlierResult:
     """What a state does to activations; a step is a code's distance from that of zero.
@@ -107,7 +84,7 @@ class OutlierData:
         return self._prepared[key]
 
 
-def _spares(state: OutlierState, x: Tensor) -> bool:
+def _spares(state: Any, x: Tensor) -> bool:
     """Whether the first position stays in floating point: not where there is no other."""
     return state.spare and len(x) > 1
 
@@ -119,6 +96,15 @@ class OutlierExplorer(Explorer):
         activations: `(positions, channels)` what a linear layer reads; the first 32 positions are explored.
         weight: `(out, channels)` of that layer; its first 128 outputs are explored.
         start: where controls start, by name, such as `bits=4`.
+
+    Controls:
+        prepared: "as it is", "smoothed" or "rotated".
+        strength: of smoothing, from 0 to 1: how much of the trouble the weights take.
+        per: "tensor" or "token": which activations share a scale.
+        bits: of activations; weights have 8, a scale a row.
+        spare: whether the first position stays in floating point.
+        position: the position that is looked at.
+        channel: the place among the drawn channels of the one that is looked at.
 
     Raises:
         TypeError: a tensor is not a floating-point one.
@@ -163,9 +149,7 @@ class OutlierExplorer(Explorer):
         }
         super().__init__(controls, _figure(self.data), start)
 
-    make_state = OutlierState
-
-    def compute(self, state: OutlierState) -> OutlierResult:
+    def compute(self, state: Any) -> OutlierResult:
         data = self.data
         x, weight = data.prepare(state.prepared, state.strength)
         rounded_from = int(_spares(state, x))
@@ -187,7 +171,7 @@ class OutlierExplorer(Explorer):
             value=(float(x[position, channel]), float(left[position, channel])),
         )
 
-    def say(self, state: OutlierState, result: OutlierResult) -> str:
+    def say(self, state: Any, result: OutlierResult) -> str:
         how = f"smoothed at {state.strength:g}" if state.prepared == "smoothed" else state.prepared
         spares = _spares(state, result.prepared)
         spared = ", the first position in floating point" if spares else ""
