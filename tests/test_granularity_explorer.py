@@ -165,7 +165,7 @@ def test_of_a_large_weight_some_channels_are_explored_and_the_sentence_says_so()
     weight = torch.randn(1200, 2500, generator=torch.Generator().manual_seed(0))
     weight[1001] *= 3
     explorer = GranularityExplorer(weight)
-    kept = explorer.data.kept
+    kept = explorer.kept
     assert kept.tolist() == list(range(1001 % 3, 1200, 3))
     assert "All figures are those of 400 of the 1,200 channels." in explorer.sentence.text
     explorer.set(factor=8)

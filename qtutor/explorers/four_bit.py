@@ -39,7 +39,6 @@ class FourBitExplorer(Explorer):
         weight: `(out, in)`; of a larger one the first 32 rows and 256 inputs are explored.
         inputs: `(..., in)` what the layer reads.
         kl: what ways to round cost the whole model, by `Choice`; without it the frontier shows this layer's outputs.
-        row: the row that is drawn.
         start: where controls start, by name, such as `format="NF4"`.
 
     Controls:
@@ -60,7 +59,6 @@ class FourBitExplorer(Explorer):
         inputs: Tensor | None = None,
         *,
         kl: Mapping[Choice, Cost] | None = None,
-        row: int = 0,
         **start: Any,
     ):
         if (weight is None) != (inputs is None):
@@ -74,11 +72,9 @@ class FourBitExplorer(Explorer):
                 f"FourBitExplorer needs a weight (out, in) and inputs (..., in), got shapes {tuple(weight.shape)} and "
                 f"{tuple(inputs.shape)}"
             )
-        if not 0 <= row < min(len(weight), MOST_ROWS):
-            raise ValueError(f"row must be one of the first {min(len(weight), MOST_ROWS)}, got {row}")
         part = weight.detach()[:MOST_ROWS, :MOST_INPUTS].float()
         curvature = hessian(inputs.detach()[..., :MOST_INPUTS])
-        self.data = FourBitData(part, tuple(weight.shape), curvature, row, dict(kl or {}))
+        self.data = FourBitData(part, tuple(weight.shape), curvature, dict(kl or {}))
         groups = [("row" if size == 0 else str(size), size) for size in self.data.groups]
         controls = {
             "format": toggles("Format", self.data.formats, "5.8em"),
@@ -90,16 +86,15 @@ class FourBitExplorer(Explorer):
         super().__init__(controls, _figure(self.data), {"format": "INT4", "group": 0} | start)
 
     def compute(self, state: Any) -> FourBitResult:
-        data, row = self.data, self.data.row
-        choice, count = _choice(state), state.column
+        data, choice, count = self.data, _choice(state), state.column
         tried = data.attempt(choice)
         steps = tried.steps
         first = min(max(count - 1, 0) // WINDOW * WINDOW, max(0, data.inputs - WINDOW))
         window = range(first, min(first + WINDOW, data.inputs))
         moved, last = torch.zeros(data.inputs), torch.zeros(data.inputs)
         if count and choice.method == "GPTQ":
-            moved[count:] = -(steps.error[row, :count] @ steps.factor[:count, count:]).float()
-            last[count:] = -(steps.error[row, count - 1] * steps.factor[count - 1, count:]).float()
+            moved[count:] = -(steps.error[0, :count] @ steps.factor[:count, count:]).float()
+            last[count:] = -(steps.error[0, count - 1] * steps.factor[count - 1, count:]).float()
         done = torch.arange(data.inputs) < count
         return FourBitResult(
             bits_per_weight=tried.form.bits_per_weight,
@@ -108,9 +103,9 @@ class FourBitExplorer(Explorer):
             kl=data.kl.get(choice),
             window=window,
             levels=data.levels(choice, window),
-            exact=data.weight[row, window.start : window.stop],
-            become=torch.where(done, steps.met[row], data.weight[row] + moved)[window.start : window.stop],
-            rounded=torch.where(done, steps.rounded[row], math.nan)[window.start : window.stop],
+            exact=data.weight[0, window.start : window.stop],
+            become=torch.where(done, steps.met[0], data.weight[0] + moved)[window.start : window.stop],
+            rounded=torch.where(done, steps.rounded[0], math.nan)[window.start : window.stop],
             moved=moved,
             last=last,
         )
@@ -138,7 +133,7 @@ class FourBitExplorer(Explorer):
         else:
             most = int(result.last.abs().argmax())
             steps = data.attempt(choice).steps
-            error = float((steps.met - steps.rounded)[data.row, count - 1])
+            error = float((steps.met - steps.rounded)[0, count - 1])
             by = float(result.last[most])
             fed += f"; the last lost {error:+.3g}, and most of it moves column {most}, by {by:+.2g}."
         (rows, inputs), given = data.weight.shape, data.given

@@ -62,7 +62,7 @@ class LayerExplorer(Explorer):
         self.diagnosis = diagnosis.quick(0.3)
         self.tries: dict[Any, Measured] = {}
         self.frontier = functools.cache(self.frontier)
-        self._layers = {name: _Layer.of(diagnosis, name) for name in names}
+        self._layers = {name: _drawn(diagnosis, name) for name in names}
         controls = {
             "keep_float": ipywidgets.SelectMultiple(
                 options=names,
@@ -119,8 +119,7 @@ class LayerExplorer(Explorer):
     def draw(self, result: LayerResult) -> None:
         state, figure = self.state, self.figure
         self.tries[replace(state, layer="")] = result.measured
-        tool, tried, best, now, *layer_traces = figure.data
-        histograms, ranges = layer_traces[:2], layer_traces[2:]
+        tool, tried, best, now, *bars = figure.data
         smallest = self.best()
         for trace, points in (
             (tool, result.frontier),
@@ -129,12 +128,12 @@ class LayerExplorer(Explorer):
             (now, [result.measured]),
         ):
             trace.x, trace.y = [p.bytes / 1000 for p in points], [self._height(p) for p in points]
-        layer = self._layers[state.layer]
-        for trace, (x, y) in zip(histograms, (layer.weights, layer.activations), strict=True):
+        histograms, ranges, side = self._layers[state.layer]
+        for trace, (x, y) in zip(bars[:2], histograms, strict=True):
             trace.x, trace.y = x, y
-        for trace, (x, low, high) in zip(ranges, (layer.weight_ranges, layer.activation_ranges), strict=True):
+        for trace, (x, low, high) in zip(bars[2:], ranges, strict=True):
             trace.x, trace.base, trace.y = x, low, high - low
-        figure.layout.annotations[3].text = layer.side
+        figure.layout.annotations[3].text = side
 
     def best(self) -> Measured | None:
         """Your smallest choice that is as good as the goal, if there is one."""
@@ -150,28 +149,14 @@ class LayerExplorer(Explorer):
         return height if math.isfinite(height) else None
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """What is drawn of one layer: two histograms and the ranges of two kinds of channels."""
-
-    weights: tuple
-    activations: tuple
-    weight_ranges: tuple
-    activation_ranges: tuple
-    side: str
-
-    @classmethod
-    def of(cls, diagnosis: Diagnosis, name: str) -> "_Layer":
-        statistics, histograms = diagnosis.statistics[name], diagnosis.histograms(name)
-        side = statistics.worst_side
-        sums = statistics.sides.get(side) or ChannelSums(low=torch.zeros(1), high=torch.zeros(1))
-        return cls(
-            _coarser(*histograms["weights"]),
-            _coarser(*histograms[side]) if side else ([], []),
-            _ranges(statistics.weights.low, statistics.weights.high),
-            _ranges(sums.low, sums.high),
-            f"Values of its {side}" if side else "No activation is rounded",
-        )
+def _drawn(diagnosis: Diagnosis, name: str) -> tuple[list[tuple], list[tuple], str]:
+    """The histograms of a layer's weights and of what reads or leaves it, the ranges of their channels, and a title."""
+    statistics, histograms = diagnosis.statistics[name], diagnosis.histograms(name)
+    side = statistics.worst_side
+    sums = statistics.sides.get(side) or ChannelSums(low=torch.zeros(1), high=torch.zeros(1))
+    values = [_coarser(*histograms["weights"]), _coarser(*histograms[side]) if side else ([], [])]
+    ranges = [_ranges(statistics.weights.low, statistics.weights.high), _ranges(sums.low, sums.high)]
+    return values, ranges, f"Values of its {side}" if side else "No activation is rounded"
 
 
 def _coarser(edges: Tensor, counts: Tensor) -> tuple:
