@@ -14,7 +14,7 @@ from qtutor.affine import (
     quantize,
 )
 from qtutor.affine.checks import check_finite, check_floats
-from qtutor.explorers.explorer import Explorer, Stops, slider_range
+from qtutor.explorers.explorer import Explorer, Stops, button, slider_range
 from qtutor.plots import look
 from qtutor.words import counted
 
@@ -93,8 +93,7 @@ class AffineExplorer(Explorer):
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
             "signed": ipywidgets.Checkbox(True, description="Signed", indent=False),
         }
-        fit = ipywidgets.Button(description="Fit to data")
-        fit.on_click(lambda _: self.set(clip=(low, high)))
+        fit = button("Fit to data", lambda: self.set(clip=(low, high)))
         controls["clip"].add_class("slider-wide")
         super().__init__(controls, _figure(self.values, self._axis), start, (fit,))
 

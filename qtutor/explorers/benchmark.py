@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 from qtutor.benchmark import Comparison, Model, check_entries, compare
-from qtutor.explorers.explorer import Explorer, Stops, toggles
+from qtutor.explorers.explorer import Explorer, Stops, button, toggles
 from qtutor.models.tensors import as_tuple
 from qtutor.plots import look
 from qtutor.words import counted
@@ -154,11 +154,9 @@ class BenchmarkExplorer(Explorer):
             "batch_size": ipywidgets.SelectionSlider(options=sizes, value=given, description="Batch size"),
             "threads": ipywidgets.IntSlider(threads, 1, threads, description="Threads"),
         }
-        self.run_button = ipywidgets.Button(description="Run", icon="play", button_style="primary")
-        self.cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
+        self.run_button = button("Run", self._start, icon="play", button_style="primary")
+        self.cancel_button = button("Cancel", self._cancelled.set, icon="stop", disabled=True)
         self.progress = ipywidgets.FloatProgress(value=0, min=0, max=1, description="Progress")
-        self.run_button.on_click(lambda _: self._start())
-        self.cancel_button.on_click(lambda _: self._cancelled.set())
         buttons = (self.run_button, self.cancel_button, self.progress)
         super().__init__(controls, _figure(len(recorded_timings()), names), start, buttons)
 

@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import make_dataclass
 from itertools import combinations
 from pathlib import Path
@@ -77,6 +77,13 @@ def toggles(description: str, options: Sequence, width: str) -> ipywidgets.Toggl
     return ipywidgets.ToggleButtons(
         options=options, description=description, style={"button_width": width}, layout={"width": "max-content"}
     )
+
+
+def button(description: str, press: Callable[[], object], **how: Any) -> ipywidgets.Button:
+    """Return a button that does something when it is pressed; `how` it looks is said as to ipywidgets."""
+    made = ipywidgets.Button(description=description, **how)
+    made.on_click(lambda _: press())
+    return made
 
 
 def choices(names: Sequence, most: int) -> list[tuple]:

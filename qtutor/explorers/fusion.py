@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from qtutor.explorers.explorer import Explorer, Stops, choices, toggles
+from qtutor.explorers.explorer import Explorer, Stops, button, choices, toggles
 from qtutor.explorers.flow import Flow, FusionData, Ribbon
 from qtutor.fusion import OperatorTraffic
 from qtutor.models.tensors import as_tuple
@@ -71,14 +71,11 @@ class FusionExplorer(Explorer):
                 options=options, description="Fused", rows=min(6, max(2, len(options))), layout={"width": "28em"}
             ),
         }
-        buttons = []
-        for name, press in (
-            ("Fuse all", lambda _: self.set(fused=tuple(data.found))),
-            ("Fuse none", lambda _: self.set(fused=())),
-            ("Fuse or split here", lambda _: self._toggle()),
-        ):
-            buttons.append(ipywidgets.Button(description=name, layout={"width": "max-content"}))
-            buttons[-1].on_click(press)
+        buttons = [
+            button("Fuse all", lambda: self.set(fused=tuple(data.found)), layout={"width": "max-content"}),
+            button("Fuse none", lambda: self.set(fused=()), layout={"width": "max-content"}),
+            button("Fuse or split here", self._toggle, layout={"width": "max-content"}),
+        ]
         self._widest = max(ribbon.size for ribbon in data.flow((), "float").ribbons)
         super().__init__(controls, _figure(), start, buttons)
 
