@@ -135,18 +135,14 @@ def test_every_place_before_the_last_axis_is_a_row(shape):
     assert f"Row 0 of {rows}" in explorer.sentence.text
 
 
-def test_an_empty_batch_gets_a_sentence_and_no_controls():
-    explorer = DynamicRangeExplorer(torch.empty(0, 3))
-    assert explorer.children == (explorer.sentence,)
-    assert "empty" in explorer.sentence.text
-
-
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
         ([[1.0, 2.0]], TypeError, "DynamicRangeExplorer needs .*got list"),
         (torch.ones(3, 2, dtype=torch.int32), TypeError, "needs .*torch.int32"),
         (torch.tensor([[1.0], [torch.nan]]), ValueError, "DynamicRangeExplorer: .*NaN"),
+        (torch.ones(0, 3), ValueError, r"shape \(0, 3\) is empty"),
+        (torch.ones(3, 0), ValueError, r"shape \(3, 0\) is empty"),
         (torch.ones(MOST_ROWS + 1, 2), ValueError, f"2 to {MOST_ROWS} rows"),
         (torch.full((2, 2), 1e38), ValueError, "too large"),
     ],

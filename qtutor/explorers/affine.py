@@ -56,7 +56,7 @@ class AffineExplorer(Explorer):
     """Explore the affine map on a tensor of your own.
 
     Args:
-        x: any finite floating-point tensor, of any shape and size.
+        x: any finite floating-point tensor, of any shape, that holds a value.
         start: where controls start, by name, such as `bits=4`.
 
     Controls:
@@ -68,16 +68,14 @@ class AffineExplorer(Explorer):
 
     Raises:
         TypeError: `x` is not a floating-point tensor.
-        ValueError: `x` holds NaN or infinity, or a control cannot start there.
+        ValueError: `x` is empty or holds NaN or infinity, or a control cannot start there.
     """
 
     def __init__(self, x: Tensor, **start: Any):
         check_floats(x, "AffineExplorer")
-        if x.numel() == 0:
-            self.show_only(f"The tensor of shape {tuple(x.shape)} is empty: there is no value to quantize.")
-            return
-        self.values = x.detach().flatten().to(torch.float32, copy=True)
-        check_finite(self.values, "AffineExplorer")
+        x = x.detach().to(torch.float32, copy=True)
+        check_finite(x, "AffineExplorer")
+        self.values = x.flatten()
         low, high = min(float(self.values.min()), 0.0), max(float(self.values.max()), 0.0)
         if low == high:
             low, high = -1.0, 1.0

@@ -70,17 +70,15 @@ class DynamicRangeExplorer(Explorer):
 
     Raises:
         TypeError: `x` is not a floating-point tensor.
-        ValueError: it holds NaN or infinity, or has too few or too many rows; or a control cannot start there.
+        ValueError: it is empty, holds NaN or infinity, or has too few or too many rows; or a control cannot start
+            there.
     """
 
     def __init__(self, x: Tensor | None = None, **start: Any):
         x = random_rows() if x is None else x
         check_floats(x, "DynamicRangeExplorer")
-        if x.numel() == 0:
-            self.show_only(f"The batch of shape {tuple(x.shape)} is empty: there is no row to look at.")
-            return
+        check_finite(x.to(torch.float32), "DynamicRangeExplorer")
         rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1] if x.dim() else 1)
-        check_finite(rows, "DynamicRangeExplorer")
         if not (4 * FACTORS[-1] * rows).isfinite().all():
             raise ValueError("DynamicRangeExplorer: values are too large to turn up or to shift")
         if not 2 <= len(rows) <= MOST_ROWS:

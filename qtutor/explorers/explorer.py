@@ -177,18 +177,10 @@ class Explorer(ipywidgets.VBox):
         self._redraw()
         self.first_state: Any = self.state
 
-    def show_only(self, sentence: str) -> None:
-        """Take the place of `__init__` where there is nothing to explore, and say why."""
-        Explorer.__init__(self, {}, go.Figure())
-        self.children = [self.sentence]
-        self.sentence.text = sentence
-
     def _repr_mimebundle_(self, **kwargs: Any) -> dict:
         """Show the widget; where there is no kernel, such as in a saved notebook, its picture and sentence."""
-        shown = {"text/plain": self.sentence.text}
-        if self.controls:
-            shown["application/vnd.plotly.v1+json"] = json.loads(self.figure.to_json())
-        return super()._repr_mimebundle_(**kwargs) | shown
+        picture = {"application/vnd.plotly.v1+json": json.loads(self.figure.to_json())}
+        return super()._repr_mimebundle_(**kwargs) | {"text/plain": self.sentence.text} | picture
 
     def compute(self, state: Any) -> Any:
         """Compute the result of a state."""
@@ -255,8 +247,7 @@ class Explorer(ipywidgets.VBox):
 
     def _check_names(self, values: dict[str, Any]) -> None:
         if unknown := values.keys() - self.controls.keys():
-            there = f"there are {', '.join(self.controls)}" if self.controls else "there is nothing to control here"
-            raise ValueError(f"no control named {', '.join(sorted(unknown))}: {there}")
+            raise ValueError(f"no control named {', '.join(sorted(unknown))}: there are {', '.join(self.controls)}")
 
     def _on_change(self, _change: dict) -> None:
         with self._lock:
@@ -270,8 +261,6 @@ class Explorer(ipywidgets.VBox):
         dragged slider is never followed by a queue of old pictures.
         """
         with self._lock:
-            if not self.controls:
-                return
             if self._page_is_drawing():
                 if not self._waiting:
                     asyncio.get_running_loop().call_later(self.patience, self._resume)

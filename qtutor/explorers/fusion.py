@@ -53,15 +53,14 @@ class FusionExplorer(Explorer):
 
     Raises:
         TypeError: `model` is not a module, or `forward` does not take these inputs.
-        ValueError: `forward` cannot be traced, fails on these inputs, or gives NaN or infinity; or a control
-            cannot start there.
+        ValueError: `forward` cannot be traced, fails on these inputs, gives NaN or infinity, or moves nothing; or a
+            control cannot start there.
     """
 
     def __init__(self, model: nn.Module, example_input: Any, **start: Any):
         data = FusionData(model, as_tuple(example_input))
         if not data.operators or not any(ribbon.size for ribbon in data.flow((), "float").ribbons):
-            self.show_only("No operator moves floating-point values of this example: there is nothing to fuse.")
-            return
+            raise ValueError("FusionExplorer: no operator moves floating-point values of this example: nothing to fuse")
         self.data = data
         options = [(f"{fusion.names[0]}  ({fusion.kind})", name) for name, (fusion, _) in data.found.items()]
         controls = {

@@ -81,8 +81,8 @@ class GranularityExplorer(Explorer):
 
     Raises:
         TypeError: `weight` is not a dense floating-point tensor, or `output_axis` not a whole number.
-        ValueError: `weight` holds NaN, infinity or more than 1e36, has less than 2 or more than 5 dimensions, or
-            no such output axis; or a control cannot start there.
+        ValueError: `weight` is empty, holds NaN, infinity or more than 1e36, has less than 2 or more than 5 dimensions,
+            or no such output axis; or a control cannot start there.
     """
 
     def __init__(self, weight: Tensor, *, output_axis: int = 0, **start: Any):
@@ -99,8 +99,7 @@ class GranularityExplorer(Explorer):
         if bad := int((~widest_range.isfinite()).sum()):
             raise ValueError(f"{name}: {bad} of {weight.numel()} weights are NaN, infinite or too large to turn up")
         if weight.numel() == 0:
-            self.show_only(f"The weight of shape {shape} is empty: there is no value to quantize.")
-            return
+            raise ValueError(f"{name}: the weight of shape {shape} is empty, there is nothing to quantize")
         rows = weight.detach().movedim(output_axis, 0)
         widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
         step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))

@@ -57,8 +57,7 @@ class LayerExplorer(Explorer):
             )
         names = list(diagnosis.table["layer"])
         if not names:
-            self.show_only("The diagnosis has no layer: there is nothing to choose from.")
-            return
+            raise ValueError("LayerExplorer: the diagnosis has no layer, there is nothing to choose from")
         self.diagnosis = diagnosis.quick(0.3)
         self.tries: dict[Any, Measured] = {}
         self.frontier = functools.cache(self.frontier)

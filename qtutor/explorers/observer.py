@@ -142,8 +142,8 @@ class ObserverExplorer(Explorer):
 
     Raises:
         TypeError: `batches` is not a sequence of floating-point tensors.
-        ValueError: a batch is empty or holds NaN, infinity or values too large for a hot one, or there are too many;
-            or a control cannot start there.
+        ValueError: a batch is empty or holds NaN, infinity or values too large for a hot one, or there is none or too
+            many; or a control cannot start there.
     """
 
     def __init__(self, batches: Sequence[Tensor] | None = None, **start: Any):
@@ -151,11 +151,8 @@ class ObserverExplorer(Explorer):
         if not isinstance(batches, Sequence):
             kind = "one tensor: cut it with x.split(64)" if isinstance(batches, Tensor) else type(batches).__name__
             raise TypeError(f"ObserverExplorer needs a sequence of batches, got {kind}")
-        if len(batches) > MOST_BATCHES:
-            raise ValueError(f"ObserverExplorer takes up to {MOST_BATCHES} batches, got {len(batches)}: pass some")
-        if not batches:
-            self.show_only("The stream holds no batch: there is nothing to observe.")
-            return
+        if not 1 <= len(batches) <= MOST_BATCHES:
+            raise ValueError(f"ObserverExplorer takes 1 to {MOST_BATCHES} batches, got {len(batches)}: pass some")
         self.stream = Stream(batches)
         hottest = FACTORS[-1] * abs(self.stream.largest)
         if 2 * hottest > torch.finfo(torch.float32).max:

@@ -149,10 +149,8 @@ def record(
         presets: by what stands on a button, values of controls.
 
     Raises:
-        ValueError: there is nothing to control, no control of that name, or there are more than `MOST` states.
+        ValueError: there is no control of that name, or there are more than `MOST` states.
     """
-    if not explorer.controls:
-        raise ValueError(f"there is nothing to record: {explorer.sentence.text}")
     presets = {"Start again": {}, **(presets or {})}
     needed = [*presets.values(), *(mission.answer for mission in missions)]
     axes = _lattice(explorer, explorer.stops() if stops is None else stops, needed)
