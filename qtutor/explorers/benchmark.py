@@ -309,18 +309,10 @@ def _figure(duels: int, names: list[str]) -> go.Figure:
     for name, colour, symbol in (("within 5%", look.BLUE, "circle"), ("further off", look.VERMILLION, "x")):
         marker = {"color": colour, "symbol": symbol, "size": 7}
         figure.add_scatter(mode="markers", name=name, marker=marker, row=1, col=1)
+    point = {"mode": "markers+text", "marker": {"color": look.BLUE, "size": 11}, "textposition": "top center"}
+    interval = {"type": "data", "symmetric": False, "width": 8, "thickness": 2}
     for name in names:
-        figure.add_scatter(
-            mode="markers+text",
-            name=name,
-            showlegend=False,
-            marker={"color": look.BLUE, "size": 11},
-            error_x={"type": "data", "symmetric": False, "width": 8, "thickness": 2},
-            textposition="top center",
-            cliponaxis=False,
-            row=1,
-            col=2,
-        )
+        figure.add_scatter(name=name, showlegend=False, **point, error_x=interval, cliponaxis=False, row=1, col=2)
     figure.add_vrect(x0=1 - TOLERANCE, x1=1 + TOLERANCE, fillcolor=look.GREY, opacity=0.15, line_width=0, row=1, col=1)
     figure.add_vline(x=1, line={"color": look.INK, "width": 1})
     figure.update_layout(height=440, margin={"t": 92, "r": 40}, legend={"y": 1.12})

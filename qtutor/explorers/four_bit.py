@@ -204,40 +204,25 @@ def _figure(data: FourBitData) -> go.Figure:
         ("what it has become", look.VERMILLION, "x-thin-open", 7),
         ("rounded", look.BLUE, "square", 6),
     ):
-        figure.add_scatter(
-            mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": size}, row=1, col=1
-        )
+        marker = {"color": colour, "symbol": symbol, "size": size}
+        figure.add_scatter(mode="markers", name=name, marker=marker, row=1, col=1)
     columns = list(range(data.inputs))
     figure.add_bar(x=columns, name="by all errors", marker_color=look.SKY, marker_line_width=0, row=1, col=2)
-    figure.add_scatter(
-        x=columns, mode="lines", line={"color": look.VERMILLION, "width": 1.5}, name="by the last error", row=1, col=2
-    )
-    size = {"color": look.VERMILLION, "symbol": "circle-open", "size": 15, "line": {"width": 3}}
-    figure.add_scatter(mode="markers", name="here", marker=size, cliponaxis=False, row=1, col=3)
+    line = {"color": look.VERMILLION, "width": 1.5}
+    figure.add_scatter(x=columns, mode="lines", line=line, name="by the last error", row=1, col=2)
+    marker = {"color": look.VERMILLION, "symbol": "circle-open", "size": 15, "line": {"width": 3}}
+    figure.add_scatter(mode="markers", name="here", marker=marker, cliponaxis=False, row=1, col=3)
     for method, series in zip(METHODS, (look.LOOKS[1], look.LOOKS[2]), strict=True):
         chosen = {choice: cost for choice, cost in costs.items() if choice.method == method}
-        figure.add_scatter(
-            x=[bits for bits, _ in chosen.values()],
-            y=[cost for _, cost in chosen.values()],
-            text=[str(choice) for choice in chosen],
-            mode="markers",
-            marker=series.marker(6),
-            name=method,
-            row=1,
-            col=3,
-        )
+        place = {"x": [bits for bits, _ in chosen.values()], "y": [cost for _, cost in chosen.values()]}
+        drawn = {"text": [str(choice) for choice in chosen], "mode": "markers", "marker": series.marker(6)}
+        figure.add_scatter(name=method, **place, **drawn, row=1, col=3)
     points = list(costs.values())
     worse = beaten((bits for bits, _ in points), (-cost for _, cost in points))
     best = sorted({point for point, left_out in zip(points, worse, strict=True) if not left_out})
-    figure.add_scatter(
-        x=[bits for bits, _ in best],
-        y=[cost for _, cost in best],
-        mode="lines",
-        line={"color": look.GREY, "dash": "dot", "width": 1.5},
-        name="frontier",
-        row=1,
-        col=3,
-    )
+    place = {"x": [bits for bits, _ in best], "y": [cost for _, cost in best]}
+    line = {"color": look.GREY, "dash": "dot", "width": 1.5}
+    figure.add_scatter(mode="lines", line=line, name="frontier", **place, row=1, col=3)
     figure.update_layout(height=440, margin={"t": 104, "r": 40}, legend={"y": 1.16}, bargap=0)
     figure.update_xaxes(title="column", row=1, col=1)
     figure.update_yaxes(title="weight", row=1, col=1)

@@ -185,20 +185,15 @@ def _figure(diagnosis: Diagnosis) -> go.Figure:
     widths = {"column_widths": [0.42, 0.29, 0.29], "horizontal_spacing": 0.075, "vertical_spacing": 0.24}
     figure = look.panels(2, 3, ("What is left, and in how many bytes", *layer), specs=specs, **widths)
     figure.update_annotations(font_size=14)
-    for name, drawn in (
-        ("the tool", {"mode": "lines+markers", "line": {"color": look.GREY, "dash": "dash"}, "marker": {"size": 7}}),
-        ("tried", {"meta": {"keeps": "all"}, "mode": "markers", "marker": {"color": look.SKY, "size": 8}}),
-        (
-            "your best",
-            {
-                "meta": {"keeps": "leftmost"},
-                "mode": "markers",
-                "marker": {"color": look.GREEN, "size": 18, "symbol": "star"},
-            },
-        ),
-        ("now", {"mode": "markers", "marker": {"color": look.VERMILLION, "size": 12, "symbol": "diamond"}}),
+    dashed = {"line": {"color": look.GREY, "dash": "dash"}, "marker": {"size": 7}}
+    figure.add_scatter(mode="lines+markers", x=[], y=[], name="the tool", cliponaxis=False, row=1, col=1, **dashed)
+    for name, keeps, colour, size, symbol in (
+        ("tried", "all", look.SKY, 8, "circle"),
+        ("your best", "leftmost", look.GREEN, 18, "star"),
+        ("now", None, look.VERMILLION, 12, "diamond"),
     ):
-        figure.add_scatter(x=[], y=[], name=name, cliponaxis=False, row=1, col=1, **drawn)
+        drawn = {"meta": {"keeps": keeps}, "marker": {"color": colour, "size": size, "symbol": symbol}}
+        figure.add_scatter(mode="markers", x=[], y=[], name=name, cliponaxis=False, row=1, col=1, **drawn)
     for column in (2, 3):
         for row, colour in ((1, look.BLUE), (2, look.PURPLE)):
             bars = {"marker_color": colour, "marker_line_width": 0, "showlegend": False}

@@ -235,14 +235,8 @@ def _figure(activations: Tensor, drawn: Tensor) -> go.Figure:
     largest = float(activations.abs().max().clamp(min=1e-3).log10())
     bar = {"thickness": 10, "len": 1.0, "y": 0.5}
     sizes = {"tickvals": list(range(-2, 6)), "ticktext": [f"{10.0**power:g}" for power in range(-2, 6)]}
-    figure.add_heatmap(
-        zmin=-2,
-        zmax=max(largest, -1.0),
-        colorscale=white_to,
-        colorbar={**bar, "x": 0.325, **sizes},
-        row=1,
-        col=1,
-    )
+    colours = {"colorscale": white_to, "colorbar": {**bar, "x": 0.325, **sizes}}
+    figure.add_heatmap(zmin=-2, zmax=max(largest, -1.0), **colours, row=1, col=1)
     steps = {"tickvals": [0, 1, 3, 5, 8], "ticktext": ["0", "1", "7", "31", "255"]}
     figure.add_heatmap(zmin=0, zmax=8, colorscale=white_to, colorbar={**bar, "x": 0.745, **steps}, row=1, col=2)
     positions = list(range(len(activations)))
