@@ -12,17 +12,12 @@ import time
 import webbrowser
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qtutor import manifest, storage
-from qtutor.machine import describe, requirements
+from qtutor.machine import describe
 from qtutor.manifest import Lesson
 from qtutor.words import in_bytes
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
 
 PROBLEM = "PROBLEM: "
 """How a sentence begins that keeps the course from running."""
@@ -44,8 +39,6 @@ def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[str]:
     machine = describe()
     for problem in machine.problems:
         yield PROBLEM + problem
-    if machine.packages is not None:
-        yield check_versions(requirements())
     yield check_memory(machine.memory_available)
     yield from (check_place("Progress", storage.data_dir()), check_place("Trained models", storage.cache_dir()))
     yield check_caches(manifest.models())
@@ -55,19 +48,6 @@ def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[str]:
         slowness = probe() / REFERENCE_STEP
         for lesson in lessons:
             yield expect(lesson, slowness)
-
-
-def check_versions(requirements: "Iterable[Requirement]") -> str:
-    """Compare what is installed with what qtutor asks for; a missing package is the machine's to name."""
-    wrong = []
-    for wanted in requirements:
-        with suppress(metadata.PackageNotFoundError):
-            version = metadata.version(wanted.name)
-            if not wanted.specifier.contains(version, prereleases=True):
-                wrong.append(f"{wanted.name} {version} (the course needs {wanted.specifier})")
-    if wrong:
-        return f"{PROBLEM}Other versions than the course was made for: {', '.join(wrong)}. Install it again."
-    return "Every package has a version that the course was made for."
 
 
 def check_memory(available: int | None) -> str:
