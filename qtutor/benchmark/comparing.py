@@ -67,7 +67,7 @@ def compare(
         RuntimeError: every entry failed; the message says how.
 
     Example:
-        >>> comparison = compare({"linear": nn.Linear(8, 8), "absolute": torch.abs}, torch.rand(2, 8), repeats=9)
+        >>> comparison = compare({"linear": torch.nn.Linear(8, 8), "absolute": torch.abs}, torch.rand(2, 8), repeats=9)
         >>> comparison.table["speedup"].index.tolist(), len(comparison.times)
         (['linear', 'absolute'], 9)
     """
