@@ -98,10 +98,16 @@ class Machine:
     @property
     def problems(self) -> tuple[str, ...]:
         """What keeps the course from running, a sentence each; empty where all is well."""
-        problems = []
-        absent = [name for name, version in (self.packages or {}).items() if version is None]
-        if absent:
-            problems.append(f"Not installed: {', '.join(absent)}. Run the first line of the README again.")
+        problems, unfit, packages = [], [], self.packages or {}
+        for wanted in requirements() if packages else ():
+            version = packages.get(wanted.name)
+            if version is None:
+                unfit.append(f"{wanted.name} (not installed)")
+            elif not wanted.specifier.contains(version, prereleases=True):
+                unfit.append(f"{wanted.name} {version} (the course needs {wanted.specifier})")
+        if unfit:
+            listed = ", ".join(unfit)
+            problems.append(f"Not as the course needs them: {listed}. Run the first line of the README again.")
         if self.engine is None:
             problems.append(
                 "This PyTorch has no quantized engine, so INT8 models cannot run: install an official build, "

@@ -145,31 +145,6 @@ class Ways:
         return self.table().to_html(border=0)
 
 
-@dataclass(frozen=True, repr=False)
-class Outcome:
-    """What came out, to be read and to be kept beside the model; shows as a list, and `str` of it is Markdown.
-
-    Attributes:
-        layer: which layer comes first.
-        way: which way was chosen, and what it saves.
-        quality: what the judgement says.
-        time: what the comparison says.
-        files: where all is kept.
-    """
-
-    layer: str
-    way: str
-    quality: str
-    time: str
-    files: str
-
-    def __repr__(self) -> str:
-        return "\n".join(f"- **{name.capitalize()}.** {said}" for name, said in vars(self).items())
-
-    def _repr_markdown_(self) -> str:
-        return repr(self)
-
-
 def ways(diagnosis: Diagnosis) -> Ways:
     """Try the ways to integers, and measure each: a static flow, dynamic, and PT2E where neither is good enough."""
     experiment = diagnosis.experiment

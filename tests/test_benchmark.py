@@ -207,9 +207,8 @@ def test_a_model_in_training_mode_is_refused_untouched(layer):
     ("entries", "inputs", "options", "error", "message"),
     [
         ({}, X, {}, ValueError, "entries is empty"),
-        ([torch.abs], X, {}, TypeError, "entries must be a dict, or pairs of a name and a model"),
+        ([("net", torch.abs)], X, {}, TypeError, "entries must be a dict .* got list"),
         (nn.Sequential(nn.ReLU()), X, {}, TypeError, "entries must be a dict .* got Sequential"),
-        ([("net", torch.abs), ("net", torch.neg)], X, {}, ValueError, "two entries are called 'net'"),
         ({3: torch.abs}, X, {}, TypeError, "name of an entry must be text, got 3"),
         ({"net": X}, X, {}, TypeError, "entry 'net' must be a model or a function, got Tensor"),
         ({"net": torch.abs}, [X], {}, TypeError, "inputs must be a tensor or a tuple of tensors"),
@@ -226,11 +225,6 @@ def test_a_model_in_training_mode_is_refused_untouched(layer):
 def test_bad_input_is_refused_in_words(entries, inputs, options, error, message):
     with pytest.raises(error, match=message):
         compare(entries, inputs, **options)
-
-
-def test_pairs_are_as_good_as_a_dict():
-    table = compare(iter([("b", torch.abs), ("a", torch.neg)]), X, repeats=1).table
-    assert list(table.index) == ["b", "a"]
 
 
 def test_several_inputs_and_nested_outputs():

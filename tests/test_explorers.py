@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from qtutor.affine import fake_quantize, measure_error, sqnr
 from qtutor.explorers import AffineExplorer
-from qtutor.explorers.affine import EXACT_UP_TO
 
 import pytest
 import torch
@@ -53,12 +52,12 @@ def test_an_unknown_control_is_refused_by_name(normal):
 def test_the_error_is_that_of_the_whole_tensor_and_the_staircase_is_the_map(normal):
     explorer = AffineExplorer(normal)
     explorer.set(bits=4, clip=(-2.0, 1.5))
-    approximation = fake_quantize(normal, explorer.state.qparams)
+    approximation = fake_quantize(normal, explorer.result.qparams)
     assert explorer.result.error.sqnr == pytest.approx(sqnr(normal, approximation), rel=1e-9)
     stairs = traces(explorer)["quantized", "x"]
     for x in torch.linspace(-2.4, 1.9, 29).tolist():
         level = [y for left, y in zip(stairs.x, stairs.y, strict=True) if left <= x][-1]
-        assert level == pytest.approx(float(fake_quantize(torch.tensor(x), explorer.state.qparams)), abs=1e-6)
+        assert level == pytest.approx(float(fake_quantize(torch.tensor(x), explorer.result.qparams)), abs=1e-6)
 
 
 def test_all_figures_of_a_kernel_share_what_draws_them(normal):
@@ -72,7 +71,7 @@ def test_all_figures_of_a_kernel_share_what_draws_them(normal):
 def test_the_bars_are_rounding_and_clipping_in_percent(normal):
     explorer = AffineExplorer(normal)
     explorer.set(clip=(-1.0, 1.0))
-    error = measure_error(normal, explorer.state.qparams)
+    error = measure_error(normal, explorer.result.qparams)
     rounding, clipping = traces(explorer)["error", "x3"].y
     assert rounding == pytest.approx(100 * error.rounding / error.signal)
     assert clipping == pytest.approx(100 * error.clipping / error.signal)
@@ -105,31 +104,15 @@ def test_the_sentence_states_what_was_computed(normal):
     assert "measured on 10,000 values" in text
 
 
-def test_up_to_a_million_values_are_measured_and_more_are_estimated_closely():
-    x = torch.randn(EXACT_UP_TO + 1, generator=torch.Generator().manual_seed(0)).relu()
-    small, large = AffineExplorer(x[:-1]), AffineExplorer(x)
-    assert "measured on 1,000,000 values" in small.sentence.text
-    assert "estimated from bins of 1,000,001 values" in large.sentence.text
-    for state in ({"bits": 4, "clip": (0.0, 2.0)}, {"bits": 8, "clip": (0.0, 4.0)}, {"bits": 16}):
-        small.set(**state)
-        large.set(**state)
-        # Values are spread evenly within 65,536 bins; the sum's own sampling noise is the larger part.
-        assert large.result.error.sqnr == pytest.approx(small.result.error.sqnr, abs=0.05)
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (3, 1, 2), (0,), (2, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1, 2)], ids=str)
 def test_any_shape_opens(shape):
     explorer = AffineExplorer(torch.ones(shape))
     assert explorer.sentence.text
 
 
-def test_an_empty_tensor_gets_a_sentence_and_no_controls():
-    explorer = AffineExplorer(torch.empty(0, 3))
-    assert "empty" in explorer.sentence.text
-    assert "(0, 3)" in explorer.sentence.text
-    assert explorer.children == (explorer.sentence,)
-    with pytest.raises(ValueError, match="no control named bits: there is nothing to control"):
-        explorer.set(bits=3)
+def test_an_empty_tensor_is_refused():
+    with pytest.raises(ValueError, match=r"AffineExplorer: the tensor of shape \(0, 3\) is empty"):
+        AffineExplorer(torch.empty(0, 3))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-30, 1e30])
@@ -163,7 +146,7 @@ def test_a_tensor_changed_afterwards_does_not_change_the_explorer(normal):
     explorer = AffineExplorer(x)
     x.zero_()
     explorer.set(bits=5)
-    assert explorer.result.error == measure_error(normal, explorer.state.qparams)
+    assert explorer.result.error == measure_error(normal, explorer.result.qparams)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,6 @@ def test_formats_whose_blocks_do_not_divide_the_inputs_are_not_offered():
     [
         ((torch.ones(2, 4), None), {}, "both a weight and what its layer reads, or neither"),
         ((torch.ones(2, 4), torch.ones(3, 5)), {}, r"got shapes \(2, 4\) and \(3, 5\)"),
-        ((torch.ones(2, 4), torch.ones(3, 4)), {"row": 2}, "row must be one of the first 2, got 2"),
         ((torch.ones(2, 4), torch.ones(3, 4)), {"format": "NF4"}, "format cannot be 'NF4'"),
         ((torch.ones(2, 4), torch.full((3, 4), math.nan)), {}, "inputs: 12 of 12 values are NaN"),
     ],

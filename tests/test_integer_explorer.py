@@ -50,7 +50,7 @@ def test_every_output_ends_on_the_layers_own_code(name, relu):
     walk = IntegerLayer(layer, x)
     codes = layer(x).int_repr()
     assert codes.numel() == walk.outputs.numel()
-    results = [walk.walk(walk.state(*place)) for place in itertools.product(*map(range, walk.outputs.shape))]
+    results = [walk.walk(*place) for place in itertools.product(*map(range, walk.outputs.shape))]
     assert [result.walked for result in results] == codes.flatten().tolist()
     assert [result.code for result in results] == codes.flatten().tolist()
     assert all(result.raw + result.correction == result.accumulator for result in results)
@@ -60,7 +60,7 @@ def test_every_output_ends_on_the_layers_own_code(name, relu):
 def test_every_engine_rounds_its_bias_in_its_own_way(engine):
     layer, x = converted(*LAYERS["conv2d"], engine=engine)
     walk = IntegerLayer(layer, x)
-    results = [walk.walk(walk.state(*place)) for place in itertools.product(*map(range, walk.outputs.shape))]
+    results = [walk.walk(*place) for place in itertools.product(*map(range, walk.outputs.shape))]
     assert sum(result.walked != result.code for result in results) <= 1
 
 
@@ -69,7 +69,7 @@ def test_with_symmetric_weights_the_correction_is_one_for_each_channel():
     walk = IntegerLayer(layer, x)
     assert walk.zero_point > 0
     for channel in range(3):
-        corrections = {walk.walk(walk.state(0, channel, row, 2)).correction for row in range(4)}
+        corrections = {walk.walk(0, channel, row, 2).correction for row in range(4)}
         assert corrections == {-walk.zero_point * int(walk.weights[channel].sum())}
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qtutor import machine
-from qtutor.machine import choose_engine, describe
+from qtutor.machine import choose_engine, describe, requirements
 
 import psutil
 import pytest
@@ -73,7 +73,7 @@ def test_a_containers_limit_is_its_memory(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: host(*[64 * gigabyte] * len(host._fields)))
     there = describe()
     assert (there.memory_total, there.memory_available) == (2 * gigabyte, 3 * gigabyte // 2)
-    assert "Memory: 2 GB, of which 1.5 GB are free." in str(there)
+    assert "Memory: 2 GB, of which 1.5 GB are free." in there.sentences()
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,16 @@ def test_what_cannot_be_found_out_is_said_in_words(monkeypatch):
     assert "None" not in words
 
 
-def test_a_missing_package_and_a_missing_engine_are_problems(here):
+def test_a_package_that_is_missing_or_of_another_version_and_a_missing_engine_are_problems(here, monkeypatch):
+    needed = requirements(["torch>=2", "plotly>=6", "pytest<1 ; extra == 'test'", "tqdm<1 ; sys_platform == 'none'"])
+    monkeypatch.setattr(machine, "requirements", lambda: needed)
     assert replace(here, packages={"torch": "2.13.0", "plotly": "6.1"}, engine="x86").problems == ()
-    broken = replace(here, packages={"torch": "2.13.0", "plotly": None}, engines=(), engine=None)
+    broken = replace(here, packages={"torch": "1.13.0", "plotly": None}, engines=(), engine=None)
     assert [problem.split(":")[0] for problem in broken.problems] == [
-        "Not installed",
+        "Not as the course needs them",
         "This PyTorch has no quantized engine, so INT8 models cannot run",
     ]
-    assert "plotly" in broken.problems[0]
+    assert "torch 1.13.0 (the course needs >=2), plotly (not installed)" in broken.problems[0]
     assert all(problem in str(broken) for problem in broken.problems)
 
 

@@ -32,9 +32,8 @@ def test_every_control_changes_state_figure_and_sentence():
 
 @pytest.mark.parametrize("prepared", PREPARED)
 def test_preparing_leaves_the_function_as_it_was(explorer, prepared):
-    data = explorer.data
-    x, weight = data.prepare(prepared, 0.75)
-    exact, got = data.activations.double() @ data.weight.T.double(), x.double() @ weight.T.double()
+    x, weight = explorer.prepare(prepared, 0.75)
+    exact, got = explorer.activations.double() @ explorer.weight.T.double(), x.double() @ weight.T.double()
     assert 10 * math.log10(float(exact.square().sum() / (exact - got).square().sum())) > 25  # the weight has 8 bits
 
 
@@ -88,8 +87,8 @@ def test_of_many_channels_the_loudest_are_drawn_and_all_are_measured():
     x = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
     x[:, 123] *= 90
     explorer = OutlierExplorer(x, torch.randn(200, 300))
-    assert 123 in explorer.data.drawn
-    assert len(explorer.data.drawn) <= 64
+    assert 123 in explorer.drawn
+    assert len(explorer.drawn) <= 64
     assert explorer.result.prepared.shape == (32, 300)
     explorer.set(prepared="rotated")  # no Hadamard matrix of order 300 can be made here
     assert explorer.result.prepared.abs().max() < x[:32].abs().max() / 3

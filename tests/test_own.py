@@ -123,8 +123,11 @@ def brings(name):
 
 
 def said(cells):
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+    texts = []
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
+        shown = output.get("data", {})
+        texts.append(output.get("text") or shown.get("text/markdown") or shown.get("text/plain", ""))
+    return "\n".join(texts)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ reciprocal, and rounding comes before the zero point is added: the three choices
 function here equal PyTorch's own fake-quantize kernels bit for bit.
 
 `qparams` has s and z, and how a range becomes them; `mapping` the two equations, and both in one step with a
-gradient for x; `learned_scale` a gradient for s; `error` what the map costs, and `histogram` the same from counts.
+gradient for x; `learned_scale` a gradient for s; `error` what the map costs.
 
 Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", eq. 1.
@@ -17,7 +17,6 @@ Integer-Arithmetic-Only Inference", eq. 1.
 
 from qtutor.affine.checks import check_grid
 from qtutor.affine.error import QuantizationError, decibels, measure_error, noise_over_signal, sqnr
-from qtutor.affine.histogram import Histogram
 from qtutor.affine.learned_scale import LearnedFakeQuantizer, learned_fake_quantize
 from qtutor.affine.mapping import dequantize, fake_quantize, quantize
 from qtutor.affine.qparams import EPS, QParams, choose_qparams, grid, scale_and_zero_point

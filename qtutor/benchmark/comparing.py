@@ -9,7 +9,7 @@ Intervals are those of `benchmark.intervals`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -24,14 +24,14 @@ from qtutor.models.tensors import as_tuple, copies
 from qtutor.words import named
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.benchmark import set_torch_threads
 
 _PATIENCE = 3  # how many times its budget a comparison may take until there are rounds enough for its intervals
 
 
 def compare(
-    entries: Mapping[str, Model] | Iterable[tuple[str, Model]],
+    entries: Mapping[str, Model],
     inputs: Tensor | tuple[Tensor, ...],
     *,
     seconds: float = 2.0,
@@ -47,8 +47,8 @@ def compare(
     An entry that fails keeps a row that says why, and the others keep their results.
 
     Args:
-        entries: models or functions by name, or pairs of a name and one of these; the first is what the
-            others are compared with. One with an attribute `size_bytes` says itself how large it is.
+        entries: models or functions by name; the first is what the others are compared with. One with an
+            attribute `size_bytes` says itself how large it is.
         inputs: what each entry is called with, None for what a call leaves out.
         seconds: for each entry, on average; up to three times as many where runs are so long that the
             intervals need it. The first run of each comes on top, because compilers compile then, and
@@ -63,11 +63,11 @@ def compare(
 
     Raises:
         TypeError: an entry's name is not text, or it cannot be called; an argument has the wrong type.
-        ValueError: there is no entry, a name comes twice, or an argument is out of range.
+        ValueError: there is no entry, or an argument is out of range.
         RuntimeError: every entry failed; the message says how.
 
     Example:
-        >>> comparison = compare({"linear": nn.Linear(8, 8), "absolute": torch.abs}, torch.rand(2, 8), repeats=9)
+        >>> comparison = compare({"linear": torch.nn.Linear(8, 8), "absolute": torch.abs}, torch.rand(2, 8), repeats=9)
         >>> comparison.table["speedup"].index.tolist(), len(comparison.times)
         (['linear', 'absolute'], 9)
     """
@@ -157,25 +157,18 @@ class _Contest:
         return rounds
 
 
-def check_entries(entries: Mapping[str, Model] | Iterable[tuple[str, Model]]) -> dict[str, Model]:
+def check_entries(entries: Mapping[str, Model]) -> dict[str, Model]:
     """Return the entries that `compare` is given, as a dict, or raise its errors about them."""
-    if isinstance(entries, (str, nn.Module)) or not isinstance(entries, Iterable):
+    if not isinstance(entries, Mapping):
         raise TypeError(f"entries must be a dict of names and models, got {kind_of(entries)}")
-    checked: dict[str, Model] = {}
-    for pair in entries.items() if isinstance(entries, Mapping) else entries:
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-            raise TypeError(f"entries must be a dict, or pairs of a name and a model, got a {kind_of(pair)} in it")
-        name, entry = pair
+    if not entries:
+        raise ValueError("entries is empty: give at least one model by name")
+    for name, entry in entries.items():
         if not isinstance(name, str):
             raise TypeError(f"the name of an entry must be text, got {name!r}")
-        if name in checked:
-            raise ValueError(f"two entries are called {name!r}: give each a name of its own")
         if not callable(entry):
             raise TypeError(f"entry {name!r} must be a model or a function, got {kind_of(entry)}")
-        checked[name] = entry
-    if not checked:
-        raise ValueError("entries is empty: give at least one model by name")
-    return checked
+    return dict(entries)
 
 
 def _check_range(name: str, value: Any, kind: type, need: str, fits: Callable[[Any], bool]) -> None:

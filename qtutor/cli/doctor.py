@@ -26,8 +26,8 @@ def run(arguments: Namespace) -> int:
         lessons = ()
     print("The course on it")
     problems = 0
-    for check in preflight.preflight(lessons):
-        print(f"  {'' if check.ok else 'PROBLEM: '}{check.sentence}", flush=True)
-        problems += not check.ok
+    for said in preflight.preflight(lessons):
+        print(f"  {said}", flush=True)
+        problems += said.startswith(preflight.PROBLEM)
     print(f"Not ready: {problems} to mend, marked PROBLEM above." if problems else "Ready.")
     return int(problems > 0)

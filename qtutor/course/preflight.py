@@ -1,7 +1,7 @@
 """Whether a computer is ready for the course: what `qtutor doctor` says beside what the computer is.
 
-Each check is a sentence and, where it fails, what to do about it. How long a lesson computes is what the
-manifest says, scaled by how fast this computer trains a small network.
+Each check is a sentence; where it fails, it begins with `PROBLEM` and says what to do about it. How long a lesson
+computes is what the manifest says, scaled by how fast this computer trains a small network.
 """
 
 import os
@@ -12,18 +12,15 @@ import time
 import webbrowser
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qtutor import manifest, storage
-from qtutor.machine import describe, requirements
+from qtutor.machine import describe
 from qtutor.manifest import Lesson
 from qtutor.words import in_bytes
 
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
+PROBLEM = "PROBLEM: "
+"""How a sentence begins that keeps the course from running."""
 
 NEEDED_MEMORY = 1_200_000_000
 """Bytes that the largest lesson may take."""
@@ -37,26 +34,11 @@ REFERENCE_STEP = 6.2e-3
 _PORTS = range(8888, 8988)  # JupyterLab tries 8888, then others nearby
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        sentence: what was found, and where it is not well, what to do.
-        ok: whether the course can run with it.
-    """
-
-    sentence: str
-    ok: bool = True
-
-
-def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[Check]:
+def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[str]:
     """Look at everything in turn, and tell the time of each of `lessons`, which are those that are here."""
     machine = describe()
     for problem in machine.problems:
-        yield Check(problem, ok=False)
-    if machine.packages is not None:
-        yield from check_versions(requirements())
+        yield PROBLEM + problem
     yield check_memory(machine.memory_available)
     yield from (check_place("Progress", storage.data_dir()), check_place("Trained models", storage.cache_dir()))
     yield check_caches(manifest.models())
@@ -65,37 +47,21 @@ def preflight(lessons: tuple[Lesson, ...] = ()) -> Iterator[Check]:
     if lessons:
         slowness = probe() / REFERENCE_STEP
         for lesson in lessons:
-            yield Check(expect(lesson, slowness))
+            yield expect(lesson, slowness)
 
 
-def check_versions(requirements: "Iterable[Requirement]") -> Iterator[Check]:
-    """Compare what is installed with what qtutor asks for; a missing package is the machine's to name."""
-    wrong = []
-    for wanted in requirements:
-        with suppress(metadata.PackageNotFoundError):
-            version = metadata.version(wanted.name)
-            if not wanted.specifier.contains(version, prereleases=True):
-                wrong.append(f"{wanted.name} {version} (the course needs {wanted.specifier})")
-    if wrong:
-        yield Check(f"Other versions than the course was made for: {', '.join(wrong)}. Install it again.", ok=False)
-    else:
-        yield Check("Every package has a version that the course was made for.")
-
-
-def check_memory(available: int | None) -> Check:
+def check_memory(available: int | None) -> str:
     """Compare the free memory with what the largest lesson takes."""
     needed = in_bytes(NEEDED_MEMORY)
     if available is None:
-        return Check(f"How much memory is free is unknown; a lesson takes up to {needed}.")
+        return f"How much memory is free is unknown; a lesson takes up to {needed}."
     if available < NEEDED_MEMORY:
-        return Check(
-            f"Only {in_bytes(available)} of memory are free and a lesson takes up to {needed}: close programs.",
-            ok=False,
-        )
-    return Check(f"Memory suffices: a lesson takes up to {needed}.")
+        free = in_bytes(available)
+        return f"{PROBLEM}Only {free} of memory are free and a lesson takes up to {needed}: close programs."
+    return f"Memory suffices: a lesson takes up to {needed}."
 
 
-def check_place(what: str, folder: Path) -> Check:
+def check_place(what: str, folder: Path) -> str:
     """Say whether files can be kept in `folder`, by keeping one."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
@@ -103,43 +69,42 @@ def check_place(what: str, folder: Path) -> Check:
         storage.write_atomically(folder / "doctor", b"")
         (folder / "doctor").unlink()
     except OSError as error:
-        return Check(
-            f"{what} cannot be kept in {folder} ({error.strerror}): the lessons work, and forget. "
-            "Set QTUTOR_HOME to a folder that can be written.",
-            ok=False,
+        return (
+            f"{PROBLEM}{what} cannot be kept in {folder} ({error.strerror}): the lessons work, and forget. "
+            "Set QTUTOR_HOME to a folder that can be written."
         )
     if free < NEEDED_DISK:
-        return Check(f"Only {in_bytes(free)} are free in {folder}: make room, or set QTUTOR_HOME.", ok=False)
-    return Check(f"{what} can be kept in {folder} ({in_bytes(free)} are free there).")
+        return f"{PROBLEM}Only {in_bytes(free)} are free in {folder}: make room, or set QTUTOR_HOME."
+    return f"{what} can be kept in {folder} ({in_bytes(free)} are free there)."
 
 
-def check_caches(models: Iterable[str]) -> Check:
+def check_caches(models: Iterable[str]) -> str:
     """Say which of the models that the lessons ask for are trained already."""
     from qtutor.samples import place
 
     missing = sorted(name for name in models if not os.path.exists(place(name)))
     if missing:
-        return Check(f"Still to be trained, at the first use or now with qtutor prepare: {', '.join(missing)}.")
-    return Check("Every model that the lessons ask for is trained.")
+        return f"Still to be trained, at the first use or now with qtutor prepare: {', '.join(missing)}."
+    return "Every model that the lessons ask for is trained."
 
 
-def check_browser() -> Check:
+def check_browser() -> str:
     """Say whether `qtutor lab` can open a browser by itself."""
     try:
         browser = webbrowser.get()
     except webbrowser.Error:
-        return Check("No browser was found here: open the address that qtutor lab prints in one.")
-    return Check(f"A browser is here: {getattr(browser, 'name', type(browser).__name__)}.")
+        return "No browser was found here: open the address that qtutor lab prints in one."
+    return f"A browser is here: {getattr(browser, 'name', type(browser).__name__)}."
 
 
-def check_ports(ports: Iterable[int]) -> Check:
+def check_ports(ports: Iterable[int]) -> str:
     """Find a free port as JupyterLab does."""
     ports = list(ports)
     for port in ports:
         with socket.socket() as probing, suppress(OSError):
             probing.bind(("127.0.0.1", port))
-            return Check(f"JupyterLab can listen: port {port} is free.")
-    return Check(f"Every port from {ports[0]} to {ports[-1]} is taken: use qtutor lab --port NUMBER.", ok=False)
+            return f"JupyterLab can listen: port {port} is free."
+    return f"{PROBLEM}Every port from {ports[0]} to {ports[-1]} is taken: use qtutor lab --port NUMBER."
 
 
 def probe(steps: int = 40) -> float:

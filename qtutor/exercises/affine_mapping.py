@@ -1,8 +1,6 @@
 """Exercises of lesson 01, the affine mapping."""
 
-import functools
-
-from qtutor.affine import Histogram, choose_qparams, grid
+from qtutor.affine import choose_qparams, grid, measure_error
 from qtutor.exercises.exercise import Exercises
 
 import torch
@@ -240,14 +238,8 @@ choose_bits = exercises.value(
 # --- Missions in the explorer.
 
 
-@functools.cache
-def _of_normal_weights() -> Histogram:
-    return Histogram.of(normal_weights())
-
-
 def _is_on_normal_weights(explorer) -> bool:
-    played, meant = explorer.data.histogram, _of_normal_weights()
-    return (played.low, played.high, played.count) == (meant.low, meant.high, meant.count)
+    return torch.equal(explorer.values, normal_weights())
 
 
 _ELSEWHERE = "The mission is played on the lesson's values: AffineExplorer(normal)."
@@ -263,9 +255,9 @@ def _clip_goal(explorer) -> str | None:
         return _ELSEWHERE
     if explorer.state.bits != 3:
         return f"This mission is played at 3 bits, the explorer stands at {explorer.state.bits}."
-    data, ends = explorer.data, grid(3, signed=explorer.state.signed)
-    plain = choose_qparams(data.histogram.low, data.histogram.high, quant_min=ends[0], quant_max=ends[1])
-    gain = explorer.result.error.sqnr - data.error(plain).sqnr
+    values, ends = explorer.values, grid(3, signed=explorer.state.signed)
+    plain = choose_qparams(*values.aminmax(), quant_min=ends[0], quant_max=ends[1])
+    gain = explorer.result.error.sqnr - measure_error(values, plain).sqnr
     if gain >= 4:
         return None
     advice = _larger_part(explorer, "Rounding still makes most of the error: narrow the range.")

@@ -212,7 +212,7 @@ def _thrifty_goal(explorer) -> str | None:
     state, result = explorer.state, explorer.result
     if state.bits != 4:
         return f"This mission is played at 4 bits, the explorer stands at {state.bits}."
-    per_channel = replace(state, granularity="channel", axis=explorer.data.output_axis, symmetric=False)
+    per_channel = replace(state, granularity="channel", axis=explorer.output_axis, symmetric=False)
     gain = result.worst - explorer.compute(per_channel).worst
     if gain < 0.5:
         return f"The worst channel has {gain:+.1f} dB against a scale per channel; the mission is +0.5. Share less?"

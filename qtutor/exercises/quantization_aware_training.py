@@ -176,7 +176,7 @@ def _rest_goal(explorer) -> str | None:
         return f"Let it train for all 60 steps, it stands at {state.step}."
     if hops := result.hops_between("STE", 30, 60):
         return f"STE still hops {hops} times in the last 30 steps. To which values can it come exactly?"
-    if not result.hops["STE"]:
+    if not result.hops_between("STE", 0, 60):
         return "The code of the weight has never changed: give it somewhere to go."
     return None
 

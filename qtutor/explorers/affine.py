@@ -5,7 +5,6 @@ from typing import Any
 
 from qtutor.affine import (
     EPS,
-    Histogram,
     QParams,
     QuantizationError,
     choose_qparams,
@@ -15,7 +14,7 @@ from qtutor.affine import (
     quantize,
 )
 from qtutor.affine.checks import check_finite, check_floats
-from qtutor.explorers.explorer import Explorer, Stops, slider_range
+from qtutor.explorers.explorer import Explorer, Stops, button, slider_range
 from qtutor.plots import look
 from qtutor.words import counted
 
@@ -24,36 +23,8 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-EXACT_UP_TO = 1_000_000
-"""Errors of more values than this are estimated from the histogram."""
-
 _BARS = 128  # of the histogram that is drawn
 _CELLS = 256  # the most cells drawn: finer grids are drawn several codes to a cell
-
-
-@dataclass(frozen=True)
-class AffineState:
-    """What the controls of an AffineExplorer say.
-
-    Attributes:
-        bits: 2 to 16.
-        symmetric: whether zero sits in the middle of the grid.
-        signed: whether codes may be negative.
-        clip: the range to represent, in the unit of the tensor.
-        value: one real value to follow through the map.
-    """
-
-    bits: int
-    symmetric: bool
-    signed: bool
-    clip: tuple[float, float]
-    value: float
-
-    @property
-    def qparams(self) -> QParams:
-        """The scale and zero point that these choices lead to."""
-        quant_min, quant_max = grid(self.bits, signed=self.signed)
-        return choose_qparams(*self.clip, quant_min=quant_min, quant_max=quant_max, symmetric=self.symmetric)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +34,6 @@ class AffineResult:
     Attributes:
         qparams: scale, zero point and grid.
         error: rounding and clipping error of the whole tensor.
-        exact: whether `error` was measured on every value, or estimated from bins.
         shares: `(cells,)` share of all values in each cell of the grid.
         cell_edges: `(cells + 1,)` edges of the cells on the real axis.
         code: the code of the followed value.
@@ -72,32 +42,10 @@ class AffineResult:
 
     qparams: QParams
     error: QuantizationError
-    exact: bool
     shares: Tensor
     cell_edges: Tensor
     code: int
     restored: float
-
-
-class AffineData:
-    """A tensor made ready for many quantizations: binned once, kept only where errors stay exact."""
-
-    def __init__(self, x: Tensor):
-        self.histogram = Histogram.of(x)
-        self.values = x.detach().flatten().clone() if x.numel() <= EXACT_UP_TO else None
-
-    def error(self, qparams: QParams) -> QuantizationError:
-        return self.histogram.error(qparams) if self.values is None else measure_error(self.values, qparams)
-
-    def code_counts(self, qparams: QParams) -> Tensor:
-        """How many values get each code, `(codes,)`; from bin centres where the values are not kept."""
-        codes = qparams.quant_max - qparams.quant_min + 1
-        if self.values is not None:
-            return torch.bincount(quantize(self.values, qparams).int() - qparams.quant_min, minlength=codes).double()
-        index = quantize(self.histogram.centres, qparams).int() - qparams.quant_min
-        counts = torch.bincount(index, weights=self.histogram.counts, minlength=codes)
-        counts[int(qparams.zero_point) - qparams.quant_min] += self.histogram.zeros
-        return counts
 
 
 def _percent(share: float) -> str:
@@ -108,22 +56,27 @@ class AffineExplorer(Explorer):
     """Explore the affine map on a tensor of your own.
 
     Args:
-        x: any finite floating-point tensor, of any shape and size.
+        x: any finite floating-point tensor, of any shape, that holds a value.
         start: where controls start, by name, such as `bits=4`.
+
+    Controls:
+        bits: 2 to 16.
+        clip: the range to represent, in the unit of the tensor.
+        value: one real value to follow through the map.
+        symmetric: whether zero sits in the middle of the grid.
+        signed: whether codes may be negative.
 
     Raises:
         TypeError: `x` is not a floating-point tensor.
-        ValueError: `x` holds NaN or infinity, or a control cannot start there.
+        ValueError: `x` is empty or holds NaN or infinity, or a control cannot start there.
     """
 
     def __init__(self, x: Tensor, **start: Any):
         check_floats(x, "AffineExplorer")
-        if x.numel() == 0:
-            self.show_only(f"The tensor of shape {tuple(x.shape)} is empty: there is no value to quantize.")
-            return
+        x = x.detach().to(torch.float32, copy=True)
         check_finite(x, "AffineExplorer")
-        self.data = AffineData(x)
-        low, high = min(self.data.histogram.low, 0.0), max(self.data.histogram.high, 0.0)
+        self.values = x.flatten()
+        low, high = min(float(self.values.min()), 0.0), max(float(self.values.max()), 0.0)
         if low == high:
             low, high = -1.0, 1.0
         low, high, step = slider_range(low, high)
@@ -138,29 +91,27 @@ class AffineExplorer(Explorer):
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
             "signed": ipywidgets.Checkbox(True, description="Signed", indent=False),
         }
-        fit = ipywidgets.Button(description="Fit to data")
-        fit.on_click(lambda _: self.set(clip=(low, high)))
+        fit = button("Fit to data", lambda: self.set(clip=(low, high)))
         controls["clip"].add_class("slider-wide")
-        super().__init__(controls, _figure(self.data.histogram, self._axis), start, (fit,))
+        super().__init__(controls, _figure(self.values, self._axis), start, (fit,))
 
-    make_state = AffineState
-
-    def compute(self, state: AffineState) -> AffineResult:
-        data, qparams = self.data, state.qparams
+    def compute(self, state: Any) -> AffineResult:
+        quant_min, quant_max = grid(state.bits, signed=state.signed)
+        qparams = choose_qparams(*state.clip, quant_min=quant_min, quant_max=quant_max, symmetric=state.symmetric)
         scale, zero_point = float(qparams.scale), int(qparams.zero_point)
-        codes = qparams.quant_max - qparams.quant_min + 1
+        codes = quant_max - quant_min + 1
         group = max(1, codes // _CELLS)
-        counts = data.code_counts(qparams)
-        shares = counts.reshape(-1, group).sum(1) / counts.sum()
-        first = (qparams.quant_min - zero_point - 0.5) * scale
+        counts = torch.bincount(quantize(self.values, qparams).int() - quant_min, minlength=codes).double()
+        shares = counts.reshape(-1, group).sum(1) / len(self.values)
+        first = (quant_min - zero_point - 0.5) * scale
         cell_edges = first + torch.arange(codes // group + 1, dtype=torch.float64) * (group * scale)
 
         code = quantize(torch.tensor(state.value), qparams)
         restored = float(dequantize(code, qparams))
-        exact = data.values is not None
-        return AffineResult(qparams, data.error(qparams), exact, shares, cell_edges, int(code), restored)
+        error = measure_error(self.values, qparams)
+        return AffineResult(qparams, error, shares, cell_edges, int(code), restored)
 
-    def say(self, state: AffineState, result: AffineResult) -> str:
+    def say(self, state: Any, result: AffineResult) -> str:
         error, qparams = result.error, result.qparams
         if error.signal == 0:
             quality = "All values are zero in float32, and zero is exact."
@@ -175,11 +126,10 @@ class AffineExplorer(Explorer):
             )
         scale = float(qparams.scale)
         floor = ", the smallest there is" if scale == EPS else ""
-        measured = "measured on" if result.exact else "estimated from bins of"
         return (
             f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {scale:.4g}{floor}, "
             f"zero point {int(qparams.zero_point)}. {quality} The value {state.value:.4g} gets code {result.code}, "
-            f"which stands for {result.restored:.4g}. Error {measured} {counted(error.count, 'value')}."
+            f"which stands for {result.restored:.4g}. Error measured on {counted(error.count, 'value')}."
         )
 
     def stops(self) -> Stops:
@@ -211,13 +161,14 @@ class AffineExplorer(Explorer):
         parts.y, parts.text = percent, [f"{p:.2g}%" for p in percent]
 
 
-def _figure(histogram: Histogram, axis: tuple[float, float]) -> go.Figure:
+def _figure(values: Tensor, axis: tuple[float, float]) -> go.Figure:
     """Draw what no control changes, and leave empty traces for what does."""
     titles = ("x̂ against x", "Values before and after", "Error by cause")
     figure = look.panels(1, 3, titles, column_widths=[0.36, 0.42, 0.22], horizontal_spacing=0.085)
-    counts = histogram.counts.reshape(_BARS, -1).sum(1)
-    edges = torch.linspace(histogram.low, histogram.high, _BARS + 1, dtype=torch.float64)
-    heights = (counts / (counts.sum() + histogram.zeros) / edges.diff()).nan_to_num(posinf=0.0)
+    low, high = float(values.min()), float(values.max())
+    edges = torch.linspace(low, high, _BARS + 1, dtype=torch.float64)
+    counts = torch.histc(values[values != 0].double(), _BARS, low, high)  # zeros after a ReLU would dwarf the others
+    heights = (counts / len(values) / edges.diff()).nan_to_num(posinf=0.0)
     before = torch.cat([heights, heights[-1:]])
 
     def lines(column: int, name: str, colour: str, x=(), y=(), **more) -> None:

@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 from qtutor.benchmark import Comparison, Model, check_entries, compare
-from qtutor.explorers.explorer import Explorer, Stops, toggles
+from qtutor.explorers.explorer import Explorer, Stops, button, toggles
 from qtutor.models.tensors import as_tuple
 from qtutor.plots import look
 from qtutor.words import counted
@@ -33,27 +33,6 @@ WARM_UP = 10
 """How many runs the control leaves out."""
 
 _DRAWN = (0.4, 2.5)  # the ratios of the axis; one beyond is drawn at its end
-
-
-@dataclass(frozen=True)
-class BenchmarkState:
-    """What the controls of a BenchmarkExplorer say.
-
-    Attributes:
-        order: of `ORDERS`: all runs of the first, then all of the second; or in turns, A B B A A B B A ...
-        runs: how many runs each of the two gets.
-        summary: of `SUMMARIES`: what is made of the runs.
-        warm_up: whether the first `WARM_UP` runs of all are left out.
-        models: the names of your models to compare, the first of which the others are compared with.
-    """
-
-    order: str
-    runs: int
-    summary: str
-    warm_up: bool
-    models: tuple[str, ...]
-    batch_size: int
-    threads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +74,7 @@ def duel(timings: Tensor, order: str, runs: int, summary: str, warm_up: bool) ->
 
     Args:
         timings: `(rows, n)`, in the order in which they were measured; n at least `2 * runs`, and `WARM_UP` more.
-        order: and the others are the fields of `BenchmarkState`.
+        order: and the others are controls of a `BenchmarkExplorer`.
     """
     used = timings[:, WARM_UP if warm_up else 0 :][:, : 2 * runs]
     if order == ORDERS[0]:
@@ -124,6 +103,15 @@ class BenchmarkExplorer(Explorer):
             made of it by repeating or cutting.
         seconds: how long each model is timed, on average.
         start: where controls start, by name, such as `runs=12`.
+
+    Controls:
+        order: of `ORDERS`: all runs of the first, then all of the second; or in turns, A B B A A B B A ...
+        runs: how many runs each of the two gets.
+        summary: of `SUMMARIES`: what is made of the runs.
+        warm_up: whether the first `WARM_UP` runs of all are left out.
+        models: the names of your models to compare, the first of which the others are compared with.
+        batch_size: what your models are timed on.
+        threads: how many of them they may use.
 
     Attributes:
         comparison: the newest one, None before the first.
@@ -166,21 +154,17 @@ class BenchmarkExplorer(Explorer):
             "batch_size": ipywidgets.SelectionSlider(options=sizes, value=given, description="Batch size"),
             "threads": ipywidgets.IntSlider(threads, 1, threads, description="Threads"),
         }
-        self.run_button = ipywidgets.Button(description="Run", icon="play", button_style="primary")
-        self.cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
+        self.run_button = button("Run", self._start, icon="play", button_style="primary")
+        self.cancel_button = button("Cancel", self._cancelled.set, icon="stop", disabled=True)
         self.progress = ipywidgets.FloatProgress(value=0, min=0, max=1, description="Progress")
-        self.run_button.on_click(lambda _: self._start())
-        self.cancel_button.on_click(lambda _: self._cancelled.set())
         buttons = (self.run_button, self.cancel_button, self.progress)
         super().__init__(controls, _figure(len(recorded_timings()), names), start, buttons)
 
-    make_state = BenchmarkState
-
-    def compute(self, state: BenchmarkState) -> BenchmarkResult:
+    def compute(self, state: Any) -> BenchmarkResult:
         ratios = duel(recorded_timings(), state.order, state.runs, state.summary, state.warm_up)
         return BenchmarkResult(ratios, self.comparison)
 
-    def say(self, state: BenchmarkState, result: BenchmarkResult) -> str:
+    def say(self, state: Any, result: BenchmarkResult) -> str:
         ratios, off = result.ratios, int(result.far_off.sum())
         warm_up = f"after {WARM_UP} warm-up runs" if state.warm_up else "from the very first run"
         chosen = ", ".join(state.models) or "no model"
@@ -246,7 +230,7 @@ class BenchmarkExplorer(Explorer):
             self.progress.value = 0
             return True
 
-    def _measure(self, state: BenchmarkState, show: Callable[[float], object]) -> tuple[Comparison | None, str]:
+    def _measure(self, state: Any, show: Callable[[float], object]) -> tuple[Comparison | None, str]:
         """What came of it, and in words; runs in a thread of its own, and touches no widget."""
         shown = time.monotonic()
 
@@ -283,7 +267,7 @@ class BenchmarkExplorer(Explorer):
         self.progress.value = fraction
 
 
-def _describe(comparison: Comparison, state: BenchmarkState) -> str:
+def _describe(comparison: Comparison, state: Any) -> str:
     parts = []
     for name, row in comparison.table.iterrows():
         if row["error"]:
@@ -325,18 +309,10 @@ def _figure(duels: int, names: list[str]) -> go.Figure:
     for name, colour, symbol in (("within 5%", look.BLUE, "circle"), ("further off", look.VERMILLION, "x")):
         marker = {"color": colour, "symbol": symbol, "size": 7}
         figure.add_scatter(mode="markers", name=name, marker=marker, row=1, col=1)
+    point = {"mode": "markers+text", "marker": {"color": look.BLUE, "size": 11}, "textposition": "top center"}
+    interval = {"type": "data", "symmetric": False, "width": 8, "thickness": 2}
     for name in names:
-        figure.add_scatter(
-            mode="markers+text",
-            name=name,
-            showlegend=False,
-            marker={"color": look.BLUE, "size": 11},
-            error_x={"type": "data", "symmetric": False, "width": 8, "thickness": 2},
-            textposition="top center",
-            cliponaxis=False,
-            row=1,
-            col=2,
-        )
+        figure.add_scatter(name=name, showlegend=False, **point, error_x=interval, cliponaxis=False, row=1, col=2)
     figure.add_vrect(x0=1 - TOLERANCE, x1=1 + TOLERANCE, fillcolor=look.GREY, opacity=0.15, line_width=0, row=1, col=1)
     figure.add_vline(x=1, line={"color": look.INK, "width": 1})
     figure.update_layout(height=440, margin={"t": 92, "r": 40}, legend={"y": 1.12})

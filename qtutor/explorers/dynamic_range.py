@@ -29,23 +29,6 @@ _LOOKS = (
 )
 
 
-@dataclass(frozen=True)
-class DynamicRangeState:
-    """What the controls of a DynamicRangeExplorer say.
-
-    Attributes:
-        row: your row of the batch, from 0; its neighbour is the next one.
-        factor: what the neighbour is multiplied by.
-        shift: what is added to the whole batch, in multiples of the largest calibrated magnitude.
-        bits: 2 to 8.
-    """
-
-    row: int
-    factor: float
-    shift: float
-    bits: int
-
-
 @dataclass(frozen=True, eq=False)
 class DynamicRangeResult:
     """What a state does to your row.
@@ -71,79 +54,70 @@ class DynamicRangeResult:
     moved: dict[str, float]
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows of a batch made ready for many ranges.
+class DynamicRangeExplorer(Explorer):
+    """Explore who else is in the batch: your row of it under a static, a per-tensor and a per-row range.
 
-    Attributes:
-        x: `(N, features)` float32.
-        ends: `(2, N)` lowest and highest value of each row.
-        calibrated: `(2,)` the ends of the static range.
+    Args:
+        x: finite, `(..., features)`, such as what a linear layer receives; each place before the last axis is a
+            row, 2 to 64 in all. By default rows of random values. The static range is theirs as they are given.
+        start: where controls start, by name, such as `factor=3`.
+
+    Controls:
+        factor: what the neighbour is multiplied by.
+        shift: what is added to the whole batch, in multiples of the largest calibrated magnitude.
+        bits: 2 to 8.
+        row: your row of the batch, from 0; its neighbour is the next one.
+
+    Raises:
+        TypeError: `x` is not a floating-point tensor.
+        ValueError: it is empty, holds NaN or infinity, or has too few or too many rows; or a control cannot start
+            there.
     """
 
-    x: Tensor
-    ends: Tensor
-    calibrated: Tensor
+    def __init__(self, x: Tensor | None = None, **start: Any):
+        x = random_rows() if x is None else x
+        check_floats(x, "DynamicRangeExplorer")
+        check_finite(x.to(torch.float32), "DynamicRangeExplorer")
+        rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1] if x.dim() else 1)
+        if not (4 * FACTORS[-1] * rows).isfinite().all():
+            raise ValueError("DynamicRangeExplorer: values are too large to turn up or to shift")
+        if not 2 <= len(rows) <= MOST_ROWS:
+            raise ValueError(
+                f"DynamicRangeExplorer needs 2 to {MOST_ROWS} rows, got {len(rows)} of shape {tuple(x.shape)}"
+            )
+        self._rows = rows  # (N, features)
+        self._ends = torch.stack(rows.aminmax(dim=1))  # (2, N) lowest and highest value of each row
+        self._calibrated = torch.stack(rows.aminmax())  # (2,) the ends of the static range
+        self._unit = float(self._calibrated.abs().max())  # what a shift of 1 adds
+        factors = [(f"x {f:g}", f) for f in FACTORS]
+        controls = {
+            "factor": ipywidgets.SelectionSlider(options=factors, description="Neighbour"),
+            "shift": ipywidgets.FloatSlider(0, min=-2, max=2, step=0.05, description="Shift"),
+            "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
+            "row": ipywidgets.IntSlider(0, 0, len(rows) - 1, description="Your row"),
+        }
+        super().__init__(controls, _figure(len(rows)), start)
 
-    @property
-    def unit(self) -> float:
-        """What a shift of 1 adds."""
-        return float(self.calibrated.abs().max())
-
-    def qparams(self, state: DynamicRangeState) -> tuple[Tensor, QParams]:
+    def _qparams(self, state: Any) -> tuple[Tensor, QParams]:
         """Choose ranges with the neighbour times each of `FACTORS`.
 
         Returns:
             The ends of all rows, `(2, N, factors)`, and `(3, factors, 1)` qparams, for each of `SCHEMES`.
         """
         factors = torch.tensor(FACTORS)
-        ends = self.ends[:, :, None].expand(-1, -1, len(factors)).clone()
-        ends[:, _neighbour(state.row, len(self.x))] *= factors
-        ends += state.shift * self.unit
-        static = self.calibrated[:, None].expand(-1, len(factors))
+        ends = self._ends[:, :, None].expand(-1, -1, len(factors)).clone()
+        ends[:, _neighbour(state.row, len(self._rows))] *= factors
+        ends += state.shift * self._unit
+        static = self._calibrated[:, None].expand(-1, len(factors))
         batch = torch.stack([ends[0].amin(dim=0), ends[1].amax(dim=0)])
         low, high = torch.stack([static, batch, ends[:, state.row]], dim=1)  # (3, factors) each
         quant_min, quant_max = grid(state.bits)
         chosen = choose_qparams(low.clamp(max=0), high.clamp(min=0), quant_min=quant_min, quant_max=quant_max)
         return ends, QParams(chosen.scale[..., None], chosen.zero_point[..., None], quant_min, quant_max)
 
-
-class DynamicRangeExplorer(Explorer):
-    """Explore who else is in the batch: your row of it under a static, a per-tensor and a per-row range.
-
-    Args:
-        x: finite, `(..., features)`, such as what a linear layer receives; each place before the last axis is a
-            row, 2 to 64 in all. By default rows of random values.
-        calibration: what the static range was chosen on; by default `x` as it is given.
-        start: where controls start, by name, such as `factor=3`.
-
-    Raises:
-        TypeError: `x` or `calibration` is not a floating-point tensor.
-        ValueError: it holds NaN or infinity, or `x` has too few or too many rows, or `calibration` is empty; or a
-            control cannot start there.
-    """
-
-    def __init__(self, x: Tensor | None = None, *, calibration: Tensor | None = None, **start: Any):
-        x = random_rows() if x is None else x
-        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() == 0:
-            self.show_only(f"The batch of shape {tuple(x.shape)} is empty: there is no row to look at.")
-            return
-        self.batch = _ready(x, calibration)
-        factors = [(f"x {f:g}", f) for f in FACTORS]
-        controls = {
-            "factor": ipywidgets.SelectionSlider(options=factors, description="Neighbour"),
-            "shift": ipywidgets.FloatSlider(0, min=-2, max=2, step=0.05, description="Shift"),
-            "bits": ipywidgets.IntSlider(8, 2, 8, description="Bits"),
-            "row": ipywidgets.IntSlider(0, 0, len(self.batch.x) - 1, description="Your row"),
-        }
-        super().__init__(controls, _figure(len(self.batch.x)), start)
-
-    make_state = DynamicRangeState
-
-    def compute(self, state: DynamicRangeState) -> DynamicRangeResult:
-        batch = self.batch
-        values = batch.x[state.row] + state.shift * batch.unit
-        ends, qparams = batch.qparams(state)
+    def compute(self, state: Any) -> DynamicRangeResult:
+        values = self._rows[state.row] + state.shift * self._unit
+        ends, qparams = self._qparams(state)
         every = fake_quantize(values.expand(len(SCHEMES), len(FACTORS), -1), qparams)  # (3, factors, features)
         now = FACTORS.index(state.factor)
         stored, low, high = every[:, now], qparams.low[:, now, 0], qparams.high[:, now, 0]
@@ -165,9 +139,9 @@ class DynamicRangeExplorer(Explorer):
             moved=name((stored - every[:, 0]).abs().amax(dim=1)),
         )
 
-    def say(self, state: DynamicRangeState, result: DynamicRangeResult) -> str:
-        batch, count = self.batch, len(result.values)
-        shifted = f"the batch shifted by {state.shift * batch.unit:.3g}" if state.shift else "nothing shifted"
+    def say(self, state: Any, result: DynamicRangeResult) -> str:
+        count, rows = len(result.values), len(self._rows)
+        shifted = f"the batch shifted by {state.shift * self._unit:.3g}" if state.shift else "nothing shifted"
         parts = []
         for scheme in SCHEMES:
             low, high = result.ranges[scheme]
@@ -175,17 +149,17 @@ class DynamicRangeExplorer(Explorer):
             parts.append(f"{scheme} {low:.3g} to {high:.3g}, {quality}")
         moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
         return (
-            f"Row {state.row} of {len(batch.x)}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "
+            f"Row {state.row} of {rows}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "
             f"Ranges, and what your row keeps in them: {'; '.join(parts)}. "
             f"The neighbour's factor alone moves a value of your row by up to: {moved}."
         )
 
     def stops(self) -> Stops:
-        rows = range(0, len(self.batch.x), math.ceil(len(self.batch.x) / 3))
+        rows = range(0, len(self._rows), math.ceil(len(self._rows) / 3))
         return {"factor": FACTORS, "shift": (-1.5, -0.5, 0.0, 0.5, 1.5), "bits": (2, 4, 6, 8), "row": rows}
 
     def draw(self, result: DynamicRangeResult) -> None:
-        state, count = self.state, len(self.batch.x)
+        state, count = self.state, len(self._rows)
         others, neighbour, own, *rest = self.figure.data
         bars, points, lines, marks = rest[:3], rest[3:6], rest[6:9], rest[9:]
         places = torch.arange(count)
@@ -250,20 +224,6 @@ def _figure(rows: int) -> go.Figure:
     axis = {"type": "log", "range": [-0.1, 2.1], **look.ticks([1, 3, 10, 30, 100], "x {}")}
     figure.update_xaxes(title="neighbour (log scale)", **axis, row=1, col=3)
     return figure.update_yaxes(title="dB", row=1, col=3)
-
-
-def _ready(x: Tensor, calibration: Tensor | None) -> Rows:
-    for name, tensor in (("x", x), ("calibration", calibration)):
-        if tensor is not None:
-            check_floats(tensor, f"DynamicRangeExplorer, {name}")
-            check_finite(tensor.to(torch.float32), f"DynamicRangeExplorer, {name}")
-    rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1] if x.dim() else 1)
-    if not (4 * FACTORS[-1] * rows).isfinite().all():
-        raise ValueError("DynamicRangeExplorer, x: values are too large to turn up or to shift")
-    if not 2 <= len(rows) <= MOST_ROWS:
-        raise ValueError(f"DynamicRangeExplorer needs 2 to {MOST_ROWS} rows, got {len(rows)} of shape {tuple(x.shape)}")
-    seen = rows if calibration is None else calibration.detach().to(torch.float32)
-    return Rows(rows, torch.stack(rows.aminmax(dim=1)), torch.stack(seen.aminmax()))
 
 
 def random_rows(rows: int = 8, features: int = 64) -> Tensor:

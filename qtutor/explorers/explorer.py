@@ -1,7 +1,7 @@
 """What every explorer shares: controls -> state -> result -> one batched figure update.
 
-A subclass names its controls, computes a result from an immutable state with a pure function, and
-draws a result into figure objects that already exist. Everything else stands here once.
+A subclass names its controls, computes a result from an immutable state, which has one field a control, with a pure
+function, and draws a result into figure objects that already exist. Everything else stands here once.
 """
 
 import asyncio
@@ -9,7 +9,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import make_dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ def toggles(description: str, options: Sequence, width: str) -> ipywidgets.Toggl
     )
 
 
+def button(description: str, press: Callable[[], object], **how: Any) -> ipywidgets.Button:
+    """Return a button that does something when it is pressed; `how` it looks is said as to ipywidgets."""
+    made = ipywidgets.Button(description=description, **how)
+    made.on_click(lambda _: press())
+    return made
+
+
 def choices(names: Sequence, most: int) -> list[tuple]:
     """Return choices of several names: none, one, two, ... at once, while there are at most `most`, and all at once.
 
@@ -124,10 +132,10 @@ class Explorer(ipywidgets.VBox):
     state, the figure and the sentence are those of one redraw.
 
     Attributes:
-        state: the immutable state that the controls stand for.
+        state: the immutable state that the controls stand for, with their names for its fields.
         first_state: the state it opened in.
         result: what `compute` made of it.
-        controls: the control widgets by the name of their field in the state.
+        controls: the control widgets, by name.
         figure: the figure, updated in place.
         sentence: the result in words, as a widget; `sentence.text` is the text.
     """
@@ -146,6 +154,7 @@ class Explorer(ipywidgets.VBox):
         super().__init__()
         self.add_class("qtutor-explorer")
         self.controls = controls
+        self._state = make_dataclass("State", controls, frozen=True)
         start = start or {}
         self._check_names(start)
         for name, value in start.items():
@@ -168,18 +177,10 @@ class Explorer(ipywidgets.VBox):
         self._redraw()
         self.first_state: Any = self.state
 
-    def show_only(self, sentence: str) -> None:
-        """Take the place of `__init__` where there is nothing to explore, and say why."""
-        Explorer.__init__(self, {}, go.Figure())
-        self.children = [self.sentence]
-        self.sentence.text = sentence
-
     def _repr_mimebundle_(self, **kwargs: Any) -> dict:
         """Show the widget; where there is no kernel, such as in a saved notebook, its picture and sentence."""
-        shown = {"text/plain": self.sentence.text}
-        if self.controls:
-            shown["application/vnd.plotly.v1+json"] = json.loads(self.figure.to_json())
-        return super()._repr_mimebundle_(**kwargs) | shown
+        picture = {"application/vnd.plotly.v1+json": json.loads(self.figure.to_json())}
+        return super()._repr_mimebundle_(**kwargs) | {"text/plain": self.sentence.text} | picture
 
     def compute(self, state: Any) -> Any:
         """Compute the result of a state."""
@@ -195,7 +196,7 @@ class Explorer(ipywidgets.VBox):
 
     def make_state(self, **values: Any) -> Any:
         """Make the immutable state from the controls' values."""
-        raise NotImplementedError
+        return self._state(**values)
 
     def forget(self) -> None:
         """Forget what was tried, as if the explorer had been opened now; most remember nothing."""
@@ -246,8 +247,7 @@ class Explorer(ipywidgets.VBox):
 
     def _check_names(self, values: dict[str, Any]) -> None:
         if unknown := values.keys() - self.controls.keys():
-            there = f"there are {', '.join(self.controls)}" if self.controls else "there is nothing to control here"
-            raise ValueError(f"no control named {', '.join(sorted(unknown))}: {there}")
+            raise ValueError(f"no control named {', '.join(sorted(unknown))}: there are {', '.join(self.controls)}")
 
     def _on_change(self, _change: dict) -> None:
         with self._lock:
@@ -261,8 +261,6 @@ class Explorer(ipywidgets.VBox):
         dragged slider is never followed by a queue of old pictures.
         """
         with self._lock:
-            if not self.controls:
-                return
             if self._page_is_drawing():
                 if not self._waiting:
                     asyncio.get_running_loop().call_later(self.patience, self._resume)

@@ -15,7 +15,6 @@ from qtutor.explorers.low_bits import (
     Cost,
     FourBitData,
     FourBitResult,
-    FourBitState,
     random_layer,
 )
 from qtutor.lowbit import hessian
@@ -40,8 +39,14 @@ class FourBitExplorer(Explorer):
         weight: `(out, in)`; of a larger one the first 32 rows and 256 inputs are explored.
         inputs: `(..., in)` what the layer reads.
         kl: what ways to round cost the whole model, by `Choice`; without it the frontier shows this layer's outputs.
-        row: the row that is drawn.
         start: where controls start, by name, such as `format="NF4"`.
+
+    Controls:
+        format: "INT2" to "INT4", or a name of `FLOATS`.
+        group: of integers, how many neighbouring inputs share a scale; 0 for the whole row.
+        method: "rounding" or "GPTQ".
+        symmetric: of integers, whether zero sits in the middle of each grid.
+        column: how many columns are rounded: where the picture of the row stands.
 
     Raises:
         TypeError: a tensor is not a dense floating-point one.
@@ -54,7 +59,6 @@ class FourBitExplorer(Explorer):
         inputs: Tensor | None = None,
         *,
         kl: Mapping[Choice, Cost] | None = None,
-        row: int = 0,
         **start: Any,
     ):
         if (weight is None) != (inputs is None):
@@ -68,11 +72,9 @@ class FourBitExplorer(Explorer):
                 f"FourBitExplorer needs a weight (out, in) and inputs (..., in), got shapes {tuple(weight.shape)} and "
                 f"{tuple(inputs.shape)}"
             )
-        if not 0 <= row < min(len(weight), MOST_ROWS):
-            raise ValueError(f"row must be one of the first {min(len(weight), MOST_ROWS)}, got {row}")
         part = weight.detach()[:MOST_ROWS, :MOST_INPUTS].float()
         curvature = hessian(inputs.detach()[..., :MOST_INPUTS])
-        self.data = FourBitData(part, tuple(weight.shape), curvature, row, dict(kl or {}))
+        self.data = FourBitData(part, tuple(weight.shape), curvature, dict(kl or {}))
         groups = [("row" if size == 0 else str(size), size) for size in self.data.groups]
         controls = {
             "format": toggles("Format", self.data.formats, "5.8em"),
@@ -83,19 +85,16 @@ class FourBitExplorer(Explorer):
         }
         super().__init__(controls, _figure(self.data), {"format": "INT4", "group": 0} | start)
 
-    make_state = FourBitState
-
-    def compute(self, state: FourBitState) -> FourBitResult:
-        data, row = self.data, self.data.row
-        choice, count = state.choice, state.column
+    def compute(self, state: Any) -> FourBitResult:
+        data, choice, count = self.data, _choice(state), state.column
         tried = data.attempt(choice)
         steps = tried.steps
         first = min(max(count - 1, 0) // WINDOW * WINDOW, max(0, data.inputs - WINDOW))
         window = range(first, min(first + WINDOW, data.inputs))
         moved, last = torch.zeros(data.inputs), torch.zeros(data.inputs)
         if count and choice.method == "GPTQ":
-            moved[count:] = -(steps.error[row, :count] @ steps.factor[:count, count:]).float()
-            last[count:] = -(steps.error[row, count - 1] * steps.factor[count - 1, count:]).float()
+            moved[count:] = -(steps.error[0, :count] @ steps.factor[:count, count:]).float()
+            last[count:] = -(steps.error[0, count - 1] * steps.factor[count - 1, count:]).float()
         done = torch.arange(data.inputs) < count
         return FourBitResult(
             bits_per_weight=tried.form.bits_per_weight,
@@ -104,15 +103,15 @@ class FourBitExplorer(Explorer):
             kl=data.kl.get(choice),
             window=window,
             levels=data.levels(choice, window),
-            exact=data.weight[row, window.start : window.stop],
-            become=torch.where(done, steps.met[row], data.weight[row] + moved)[window.start : window.stop],
-            rounded=torch.where(done, steps.rounded[row], math.nan)[window.start : window.stop],
+            exact=data.weight[0, window.start : window.stop],
+            become=torch.where(done, steps.met[0], data.weight[0] + moved)[window.start : window.stop],
+            rounded=torch.where(done, steps.rounded[0], math.nan)[window.start : window.stop],
             moved=moved,
             last=last,
         )
 
-    def say(self, state: FourBitState, result: FourBitResult) -> str:
-        data, choice, count = self.data, state.choice, state.column
+    def say(self, state: Any, result: FourBitResult) -> str:
+        data, choice, count = self.data, _choice(state), state.column
         kept = f"keep {in_decibels(result.output_sqnr)}, its weights {in_decibels(result.weight_sqnr)}"
         if choice.method == "GPTQ":
             plain = data.attempt(replace(choice, method="rounding"))
@@ -134,7 +133,7 @@ class FourBitExplorer(Explorer):
         else:
             most = int(result.last.abs().argmax())
             steps = data.attempt(choice).steps
-            error = float((steps.met - steps.rounded)[data.row, count - 1])
+            error = float((steps.met - steps.rounded)[0, count - 1])
             by = float(result.last[most])
             fed += f"; the last lost {error:+.3g}, and most of it moves column {most}, by {by:+.2g}."
         (rows, inputs), given = data.weight.shape, data.given
@@ -156,7 +155,7 @@ class FourBitExplorer(Explorer):
         }
 
     def draw(self, result: FourBitResult) -> None:
-        state, choice = self.state, self.state.choice
+        state, choice = self.state, _choice(self.state)
         floats = state.format not in INTEGERS
         self.controls["group"].disabled = self.controls["symmetric"].disabled = floats
         grid, exact, become, rounded, moved, last, here = (self.figure.data[i] for i in range(7))
@@ -169,6 +168,13 @@ class FourBitExplorer(Explorer):
         cost = result.kl[0] if result.kl else None if self.data.kl else result.loss
         here.x, here.y = [result.bits_per_weight], [cost]
         self.figure.layout.xaxis.range = [columns[0] - 1, columns[-1] + 1]
+
+
+def _choice(state: Any) -> Choice:
+    """What is chosen, without what a format of floating-point numbers has no say in."""
+    if state.format in INTEGERS:
+        return Choice(state.format, state.group, state.method, state.symmetric)
+    return Choice(state.format, 0, state.method, False)
 
 
 def _segments(columns: list[int], levels: Tensor) -> tuple[list, list]:
@@ -198,40 +204,25 @@ def _figure(data: FourBitData) -> go.Figure:
         ("what it has become", look.VERMILLION, "x-thin-open", 7),
         ("rounded", look.BLUE, "square", 6),
     ):
-        figure.add_scatter(
-            mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": size}, row=1, col=1
-        )
+        marker = {"color": colour, "symbol": symbol, "size": size}
+        figure.add_scatter(mode="markers", name=name, marker=marker, row=1, col=1)
     columns = list(range(data.inputs))
     figure.add_bar(x=columns, name="by all errors", marker_color=look.SKY, marker_line_width=0, row=1, col=2)
-    figure.add_scatter(
-        x=columns, mode="lines", line={"color": look.VERMILLION, "width": 1.5}, name="by the last error", row=1, col=2
-    )
-    size = {"color": look.VERMILLION, "symbol": "circle-open", "size": 15, "line": {"width": 3}}
-    figure.add_scatter(mode="markers", name="here", marker=size, cliponaxis=False, row=1, col=3)
+    line = {"color": look.VERMILLION, "width": 1.5}
+    figure.add_scatter(x=columns, mode="lines", line=line, name="by the last error", row=1, col=2)
+    marker = {"color": look.VERMILLION, "symbol": "circle-open", "size": 15, "line": {"width": 3}}
+    figure.add_scatter(mode="markers", name="here", marker=marker, cliponaxis=False, row=1, col=3)
     for method, series in zip(METHODS, (look.LOOKS[1], look.LOOKS[2]), strict=True):
         chosen = {choice: cost for choice, cost in costs.items() if choice.method == method}
-        figure.add_scatter(
-            x=[bits for bits, _ in chosen.values()],
-            y=[cost for _, cost in chosen.values()],
-            text=[str(choice) for choice in chosen],
-            mode="markers",
-            marker=series.marker(6),
-            name=method,
-            row=1,
-            col=3,
-        )
+        place = {"x": [bits for bits, _ in chosen.values()], "y": [cost for _, cost in chosen.values()]}
+        drawn = {"text": [str(choice) for choice in chosen], "mode": "markers", "marker": series.marker(6)}
+        figure.add_scatter(name=method, **place, **drawn, row=1, col=3)
     points = list(costs.values())
     worse = beaten((bits for bits, _ in points), (-cost for _, cost in points))
     best = sorted({point for point, left_out in zip(points, worse, strict=True) if not left_out})
-    figure.add_scatter(
-        x=[bits for bits, _ in best],
-        y=[cost for _, cost in best],
-        mode="lines",
-        line={"color": look.GREY, "dash": "dot", "width": 1.5},
-        name="frontier",
-        row=1,
-        col=3,
-    )
+    place = {"x": [bits for bits, _ in best], "y": [cost for _, cost in best]}
+    line = {"color": look.GREY, "dash": "dot", "width": 1.5}
+    figure.add_scatter(mode="lines", line=line, name="frontier", **place, row=1, col=3)
     figure.update_layout(height=440, margin={"t": 104, "r": 40}, legend={"y": 1.16}, bargap=0)
     figure.update_xaxes(title="column", row=1, col=1)
     figure.update_yaxes(title="weight", row=1, col=1)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from qtutor.explorers.explorer import Explorer, Stops, choices, toggles
+from qtutor.explorers.explorer import Explorer, Stops, button, choices, toggles
 from qtutor.explorers.flow import Flow, FusionData, Ribbon
 from qtutor.fusion import OperatorTraffic
 from qtutor.models.tensors import as_tuple
@@ -18,21 +18,6 @@ from torch import nn
 
 _SHOWN = 5  # operators in view
 _HALF = 0.35  # half the width of an operator's box
-
-
-@dataclass(frozen=True)
-class FusionState:
-    """What the controls of a FusionExplorer say.
-
-    Attributes:
-        operator: the operator to look at, from 1, in the order in which they run without fusion.
-        numbers: "float", as the model is, or "INT8".
-        fused: the patterns that are merged, each as the names of its parts joined by " + ".
-    """
-
-    operator: int
-    numbers: str
-    fused: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +46,21 @@ class FusionExplorer(Explorer):
         example_input: the input, or a tuple of the inputs. Take real data: its ranges are those of the codes.
         start: where controls start, by name, such as `numbers="INT8"`.
 
+    Controls:
+        operator: the operator to look at, from 1, in the order in which they run without fusion.
+        numbers: "float", as the model is, or "INT8".
+        fused: the patterns that are merged, each as the names of its parts joined by " + ".
+
     Raises:
         TypeError: `model` is not a module, or `forward` does not take these inputs.
-        ValueError: `forward` cannot be traced, fails on these inputs, or gives NaN or infinity; or a control
-            cannot start there.
+        ValueError: `forward` cannot be traced, fails on these inputs, gives NaN or infinity, or moves nothing; or a
+            control cannot start there.
     """
 
     def __init__(self, model: nn.Module, example_input: Any, **start: Any):
         data = FusionData(model, as_tuple(example_input))
         if not data.operators or not any(ribbon.size for ribbon in data.flow((), "float").ribbons):
-            self.show_only("No operator moves floating-point values of this example: there is nothing to fuse.")
-            return
+            raise ValueError("FusionExplorer: no operator moves floating-point values of this example: nothing to fuse")
         self.data = data
         options = [(f"{fusion.names[0]}  ({fusion.kind})", name) for name, (fusion, _) in data.found.items()]
         controls = {
@@ -81,18 +70,13 @@ class FusionExplorer(Explorer):
                 options=options, description="Fused", rows=min(6, max(2, len(options))), layout={"width": "28em"}
             ),
         }
-        buttons = []
-        for name, press in (
-            ("Fuse all", lambda _: self.set(fused=tuple(data.found))),
-            ("Fuse none", lambda _: self.set(fused=())),
-            ("Fuse or split here", lambda _: self._toggle()),
-        ):
-            buttons.append(ipywidgets.Button(description=name, layout={"width": "max-content"}))
-            buttons[-1].on_click(press)
+        buttons = [
+            button("Fuse all", lambda: self.set(fused=tuple(data.found)), layout={"width": "max-content"}),
+            button("Fuse none", lambda: self.set(fused=()), layout={"width": "max-content"}),
+            button("Fuse or split here", self._toggle, layout={"width": "max-content"}),
+        ]
         self._widest = max(ribbon.size for ribbon in data.flow((), "float").ribbons)
         super().__init__(controls, _figure(), start, buttons)
-
-    make_state = FusionState
 
     def _toggle(self) -> None:
         """Fuse the pattern that the operator in view belongs to, or take it apart."""
@@ -103,12 +87,12 @@ class FusionExplorer(Explorer):
                     fused ^= {name}
             self.set(fused=tuple(name for name in self.data.found if name in fused))
 
-    def compute(self, state: FusionState) -> FusionResult:
+    def compute(self, state: Any) -> FusionResult:
         flow, node = self.data.flow, self.data.operators[state.operator - 1]
         place = next(i for i, nodes in enumerate(self.data.groups(state.fused)) if node in nodes)
         return FusionResult(flow(state.fused, state.numbers), flow((), state.numbers), place)
 
-    def say(self, state: FusionState, result: FusionResult) -> str:
+    def say(self, state: Any, result: FusionResult) -> str:
         data, now, plain = self.data, result.now, result.plain
         node = data.operators[state.operator - 1]
         row, int8 = now.rows[result.place], state.numbers == "INT8"

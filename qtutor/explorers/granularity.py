@@ -28,27 +28,6 @@ _FEWEST = 32  # the fewest channels of a large weight that still have a median w
 _DRAWN = 256  # the most channels drawn: of more, every second, third, ... is
 
 
-@dataclass(frozen=True)
-class GranularityState:
-    """What the controls of a GranularityExplorer say.
-
-    Attributes:
-        granularity: "tensor", "channel" or "group": what shares one scale.
-        axis: per channel, the axis along which scales differ.
-        group_size: per group, how many neighbouring weights of an output channel share a scale.
-        bits: 2 to 8.
-        symmetric: whether zero sits in the middle of each grid.
-        factor: what the widest channel of the weight is multiplied by.
-    """
-
-    granularity: str
-    axis: int
-    group_size: int
-    bits: int
-    symmetric: bool
-    factor: int
-
-
 @dataclass(frozen=True, eq=False)
 class GranularityResult:
     """What a state does to a weight; a channel is an output channel.
@@ -84,39 +63,6 @@ class GranularityResult:
         return float(self.per_channel.min())
 
 
-@dataclass(frozen=True, eq=False)
-class GranularityData:
-    """A weight made ready for many quantizations.
-
-    Attributes:
-        weight: float32, its output channels brought to the front.
-        output_axis: where they were.
-        kept: `(channels,)` their numbers in the weight that was given, all of them unless it is large.
-        given: how many channels that had.
-        widest: the place in `kept` of the channel of the largest magnitude, which the factor applies to.
-    """
-
-    weight: Tensor
-    output_axis: int
-    kept: Tensor
-    given: int
-    widest: int
-
-    @classmethod
-    def of(cls, weight: Tensor, output_axis: int) -> "GranularityData":
-        rows = weight.detach().movedim(output_axis, 0)
-        widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
-        step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))
-        kept = torch.arange(widest % step, len(rows), step)
-        return cls(rows[kept].to(torch.float32).contiguous(), output_axis, kept, len(rows), widest // step)
-
-    @property
-    def group_sizes(self) -> list[int]:
-        """The sizes of group that an output channel can be cut into."""
-        size = self.weight[0].numel()
-        return [n for n in range(2, size + 1) if size % n == 0] or [1]
-
-
 class GranularityExplorer(Explorer):
     """Explore what shares a scale, on a weight of your own.
 
@@ -125,10 +71,18 @@ class GranularityExplorer(Explorer):
         output_axis: the axis of the output channels, which the picture shows: 0, but 1 for a transposed convolution.
         start: where controls start, by name, such as `bits=4`.
 
+    Controls:
+        granularity: "tensor", "channel" or "group": what shares one scale.
+        axis: per channel, the axis along which scales differ.
+        group_size: per group, how many neighbouring weights of an output channel share a scale.
+        bits: 2 to 8.
+        factor: what the widest channel of the weight is multiplied by.
+        symmetric: whether zero sits in the middle of each grid.
+
     Raises:
         TypeError: `weight` is not a dense floating-point tensor, or `output_axis` not a whole number.
-        ValueError: `weight` holds NaN, infinity or more than 1e36, has less than 2 or more than 5 dimensions, or
-            no such output axis; or a control cannot start there.
+        ValueError: `weight` is empty, holds NaN, infinity or more than 1e36, has less than 2 or more than 5 dimensions,
+            or no such output axis; or a control cannot start there.
     """
 
     def __init__(self, weight: Tensor, *, output_axis: int = 0, **start: Any):
@@ -145,10 +99,16 @@ class GranularityExplorer(Explorer):
         if bad := int((~widest_range.isfinite()).sum()):
             raise ValueError(f"{name}: {bad} of {weight.numel()} weights are NaN, infinite or too large to turn up")
         if weight.numel() == 0:
-            self.show_only(f"The weight of shape {shape} is empty: there is no value to quantize.")
-            return
-        self.data = GranularityData.of(weight, output_axis)
-        sizes = self.data.group_sizes
+            raise ValueError(f"{name}: the weight of shape {shape} is empty, there is nothing to quantize")
+        rows = weight.detach().movedim(output_axis, 0)
+        widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
+        step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))
+        self.kept = torch.arange(widest % step, len(rows), step)  # the channels that are explored, by number
+        self.weight = rows[self.kept].to(torch.float32).contiguous()  # these in front, wherever they were
+        self.output_axis, self._channels = output_axis, len(rows)
+        self._widest = widest // step  # the place in `kept` of the channel that the factor applies to
+        size = self.weight[0].numel()
+        sizes = [n for n in range(2, size + 1) if size % n == 0] or [1]
         axes = [(f"{axis} (size {size})", axis) for axis, size in enumerate(shape)]
         controls = {
             "granularity": toggles("A scale per", ["tensor", "channel", "group"], "5.5em"),
@@ -160,14 +120,12 @@ class GranularityExplorer(Explorer):
             "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
-        self._shown, place = every(len(self.data.weight), _DRAWN, self.data.widest)
-        super().__init__(controls, _figure(self.data.kept[self._shown], place), start)
+        self._shown, place = every(len(self.weight), _DRAWN, self._widest)
+        super().__init__(controls, _figure(self.kept[self._shown], place), start)
 
-    make_state = GranularityState
-
-    def compute(self, state: GranularityState) -> GranularityResult:
-        data, weight = self.data, self.data.weight.clone()
-        weight[data.widest] *= state.factor
+    def compute(self, state: Any) -> GranularityResult:
+        weight = self.weight.clone()
+        weight[self._widest] *= state.factor
         channels, bits = len(weight), state.bits
         quant_min, quant_max = grid(bits)
         shared = {"quant_min": quant_min, "quant_max": quant_max, "symmetric": state.symmetric}
@@ -176,7 +134,7 @@ class GranularityExplorer(Explorer):
             given = view.unflatten(1, (-1, state.group_size))  # (channels, groups, group_size)
         else:
             # Bringing the output axis to the front moved the axes before it one place back.
-            axis = 0 if state.axis == data.output_axis else state.axis + (state.axis < data.output_axis)
+            axis = 0 if state.axis == self.output_axis else state.axis + (state.axis < self.output_axis)
             observer = MinMaxObserver(axis=axis if state.granularity == "channel" else None, **shared)
             given = view = weight
         observer.observe(view)
@@ -198,20 +156,20 @@ class GranularityExplorer(Explorer):
             code_bytes=math.ceil(weight.numel() * bits / 8),
         )
 
-    def say(self, state: GranularityState, result: GranularityResult) -> str:
-        data, scales = self.data, result.qparams.scale.numel()
+    def say(self, state: Any, result: GranularityResult) -> str:
+        scales = result.qparams.scale.numel()
         shared = {
             "tensor": "One scale for the tensor",
             "channel": f"One scale per channel along axis {state.axis}, {scales:,} in all",
             "group": f"One scale per group of {state.group_size}, {scales:,} in all",
         }[state.granularity]
-        widest = int(data.kept[data.widest])
+        widest = int(self.kept[self._widest])
         turned = f"channel {widest} times {state.factor}" if state.factor > 1 else "no channel turned up"
         quality = (
             f"overall {in_decibels(result.overall)}, median output channel {in_decibels(result.median)}, "
             f"worst {in_decibels(result.worst)}"
         )
-        channels, given = len(data.kept), data.given
+        channels, given = len(self.kept), self._channels
         sampled = f" All figures are those of {channels:,} of the {given:,} channels." if channels < given else ""
         return (
             f"{shared}, {state.bits} bits, {turned}: SQNR {quality}. The median output channel uses "
@@ -221,7 +179,7 @@ class GranularityExplorer(Explorer):
         )
 
     def stops(self) -> Stops:
-        sizes = self.data.group_sizes
+        sizes = self.controls["group_size"].options
         return {
             "granularity": ("tensor", "channel", "group"),
             "axis": (self.controls["axis"].value,),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from qtutor.explorers.explorer import Explorer, Stops, every
@@ -20,22 +20,6 @@ _MOST = 48  # of rows of a heatmap: of more, evenly spaced ones are drawn
 _WRITTEN = 36  # the most cells that have room for their numbers
 _JUDGED = 100_000  # about how many codes, in whole samples, show how a kernel rounds
 _POINTS = 300  # the most points of the running sum
-
-
-@dataclass(frozen=True)
-class IntegerState:
-    """Which output the controls of an IntegerExplorer point at; axes that the layer does not have are 0.
-
-    Attributes:
-        sample: of the batch; of a linear layer's input of several dimensions, the row among all rows.
-        channel: the output channel or feature.
-    """
-
-    sample: int
-    channel: int
-    depth: int = 0
-    row: int = 0
-    column: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,11 +135,6 @@ class IntegerLayer:
 
         return min(exact, exact.round(), key=wrong)
 
-    def state(self, sample: int, channel: int, *place: int) -> IntegerState:
-        """Return the state that points at an output."""
-        names = _AXES[len(_AXES) - len(place) :]
-        return IntegerState(sample, channel, **dict(zip(names, place, strict=True)))
-
     def _pad(self, codes: Tensor, layer: nn.Module) -> Tensor:
         sides = [size for size in reversed(layer.padding) for _ in range(2)]
         if layer.padding_mode != "zeros":
@@ -181,13 +160,11 @@ class IntegerLayer:
             sides = [side, side + more, *sides]
         return functional.pad(codes, sides, value=self.zero_point)
 
-    def walk(self, state: IntegerState) -> IntegerResult:
-        """Compute the output that `state` points at, step by step."""
-        channel = state.channel
-        place = [getattr(state, name) for name in _AXES[len(_AXES) - len(self._stride) :]]
+    def walk(self, sample: int, channel: int, *place: int) -> IntegerResult:
+        """Compute one output, step by step."""
         weights = self.weights[channel]
         first = channel // self._step * len(weights)
-        patch = self.codes[state.sample, first : first + len(weights)]
+        patch = self.codes[sample, first : first + len(weights)]
         kernel = zip(place, self._stride, self._dilation, weights.shape[1:], strict=True)
         for axis, (at, stride, dilation, size) in enumerate(kernel, start=1):
             patch = patch.narrow(axis, at * stride, dilation * (size - 1) + 1)
@@ -211,7 +188,7 @@ class IntegerLayer:
             low=self.low,
             high=self.high,
             walked=min(max(rounded, self.low), self.high),
-            code=int(self.outputs[(state.sample, channel, *place)]),
+            code=int(self.outputs[(sample, channel, *place)]),
         )
 
 
@@ -248,6 +225,11 @@ class IntegerExplorer(Explorer):
         x: the quantized tensor that goes into it.
         start: where controls start, by name, such as `channel=3`.
 
+    Controls:
+        sample: of the batch; of a linear layer's input of several dimensions, the row among all rows.
+        channel: the output channel or feature.
+        depth, row, column: the place in the output, as far as it has such axes.
+
     Raises:
         TypeError: `layer` is not such a layer, or `x` not a quantized tensor.
         ValueError: the layer cannot take `x`.
@@ -264,12 +246,10 @@ class IntegerExplorer(Explorer):
         }
         super().__init__(controls, _figure(self.layer, len(shape) - 2), start)
 
-    make_state = IntegerState
+    def compute(self, state: Any) -> IntegerResult:
+        return self.layer.walk(*astuple(state))
 
-    def compute(self, state: IntegerState) -> IntegerResult:
-        return self.layer.walk(state)
-
-    def say(self, state: IntegerState, result: IntegerResult) -> str:
+    def say(self, state: Any, result: IntegerResult) -> str:
         layer = self.layer
         bias = f"{result.bias:+,.0f}" if result.bias == round(result.bias) else f"{result.bias:+,.1f}"
         zeros = f"the zero points {result.correction:+,}" if layer.zero_point or layer.weight_zero_points.any() else ""

@@ -23,20 +23,6 @@ _FRONTIER = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)
 
 
 @dataclass(frozen=True)
-class LayerState:
-    """What the controls of a LayerExplorer say.
-
-    Attributes:
-        keep_float: names of the layers in floating point, sorted.
-        weights: "tensor" or "channel": what shares a scale.
-    """
-
-    keep_float: tuple[str, ...]
-    weights: str
-    layer: str
-
-
-@dataclass(frozen=True)
 class LayerResult:
     """What a choice of layers gives.
 
@@ -57,6 +43,11 @@ class LayerExplorer(Explorer):
     Args:
         diagnosis: of `diagnosis.diagnose`.
         start: where controls start, by name, such as `weights="channel"`.
+
+    Controls:
+        keep_float: names of the layers in floating point.
+        weights: "tensor" or "channel": what shares a scale.
+        layer: the name of the layer that is looked at.
     """
 
     def __init__(self, diagnosis: Diagnosis, **start: Any):
@@ -66,12 +57,11 @@ class LayerExplorer(Explorer):
             )
         names = list(diagnosis.table["layer"])
         if not names:
-            self.show_only("The diagnosis has no layer: there is nothing to choose from.")
-            return
+            raise ValueError("LayerExplorer: the diagnosis has no layer, there is nothing to choose from")
         self.diagnosis = diagnosis.quick(0.3)
-        self.tries: dict[LayerState, Measured] = {}
+        self.tries: dict[Any, Measured] = {}
         self.frontier = functools.cache(self.frontier)
-        self._layers = {name: _Layer.of(diagnosis, name) for name in names}
+        self._layers = {name: _drawn(diagnosis, name) for name in names}
         controls = {
             "keep_float": ipywidgets.SelectMultiple(
                 options=names,
@@ -85,8 +75,8 @@ class LayerExplorer(Explorer):
         }
         super().__init__(controls, _figure(self.diagnosis), {"weights": diagnosis.configuration.weights} | start)
 
-    def make_state(self, keep_float: tuple[str, ...], weights: str, layer: str) -> LayerState:
-        return LayerState(tuple(sorted(keep_float)), weights, layer)
+    def make_state(self, *, keep_float: tuple[str, ...], **others: Any) -> Any:
+        return super().make_state(keep_float=tuple(sorted(keep_float)), **others)
 
     def measure(self, weights: str, keep_float: tuple[str, ...]) -> Measured:
         """Measure a choice of layers; each is measured once."""
@@ -98,11 +88,11 @@ class LayerExplorer(Explorer):
         names = list(self.diagnosis.table["layer"])
         return tuple(self.measure(weights, tuple(names[:k])) for k in _FRONTIER if k <= len(names))
 
-    def compute(self, state: LayerState) -> LayerResult:
+    def compute(self, state: Any) -> LayerResult:
         measured = self.measure(state.weights, state.keep_float)
         return LayerResult(measured, self.frontier(state.weights))
 
-    def say(self, state: LayerState, result: LayerResult) -> str:
+    def say(self, state: Any, result: LayerResult) -> str:
         names, measured = list(self.diagnosis.table["layer"]), result.measured
         row = self.diagnosis.table.set_index("layer").loc[state.layer]
         kept = f"{len(state.keep_float)} of {len(names)} layers in float" if state.keep_float else "All layers rounded"
@@ -128,8 +118,7 @@ class LayerExplorer(Explorer):
     def draw(self, result: LayerResult) -> None:
         state, figure = self.state, self.figure
         self.tries[replace(state, layer="")] = result.measured
-        tool, tried, best, now, *layer_traces = figure.data
-        histograms, ranges = layer_traces[:2], layer_traces[2:]
+        tool, tried, best, now, *bars = figure.data
         smallest = self.best()
         for trace, points in (
             (tool, result.frontier),
@@ -138,12 +127,12 @@ class LayerExplorer(Explorer):
             (now, [result.measured]),
         ):
             trace.x, trace.y = [p.bytes / 1000 for p in points], [self._height(p) for p in points]
-        layer = self._layers[state.layer]
-        for trace, (x, y) in zip(histograms, (layer.weights, layer.activations), strict=True):
+        histograms, ranges, side = self._layers[state.layer]
+        for trace, (x, y) in zip(bars[:2], histograms, strict=True):
             trace.x, trace.y = x, y
-        for trace, (x, low, high) in zip(ranges, (layer.weight_ranges, layer.activation_ranges), strict=True):
+        for trace, (x, low, high) in zip(bars[2:], ranges, strict=True):
             trace.x, trace.base, trace.y = x, low, high - low
-        figure.layout.annotations[3].text = layer.side
+        figure.layout.annotations[3].text = side
 
     def best(self) -> Measured | None:
         """Your smallest choice that is as good as the goal, if there is one."""
@@ -159,28 +148,14 @@ class LayerExplorer(Explorer):
         return height if math.isfinite(height) else None
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """What is drawn of one layer: two histograms and the ranges of two kinds of channels."""
-
-    weights: tuple
-    activations: tuple
-    weight_ranges: tuple
-    activation_ranges: tuple
-    side: str
-
-    @classmethod
-    def of(cls, diagnosis: Diagnosis, name: str) -> "_Layer":
-        statistics, histograms = diagnosis.statistics[name], diagnosis.histograms(name)
-        side = statistics.worst_side
-        sums = statistics.sides.get(side) or ChannelSums(low=torch.zeros(1), high=torch.zeros(1))
-        return cls(
-            _coarser(*histograms["weights"]),
-            _coarser(*histograms[side]) if side else ([], []),
-            _ranges(statistics.weights.low, statistics.weights.high),
-            _ranges(sums.low, sums.high),
-            f"Values of its {side}" if side else "No activation is rounded",
-        )
+def _drawn(diagnosis: Diagnosis, name: str) -> tuple[list[tuple], list[tuple], str]:
+    """The histograms of a layer's weights and of what reads or leaves it, the ranges of their channels, and a title."""
+    statistics, histograms = diagnosis.statistics[name], diagnosis.histograms(name)
+    side = statistics.worst_side
+    sums = statistics.sides.get(side) or ChannelSums(low=torch.zeros(1), high=torch.zeros(1))
+    values = [_coarser(*histograms["weights"]), _coarser(*histograms[side]) if side else ([], [])]
+    ranges = [_ranges(statistics.weights.low, statistics.weights.high), _ranges(sums.low, sums.high)]
+    return values, ranges, f"Values of its {side}" if side else "No activation is rounded"
 
 
 def _coarser(edges: Tensor, counts: Tensor) -> tuple:
@@ -210,20 +185,15 @@ def _figure(diagnosis: Diagnosis) -> go.Figure:
     widths = {"column_widths": [0.42, 0.29, 0.29], "horizontal_spacing": 0.075, "vertical_spacing": 0.24}
     figure = look.panels(2, 3, ("What is left, and in how many bytes", *layer), specs=specs, **widths)
     figure.update_annotations(font_size=14)
-    for name, drawn in (
-        ("the tool", {"mode": "lines+markers", "line": {"color": look.GREY, "dash": "dash"}, "marker": {"size": 7}}),
-        ("tried", {"meta": {"keeps": "all"}, "mode": "markers", "marker": {"color": look.SKY, "size": 8}}),
-        (
-            "your best",
-            {
-                "meta": {"keeps": "leftmost"},
-                "mode": "markers",
-                "marker": {"color": look.GREEN, "size": 18, "symbol": "star"},
-            },
-        ),
-        ("now", {"mode": "markers", "marker": {"color": look.VERMILLION, "size": 12, "symbol": "diamond"}}),
+    dashed = {"line": {"color": look.GREY, "dash": "dash"}, "marker": {"size": 7}}
+    figure.add_scatter(mode="lines+markers", x=[], y=[], name="the tool", cliponaxis=False, row=1, col=1, **dashed)
+    for name, keeps, colour, size, symbol in (
+        ("tried", "all", look.SKY, 8, "circle"),
+        ("your best", "leftmost", look.GREEN, 18, "star"),
+        ("now", None, look.VERMILLION, 12, "diamond"),
     ):
-        figure.add_scatter(x=[], y=[], name=name, cliponaxis=False, row=1, col=1, **drawn)
+        drawn = {"meta": {"keeps": keeps}, "marker": {"color": colour, "size": size, "symbol": symbol}}
+        figure.add_scatter(mode="markers", x=[], y=[], name=name, cliponaxis=False, row=1, col=1, **drawn)
     for column in (2, 3):
         for row, colour in ((1, look.BLUE), (2, look.PURPLE)):
             bars = {"marker_color": colour, "marker_line_width": 0, "showlegend": False}

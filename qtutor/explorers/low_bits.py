@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qtutor.affine import decibels
 from qtutor.lowbit import FORMATS, Format, Steps, gptq_steps, integers, layer_loss
@@ -22,34 +22,8 @@ Cost = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class FourBitState:
-    """What the controls of a FourBitExplorer say.
-
-    Attributes:
-        format: "INT2" to "INT4", or a name of `FLOATS`.
-        group: of integers, how many neighbouring inputs share a scale; 0 for the whole row.
-        method: "rounding" or "GPTQ".
-        symmetric: of integers, whether zero sits in the middle of each grid.
-        column: how many columns are rounded: where the picture of the row stands.
-    """
-
-    format: str
-    group: int
-    method: str
-    symmetric: bool
-    column: int
-
-    @property
-    def choice(self) -> "Choice":
-        """What is chosen, without what a format of floating-point numbers has no say in."""
-        if self.format in INTEGERS:
-            return Choice(self.format, self.group, self.method, self.symmetric)
-        return Choice(self.format, 0, self.method, False)
-
-
-@dataclass(frozen=True)
 class Choice:
-    """A way to round a layer; fields as those of `FourBitState`, 0 and False where the format has no choice."""
+    """A way to round a layer: controls of a `FourBitExplorer`, 0 and False where the format has no choice."""
 
     format: str
     group: int
@@ -116,24 +90,24 @@ class Tried:
     loss: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class FourBitData:
     """A layer made ready for many ways to round it.
 
     Attributes:
-        weight: `(rows, in)` of what is explored.
+        weight: `(rows, in)` of what is explored; its first row is drawn.
         given: the shape of the whole layer.
         curvature: `(in, in)`, the Hessian of what it reads.
-        row: the row that is drawn.
         kl: of the whole model, by choice; empty where it was not measured.
     """
 
     weight: Tensor
     given: tuple[int, int]
     curvature: Tensor
-    row: int
     kl: Mapping[Choice, Cost]
-    _tried: dict[Choice, Tried] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        self.attempt = functools.cache(self.attempt)
 
     @property
     def inputs(self) -> int:
@@ -155,15 +129,13 @@ class FourBitData:
 
     def attempt(self, choice: Choice) -> Tried:
         """Round the layer, once for each choice."""
-        if choice not in self._tried:
-            form = choice.form(self.inputs)
-            if choice.method == "GPTQ":
-                steps = gptq_steps(self.weight, self.curvature, format=form)
-            else:
-                steps = _plain_steps(self.weight, form)
-            loss = layer_loss(self.weight, steps.rounded, self.curvature) / (self.signal or 1.0)
-            self._tried[choice] = Tried(form, steps, loss)
-        return self._tried[choice]
+        form = choice.form(self.inputs)
+        if choice.method == "GPTQ":
+            steps = gptq_steps(self.weight, self.curvature, format=form)
+        else:
+            steps = _plain_steps(self.weight, form)
+        loss = layer_loss(self.weight, steps.rounded, self.curvature) / (self.signal or 1.0)
+        return Tried(form, steps, loss)
 
     def frontier(self) -> dict[Choice, tuple[float, float]]:
         """Bits per weight and cost of what was measured: the KL of the model, else the loss of the layer."""
@@ -175,14 +147,14 @@ class FourBitData:
         return {choice: (each.form.bits_per_weight, each.loss) for choice, each in tried.items()}
 
     def levels(self, choice: Choice, window: range) -> Tensor:
-        """The values that weights of the row in some columns could take, `(columns, values)`."""
-        tried, row = self.attempt(choice), self.row
+        """The values that weights of the first row in some columns could take, `(columns, values)`."""
+        tried = self.attempt(choice)
         form, steps, found = tried.form.for_tensor(self.weight), tried.steps, []
         size = form.block or self.inputs
         for first in range(window.start // size * size, window.stop, size):
-            block = self.weight[row, first : first + size].double()
+            block = self.weight[0, first : first + size].double()
             if choice.method == "GPTQ":  # as it was when its scale was chosen
-                block = block - steps.error[row, :first] @ steps.factor[:first, first : first + size]
+                block = block - steps.error[0, :first] @ steps.factor[:first, first : first + size]
             found.append(form.values(block[None].float()).expand(size, -1))
         start = window.start % size
         return torch.cat(found)[start : start + len(window)]

@@ -33,23 +33,6 @@ OBSERVERS = ("min-max", "moving average", "percentile", "squared error", "entrop
 MOST_BATCHES = 32
 
 
-@dataclass(frozen=True)
-class ObserverState:
-    """What the controls of an ObserverExplorer say.
-
-    Attributes:
-        seen: how many batches the observers have seen, from 1.
-        strength: the hot value, in multiples of the largest magnitude of the clean stream; 1 is none.
-        hot_batch: the batch that holds the hot value, from 1.
-        bits: 2 to 8.
-    """
-
-    seen: int
-    strength: float
-    hot_batch: int
-    bits: int
-
-
 @dataclass(frozen=True, eq=False)
 class ObserverResult:
     """What the observers make of a stream.
@@ -151,10 +134,16 @@ class ObserverExplorer(Explorer):
             default batches of random values after a ReLU.
         start: where controls start, by name, such as `bits=4`.
 
+    Controls:
+        seen: how many batches the observers have seen, from 1.
+        strength: the hot value, in multiples of the largest magnitude of the clean stream; 1 is none.
+        hot_batch: the batch that holds the hot value, from 1.
+        bits: 2 to 8.
+
     Raises:
         TypeError: `batches` is not a sequence of floating-point tensors.
-        ValueError: a batch is empty or holds NaN, infinity or values too large for a hot one, or there are too many;
-            or a control cannot start there.
+        ValueError: a batch is empty or holds NaN, infinity or values too large for a hot one, or there is none or too
+            many; or a control cannot start there.
     """
 
     def __init__(self, batches: Sequence[Tensor] | None = None, **start: Any):
@@ -162,11 +151,8 @@ class ObserverExplorer(Explorer):
         if not isinstance(batches, Sequence):
             kind = "one tensor: cut it with x.split(64)" if isinstance(batches, Tensor) else type(batches).__name__
             raise TypeError(f"ObserverExplorer needs a sequence of batches, got {kind}")
-        if len(batches) > MOST_BATCHES:
-            raise ValueError(f"ObserverExplorer takes up to {MOST_BATCHES} batches, got {len(batches)}: pass some")
-        if not batches:
-            self.show_only("The stream holds no batch: there is nothing to observe.")
-            return
+        if not 1 <= len(batches) <= MOST_BATCHES:
+            raise ValueError(f"ObserverExplorer takes 1 to {MOST_BATCHES} batches, got {len(batches)}: pass some")
         self.stream = Stream(batches)
         hottest = FACTORS[-1] * abs(self.stream.largest)
         if 2 * hottest > torch.finfo(torch.float32).max:
@@ -183,9 +169,7 @@ class ObserverExplorer(Explorer):
         }
         super().__init__(controls, _figure(last), start)
 
-    make_state = ObserverState
-
-    def compute(self, state: ObserverState) -> ObserverResult:
+    def compute(self, state: Any) -> ObserverResult:
         qparams, history = self.stream.judge(state.strength, state.hot_batch, state.bits)
         last = state.seen - 1
         ends = zip(qparams.low[:, last].tolist(), qparams.high[:, last].tolist(), strict=True)
@@ -193,7 +177,7 @@ class ObserverExplorer(Explorer):
         sqnr = dict(zip(OBSERVERS, history[:, last].tolist(), strict=True))
         return ObserverResult(qparams, history, ranges, sqnr)
 
-    def say(self, state: ObserverState, result: ObserverResult) -> str:
+    def say(self, state: Any, result: ObserverResult) -> str:
         if state.strength == 1:
             hot = "the stream is clean"
         else:

@@ -1,7 +1,8 @@
 """OutlierExplorer: one channel at one position takes the codes of all others, and how they get them back."""
 
+import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qtutor.affine import dequantize, quantize, sqnr
@@ -24,29 +25,6 @@ MOST_POSITIONS, MOST_DRAWN = 32, 64
 
 MOST_OUTPUTS = 128
 WEIGHT_BITS = 8
-
-
-@dataclass(frozen=True)
-class OutlierState:
-    """What the controls of an OutlierExplorer say.
-
-    Attributes:
-        prepared: "as it is", "smoothed" or "rotated".
-        strength: of smoothing, from 0 to 1: how much of the trouble the weights take.
-        per: "tensor" or "token": which activations share a scale.
-        bits: of activations; weights have 8, a scale a row.
-        spare: whether the first position stays in floating point.
-        position: the position that is looked at.
-        channel: the place among the drawn channels of the one that is looked at.
-    """
-
-    prepared: str
-    strength: float
-    per: str
-    bits: int
-    spare: bool
-    position: int
-    channel: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,39 +53,7 @@ class OutlierResult:
         return float(self.each.median())
 
 
-@dataclass(frozen=True, eq=False)
-class OutlierData:
-    """Activations and a weight that reads them.
-
-    Attributes:
-        activations: `(positions, channels)` float32.
-        weight: `(out, channels)` float32.
-        drawn: `(at most 64,)` the channels that are drawn, ascending.
-        rotation: `(channels, channels)`.
-        prepared: what the preparations made of both, by preparation and strength.
-    """
-
-    activations: Tensor
-    weight: Tensor
-    drawn: Tensor
-    rotation: Tensor
-    _prepared: dict[tuple[str, float], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-
-    def prepare(self, prepared: str, strength: float) -> tuple[Tensor, Tensor]:
-        """Return activations and the 8-bit weight, changed so that in floating point their product stays."""
-        key = prepared, strength if prepared == "smoothed" else 0.0
-        if key not in self._prepared:
-            x, weight = self.activations, self.weight
-            if prepared == "smoothed":
-                scales = smooth(weight, x.abs().amax(dim=0), strength)
-                x, weight = x / scales, weight * scales
-            elif prepared == "rotated":
-                x, weight = (x.double() @ self.rotation.double()).float(), rotate(weight, self.rotation)
-            self._prepared[key] = x, round_groups(weight, WEIGHT_BITS, symmetric=True)
-        return self._prepared[key]
-
-
-def _spares(state: OutlierState, x: Tensor) -> bool:
+def _spares(state: Any, x: Tensor) -> bool:
     """Whether the first position stays in floating point: not where there is no other."""
     return state.spare and len(x) > 1
 
@@ -119,6 +65,15 @@ class OutlierExplorer(Explorer):
         activations: `(positions, channels)` what a linear layer reads; the first 32 positions are explored.
         weight: `(out, channels)` of that layer; its first 128 outputs are explored.
         start: where controls start, by name, such as `bits=4`.
+
+    Controls:
+        prepared: "as it is", "smoothed" or "rotated".
+        strength: of smoothing, from 0 to 1: how much of the trouble the weights take.
+        per: "tensor" or "token": which activations share a scale.
+        bits: of activations; weights have 8, a scale a row.
+        spare: whether the first position stays in floating point.
+        position: the position that is looked at.
+        channel: the place among the drawn channels of the one that is looked at.
 
     Raises:
         TypeError: a tensor is not a floating-point one.
@@ -141,11 +96,13 @@ class OutlierExplorer(Explorer):
             raise ValueError(
                 f"the weight reads {weight.shape[1]} channels, and the activations have {activations.shape[1]}"
             )
-        x = activations.detach()[:MOST_POSITIONS].float()
-        drawn = _loud_and_others(x)
-        self.data = OutlierData(x, weight.detach()[:MOST_OUTPUTS].float(), drawn, _rotation(x.shape[1]))
-        loudest = int(x.abs().amax(dim=0)[drawn].argmax())
-        positions, channels = len(x), len(drawn)
+        self.activations = activations.detach()[:MOST_POSITIONS].float()  # (positions, channels)
+        self.weight = weight.detach()[:MOST_OUTPUTS].float()  # (out, channels)
+        self.drawn = _loud_and_others(self.activations)  # the numbers of the channels that are drawn, ascending
+        self._rotation = _rotation(weight.shape[1])
+        self.prepare = functools.cache(self.prepare)
+        loudest = int(self.activations.abs().amax(dim=0)[self.drawn].argmax())
+        positions, channels = len(self.activations), len(self.drawn)
         controls = {
             "prepared": toggles("Activations", PREPARED, "7.5em"),
             "strength": ipywidgets.SelectionSlider(options=STRENGTHS, value=0.5, description="Strength"),
@@ -156,18 +113,25 @@ class OutlierExplorer(Explorer):
             ),
             "position": ipywidgets.IntSlider(min(1, positions - 1), 0, positions - 1, description="Position"),
             "channel": ipywidgets.SelectionSlider(
-                options=[(str(int(number)), place) for place, number in enumerate(drawn)],
+                options=[(str(int(number)), place) for place, number in enumerate(self.drawn)],
                 value=loudest - 1 if loudest else min(1, channels - 1),
                 description="Channel",
             ),
         }
-        super().__init__(controls, _figure(self.data), start)
+        super().__init__(controls, _figure(self.activations, self.drawn), start)
 
-    make_state = OutlierState
+    def prepare(self, prepared: str, strength: float) -> tuple[Tensor, Tensor]:
+        """Return activations and the 8-bit weight, changed so that in floating point their product stays."""
+        x, weight = self.activations, self.weight
+        if prepared == "smoothed":
+            scales = smooth(weight, x.abs().amax(dim=0), strength)
+            x, weight = x / scales, weight * scales
+        elif prepared == "rotated":
+            x, weight = (x.double() @ self._rotation.double()).float(), rotate(weight, self._rotation)
+        return x, round_groups(weight, WEIGHT_BITS, symmetric=True)
 
-    def compute(self, state: OutlierState) -> OutlierResult:
-        data = self.data
-        x, weight = data.prepare(state.prepared, state.strength)
+    def compute(self, state: Any) -> OutlierResult:
+        x, weight = self.prepare(state.prepared, state.strength)
         rounded_from = int(_spares(state, x))
         rounded = x[rounded_from:]
         qparams = run_qparams(rounded if state.per == "token" else rounded.flatten(), state.bits, symmetric=False)
@@ -175,9 +139,9 @@ class OutlierExplorer(Explorer):
         steps = torch.full(x.shape, 2**state.bits - 1, dtype=torch.int32)
         steps[rounded_from:] = (codes.int() - qparams.zero_point).abs()
         left = torch.cat([x[:rounded_from], dequantize(codes, qparams)])
-        exact, got = data.activations.double() @ data.weight.T.double(), left.double() @ weight.T.double()
+        exact, got = self.activations.double() @ self.weight.T.double(), left.double() @ weight.T.double()
         each = torch.as_tensor(sqnr(exact, got, axis=0))
-        position, channel = state.position, int(data.drawn[state.channel])
+        position, channel = state.position, int(self.drawn[state.channel])
         return OutlierResult(
             prepared=x,
             steps=steps,
@@ -187,11 +151,11 @@ class OutlierExplorer(Explorer):
             value=(float(x[position, channel]), float(left[position, channel])),
         )
 
-    def say(self, state: OutlierState, result: OutlierResult) -> str:
+    def say(self, state: Any, result: OutlierResult) -> str:
         how = f"smoothed at {state.strength:g}" if state.prepared == "smoothed" else state.prepared
         spares = _spares(state, result.prepared)
         spared = ", the first position in floating point" if spares else ""
-        position, channel = state.position, int(self.data.drawn[state.channel])
+        position, channel = state.position, int(self.drawn[state.channel])
         size = result.prepared.abs()
         here = divmod(int(size.argmax()), size.shape[1])
         value, left = result.value
@@ -207,7 +171,7 @@ class OutlierExplorer(Explorer):
         )
 
     def stops(self) -> Stops:
-        positions, channels = len(self.data.activations), len(self.data.drawn)
+        positions, channels = len(self.activations), len(self.drawn)
         here = self.controls["channel"].value
         return {
             "prepared": PREPARED,
@@ -220,7 +184,7 @@ class OutlierExplorer(Explorer):
         }
 
     def draw(self, result: OutlierResult) -> None:
-        state, drawn = self.state, self.data.drawn
+        state, drawn = self.state, self.drawn
         self.controls["strength"].disabled = state.prepared != "smoothed"
         sizes, steps, kept, mean, one, two = self.figure.data
         sizes.z = result.prepared[:, drawn].abs().clamp(min=1e-4).log10().double().mul(20).round().div(20).numpy()
@@ -263,32 +227,26 @@ def _loud_and_others(x: Tensor) -> Tensor:
     return torch.cat([loud, spread]).unique()
 
 
-def _figure(data: OutlierData) -> go.Figure:
+def _figure(activations: Tensor, drawn: Tensor) -> go.Figure:
     """Draw what no control changes, and leave the colours, bars and marks open."""
     titles = ("Size of the values (colours: log scale)", "Steps from zero (white: no code)", "Values that keep a code")
     figure = look.panels(1, 3, titles, horizontal_spacing=0.1, column_widths=[0.4, 0.4, 0.2])
     white_to = [[0, "white"], [0.02, "#D6E6F2"], [0.5, look.BLUE], [1, look.INK]]
-    largest = float(data.activations.abs().max().clamp(min=1e-3).log10())
+    largest = float(activations.abs().max().clamp(min=1e-3).log10())
     bar = {"thickness": 10, "len": 1.0, "y": 0.5}
     sizes = {"tickvals": list(range(-2, 6)), "ticktext": [f"{10.0**power:g}" for power in range(-2, 6)]}
-    figure.add_heatmap(
-        zmin=-2,
-        zmax=max(largest, -1.0),
-        colorscale=white_to,
-        colorbar={**bar, "x": 0.325, **sizes},
-        row=1,
-        col=1,
-    )
+    colours = {"colorscale": white_to, "colorbar": {**bar, "x": 0.325, **sizes}}
+    figure.add_heatmap(zmin=-2, zmax=max(largest, -1.0), **colours, row=1, col=1)
     steps = {"tickvals": [0, 1, 3, 5, 8], "ticktext": ["0", "1", "7", "31", "255"]}
     figure.add_heatmap(zmin=0, zmax=8, colorscale=white_to, colorbar={**bar, "x": 0.745, **steps}, row=1, col=2)
-    positions = list(range(len(data.activations)))
+    positions = list(range(len(activations)))
     figure.add_bar(y=positions, orientation="h", marker_color=look.GREEN, marker_line_width=0, row=1, col=3)
     line = {"color": look.INK, "width": 2, "dash": "dash"}
     figure.add_scatter(y=[-0.5, len(positions) - 0.5], mode="lines", line=line, name="mean", row=1, col=3)
     mark = {"symbol": "square-open", "size": 12, "color": look.VERMILLION, "line": {"width": 3}}
     for column in (1, 2):
         figure.add_scatter(mode="markers", marker=mark, cliponaxis=False, row=1, col=column)
-    numbers = [str(int(number)) for number in data.drawn]
+    numbers = [str(int(number)) for number in drawn]
     every = max(1, math.ceil(len(numbers) / 8))
     ticks = {"tickvals": list(range(0, len(numbers), every)), "ticktext": numbers[::every]}
     figure.update_layout(showlegend=False, height=440, margin={"t": 64, "r": 24}, bargap=0.15)

@@ -1,7 +1,7 @@
 """QATExplorer: one weight in training, with the true gradient, with straight-through, and with a learned scale."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qtutor.affine import grid
@@ -22,22 +22,6 @@ RATES = (0.02, 0.05, 0.1, 0.2, 0.3)
 SMALLEST_SCALE = 0.02
 
 
-@dataclass(frozen=True)
-class QATState:
-    """What the controls of a QATExplorer say.
-
-    Attributes:
-        step: how many steps of training are shown, from 0.
-        target: the value that the loss pulls the quantized weight to.
-        bits: 2 to 4, of a signed grid.
-    """
-
-    step: int
-    target: float
-    rate: float
-    bits: int
-
-
 @dataclass(frozen=True, eq=False)
 class QATResult:
     """What training does to the weight, in the order of `LANES`.
@@ -46,13 +30,11 @@ class QATResult:
         weights: `(3, STEPS + 1)` the weight that the optimizer moves.
         quantized: `(3, STEPS + 1)` what the network computes with.
         scales: `(3, STEPS + 1)` the width of one step of the grid.
-        hops: how often the code of the weight has changed in the steps that are shown, by lane.
     """
 
     weights: Tensor
     quantized: Tensor
     scales: Tensor
-    hops: dict[str, int]
 
     def hops_between(self, lane: str, first: int, last: int) -> int:
         """Count how often the code changes from step `first` to step `last`."""
@@ -60,13 +42,13 @@ class QATResult:
         return int((codes.diff() != 0).sum())
 
 
-def train_one_weight(weight: float, scale: float, state: QATState) -> tuple[Tensor, Tensor, Tensor]:
+def train_one_weight(weight: float, scale: float, target: float, rate: float, bits: int) -> tuple[Tensor, ...]:
     """Train by gradient descent on (x_hat - target)**2 / 2 in each lane.
 
     Returns:
         Weights, quantized weights and scales, `(3, STEPS + 1)` float64 each.
     """
-    low, high = grid(state.bits)
+    low, high = grid(bits)
     lanes = []
     for lane in LANES:
         w, s, rows = weight, scale, []
@@ -74,21 +56,14 @@ def train_one_weight(weight: float, scale: float, state: QATState) -> tuple[Tens
             steps = round(w / s)
             code = min(max(steps, low), high)
             rows.append((w, code * s, s))
-            error, inside = code * s - state.target, code == steps
+            error, inside = code * s - target, code == steps
             slope = (code - w / s if inside else code) / math.sqrt(high)
             if lane != "true gradient" and inside:  # rounding has slope 0: with the true gradient nothing moves
-                w -= state.rate * error
+                w -= rate * error
             if lane == "LSQ":
-                s = max(s - state.rate * error * slope, SMALLEST_SCALE)
+                s = max(s - rate * error * slope, SMALLEST_SCALE)
         lanes.append(rows)
     return torch.tensor(lanes, dtype=torch.float64).unbind(dim=2)
-
-
-def explore_qat(weight: float, scale: float, state: QATState) -> QATResult:
-    """Compute what training does to a weight that starts on a grid of width `scale`."""
-    weights, quantized, scales = train_one_weight(weight, scale, state)
-    result = QATResult(weights, quantized, scales, {})
-    return replace(result, hops={lane: result.hops_between(lane, 0, state.step) for lane in LANES})
 
 
 class QATExplorer(Explorer):
@@ -100,17 +75,23 @@ class QATExplorer(Explorer):
         start: where controls start, by name, such as `rate=0.1`; a target is moved to the nearest twentieth of
             `scale`, up to two scales from zero.
 
+    Controls:
+        step: how many steps of training are shown, from 0.
+        target: the value that the loss pulls the quantized weight to.
+        rate: of the gradient descent.
+        bits: 2 to 4, of a signed grid.
+
     Raises:
         TypeError: `weight` or `scale` is not a number or a tensor of one.
-        ValueError: it is not finite, off the controls' range or, for a tensor, not one value; or a control cannot
-            start there.
+        ValueError: it is off the controls' range or, for a tensor, not one value; or a control cannot start there.
     """
 
     def __init__(self, weight: float | Tensor = 0.3, scale: float | Tensor = 0.5, **start: Any):
-        self.weight, self.scale = _number(weight, "weight"), _number(scale, "scale")
+        numbers = (x.detach() if isinstance(x, Tensor) else x for x in (weight, scale))
+        self.weight, self.scale = map(float, numbers)
         if not SMALLEST_SCALE < self.scale <= 10:
             raise ValueError(f"QATExplorer: scale must be above {SMALLEST_SCALE} and at most 10, got {self.scale:g}")
-        if abs(self.weight) > 8 * self.scale:
+        if not abs(self.weight) <= 8 * self.scale:  # holds for NaN too
             raise ValueError(f"QATExplorer: weight must lie on a 4-bit grid, within 8 scales, got {self.weight:g}")
         targets = [round(i * self.scale / 20, 9) for i in range(-40, 41)]  # the page would move other numbers a little
         wanted = start.pop("target", 1.3 * self.scale)
@@ -125,16 +106,14 @@ class QATExplorer(Explorer):
         controls["step"].add_class("slider-wide")
         super().__init__(controls, _figure(self.weight, self.scale), start)
 
-    make_state = QATState
+    def compute(self, state: Any) -> QATResult:
+        return QATResult(*train_one_weight(self.weight, self.scale, state.target, state.rate, state.bits))
 
-    def compute(self, state: QATState) -> QATResult:
-        return explore_qat(self.weight, self.scale, state)
-
-    def say(self, state: QATState, result: QATResult) -> str:
+    def say(self, state: Any, result: QATResult) -> str:
         parts = []
         for i, lane in enumerate(LANES):
             now = float(result.quantized[i, state.step])
-            off, times = abs(now - state.target), counted(result.hops[lane], "hop")
+            off, times = abs(now - state.target), counted(result.hops_between(lane, 0, state.step), "hop")
             parts.append(f"{lane}: the network sees {now:.3f}, {off:.3f} from the target, after {times}")
         return (
             f"After {counted(state.step, 'step')} towards {state.target:.2f} at {state.bits} bits. {'; '.join(parts)}, "
@@ -155,20 +134,6 @@ class QATExplorer(Explorer):
             weight.x = quantized.x = torch.arange(step + 1).numpy()
             weight.y, quantized.y = result.weights[i, shown].numpy(), result.quantized[i, shown].numpy()
             now.x, now.y = [step], [float(result.quantized[i, step])]
-
-
-def _number(value: float | Tensor, name: str) -> float:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(
-            f"QATExplorer follows one {name}, got a tensor of shape {tuple(value.shape)}: pass one element"
-        )
-    try:
-        number = float(value.detach() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError):
-        raise TypeError(f"QATExplorer: {name} must be a number, got {type(value).__name__}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"QATExplorer: {name} must be finite, got {number}")
-    return number
 
 
 def _grid_lines(scales: Tensor, low: int, high: int) -> tuple:

@@ -6,7 +6,6 @@ state that the controls stand for.
 """
 
 import base64
-import html
 import itertools
 import json
 import math
@@ -24,8 +23,6 @@ DIGITS = 6
 """Significant digits of what is drawn: more than a page has pixels."""
 MOST = 20_000
 """States of one recording."""
-
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,8 @@ class Recording:
 
     def packed(self) -> str:
         """All of it as text: JSON, deflated, in base64."""
-        content = {
-            "axes": [{name: value for name, value in vars(axis).items() if name != "values"} for axis in self.axes],
-            "start": self.start,
-            "figure": self.figure,
-            "columns": self.columns,
-            "said": self.said,
-            "presets": self.presets,
-        }
+        axes = [{name: value for name, value in vars(axis).items() if name != "values"} for axis in self.axes]
+        content = vars(self) | {"axes": axes}
         compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return base64.b64encode(zlib.compress(compact.encode(), 9)).decode()
 
@@ -94,17 +85,12 @@ class Recording:
 
     def page(self) -> str:
         """A page of its own, which needs no other file and no network."""
-        parts = {
-            "TITLE": html.escape(self.name.replace("Explorer", " explorer")),
-            "STYLE": (_HERE / "player.css").read_text(encoding="utf-8"),
-            "PLOTLY": get_plotlyjs(),
-            "PLAYER": (_HERE / "player.js").read_text(encoding="utf-8"),
-            "ELEMENT": self.element(),
-        }
-        text = (_HERE / "player.html").read_text(encoding="utf-8")
-        for name, part in parts.items():
-            text = text.replace(f"<!--{name}-->", part)
-        return text
+        import jinja2
+
+        folder = jinja2.FileSystemLoader(Path(__file__).parent)
+        templates = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
+        name = self.name.replace("Explorer", " explorer")
+        return templates.get_template("player.html").render(name=name, plotly=get_plotlyjs(), player=self.element())
 
 
 @dataclass
@@ -163,10 +149,8 @@ def record(
         presets: by what stands on a button, values of controls.
 
     Raises:
-        ValueError: there is nothing to control, no control of that name, or there are more than `MOST` states.
+        ValueError: there is no control of that name, or there are more than `MOST` states.
     """
-    if not explorer.controls:
-        raise ValueError(f"there is nothing to record: {explorer.sentence.text}")
     presets = {"Start again": {}, **(presets or {})}
     needed = [*presets.values(), *(mission.answer for mission in missions)]
     axes = _lattice(explorer, explorer.stops() if stops is None else stops, needed)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from importlib import metadata
 from typing import Any
 
+from qtutor.explorers.explorer import button
 from qtutor.explorers.figure import Figure
 from qtutor.plots import look
 from qtutor.samples.data import Split
@@ -53,8 +54,7 @@ class LiveTraining(ipywidgets.VBox):
         self.stopped, self.total, self.done, self._drawn = False, total, 0, 0.0
         self.points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         self.bar = ipywidgets.IntProgress(0, 0, total, description="Training")
-        self.button = ipywidgets.Button(description="Stop training", icon="stop")
-        self.button.on_click(lambda _: self.stop())
+        self.button = button("Stop training", self.stop, icon="stop")
         self.status = ipywidgets.HTML(f"<span role='status'>0 of {total} batches</span>")
         self.figure = Figure(look.figure(title, x, y, height=340))
         for name, own in zip(names, look.LOOKS, strict=False):

@@ -5,8 +5,8 @@ With c the value of the highest code and t the thresholds between neighbouring c
     sum of (x - x_hat)**2 = sum of (x - c)**2 - 2 s * sum over t of E(t),  E(t) = sum of max(t - x, 0)
 
 for each threshold above a value takes it one step, s, further down from c. So one table of E, the counts
-summed twice, serves every scale and zero point. As in `affine.Histogram`, values are taken to be spread
-evenly within a bin, and exact zeros cost nothing.
+summed twice, serves every scale and zero point. Values are taken to be spread evenly within a bin, and
+exact zeros cost nothing.
 """
 
 from collections.abc import Callable
