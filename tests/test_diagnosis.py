@@ -589,6 +589,18 @@ def test_repeating_what_earlier_layers_gave_changes_nothing(hooked, monkeypatch)
     pd.testing.assert_frame_equal(quick.table, quiet(model, data).table)
 
 
+def test_a_layer_that_reads_a_vector_is_measured_as_others_are():
+    class PerRow(nn.Sequential):
+        def forward(self, x):
+            return torch.stack([super(PerRow, self).forward(row) for row in x])
+
+    vectors, x = PerRow(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(16, 8)
+    matrix = nn.Sequential(*vectors)
+    columns = ["layer", "weight_worst", "activation_sqnr", "activation_worst"]
+    got, want = (quiet(model, [x]).table[columns] for model in (vectors, matrix))
+    pd.testing.assert_frame_equal(got, want)
+
+
 def test_one_logit_for_each_label_is_no_class():
     rows = torch.randn(8, 16)
     notes = diagnose(nn.Linear(16, 1), [(rows, torch.ones(8).long())], progress=False).notes

@@ -11,7 +11,7 @@ from typing import Any
 from qtutor.affine import decibels, fake_quantize, noise_over_signal
 from qtutor.models.batches import Batch
 from qtutor.simulation import Rounding, Simulation
-from qtutor.simulation.layers import activation_axis, channel_axis
+from qtutor.simulation.layers import activation_axis, by_channel, channel_axis
 from qtutor.workflows.limits import HALF, HARMLESS, WELL
 
 import torch
@@ -163,7 +163,7 @@ def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[B
         if qparams is None:
             return
         axis = activation_axis(simulation.module(name), value)
-        both = (x.movedim(axis, 0).flatten(1) for x in (value, fake_quantize(value, qparams)))
+        both = (by_channel(x, axis) for x in (value, fake_quantize(value, qparams)))
         statistics[name].sides.setdefault(side, ChannelSums()).add(*both)
 
     def compare(name: str, exact: Tensor, rounded: Tensor) -> None:
@@ -253,6 +253,6 @@ def _of_weights(simulation: Simulation, rounding: Rounding, name: str) -> LayerS
         if simulation.layers[name].norm:
             rounded = rounded * simulation.factor(name)
         parts.append(ChannelSums())
-        parts[-1].add(*(x.movedim(axis, 0).flatten(1) for x in (exact, rounded)))
+        parts[-1].add(*(by_channel(x, axis) for x in (exact, rounded)))
         parameters += exact.numel()
     return LayerStatistics(parameters, ChannelSums.cat(parts))
