@@ -12,6 +12,7 @@ from qtutor.affine import decibels, fake_quantize, noise_over_signal
 from qtutor.models.batches import Batch
 from qtutor.simulation import Rounding, Simulation
 from qtutor.simulation.layers import activation_axis, by_channel, channel_axis
+from qtutor.words import in_digits
 from qtutor.workflows.limits import HALF, HARMLESS, WELL
 
 import torch
@@ -227,7 +228,7 @@ def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
     mean, std = float(sums.total[widest] / sums.count), float(sums.std[widest])
     if abs(mean) >= 10 * std > 0:
         return (
-            f"bias shift: channel {widest} of its {side} lies at {mean:.3g} and varies by {std:.2g} only",
+            f"bias shift: channel {widest} of its {side} lies at {in_digits(mean)} and varies by {std:.2g} only",
             "move the constant into the bias of the next layer, or keep it in float",
         )
     if ratio >= UNEVEN:

@@ -10,7 +10,7 @@ from qtutor.lowbit import hadamard, rotate, round_groups, smooth
 from qtutor.lowbit.checks import matrix
 from qtutor.lowbit.groups import run_qparams
 from qtutor.plots import look
-from qtutor.words import in_decibels
+from qtutor.words import in_decibels, in_digits
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -196,14 +196,14 @@ class OutlierExplorer(Explorer):
         here = divmod(int(size.argmax()), size.shape[1])
         value, left = result.value
         steps = int(result.steps[position, channel])
-        fate = "is not rounded" if spares and position == 0 else f"becomes {left:.3g}, {steps} steps from zero"
+        fate = "is not rounded" if spares and position == 0 else f"becomes {in_digits(left)}, {steps} steps from zero"
         return (
             f"Activations {how}, {state.bits} bits, one scale per {state.per}{spared}: "
             f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% "
             f"at the worst position. Outputs: overall {in_decibels(result.overall)}, median position "
-            f"{in_decibels(result.median)}. Largest: {float(size.max()):.3g}, at position {here[0]}, "
+            f"{in_decibels(result.median)}. Largest: {in_digits(float(size.max()))}, at position {here[0]}, "
             f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, "
-            f"channel {channel}: {value:.3g} {fate}."
+            f"channel {channel}: {in_digits(value)} {fate}."
         )
 
     def stops(self) -> Stops:
