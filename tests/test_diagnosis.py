@@ -8,7 +8,7 @@ import re
 from itertools import pairwise
 
 from qtutor.affine import sqnr
-from qtutor.diagnosis import Configuration, diagnose, trials
+from qtutor.diagnosis import Configuration, choose_float_layers, diagnose, trials
 from qtutor.fusion import fuse
 from qtutor.plots import report
 from qtutor.samples import SlimResNet
@@ -274,6 +274,7 @@ def test_an_interrupt_keeps_what_was_measured(chain, inputs, monkeypatch):
     assert diagnosis.interrupted
     assert "Interrupted" in diagnosis.notes[-1]
     assert set(diagnosis.table["layer"]) | set(diagnosis.skipped["layer"]) == {f"layers.{i}" for i in range(5)}
+    assert len(choose_float_layers(diagnosis, sqnr=300.0)) == 5  # those that were not measured too
 
 
 def test_a_batch_on_which_the_model_raises_is_left_out_with_a_note():

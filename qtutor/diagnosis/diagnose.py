@@ -159,7 +159,7 @@ def diagnose(
         search = Search(experiment, configuration, goal)
         if not stopped:
             try:
-                search.run(dict(zip(table["layer"], table["harm"], strict=True)), shown.set_description)
+                search.run(table, shown.set_description)
             except KeyboardInterrupt:
                 stopped = "Interrupted"
     if stopped:
