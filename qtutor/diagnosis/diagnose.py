@@ -231,10 +231,13 @@ def _tables(
     else:
         table = table.drop(columns=both)
     everything, skipped = frozenset(simulation.layers), dict(simulation.skipped)
-    for name in everything - {row["layer"] for row in rows}:
+    measured = {row["layer"] for row in rows}
+    for name, layer in simulation.layers.items():
+        if name in measured:
+            continue
         score = scores.get(frozenset({name})) or scores.get(everything - {name})
         reason = f"rounded, it makes the model raise {score.error}" if score and score.error else "not measured"
-        skipped[name] = simulation.layers[name].kind, reason
+        skipped[name] = layer.kind, reason
     return table, skipped_table(skipped)
 
 

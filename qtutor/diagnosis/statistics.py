@@ -51,9 +51,10 @@ class ChannelSums:
 
     @property
     def std(self) -> Tensor:
-        """`(channels,)` standard deviations."""
-        mean = self.total / self.count
-        return (self.signal / self.count - mean.square()).clamp(min=0).sqrt()
+        """`(channels,)` standard deviations; 0 for a constant, of which sums leave some round-off."""
+        power = self.signal / self.count
+        variance = power - (self.total / self.count).square()
+        return torch.where(variance > 1e-12 * power, variance, 0.0).sqrt()
 
     @property
     def range(self) -> Tensor:
