@@ -100,6 +100,11 @@ def test_nvfp4_equals_torchao():
     assert torch.equal(fixed.round(weight[3:5]), NVFP4.round(weight)[3:5])
 
 
+def test_what_a_tensor_shares_is_chosen_without_its_history():
+    weight = torch.randn(2, 64, requires_grad=True)
+    assert NVFP4.for_tensor(weight).outer == NVFP4.for_tensor(weight.detach()).outer
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [32, None])

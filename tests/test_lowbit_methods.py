@@ -118,6 +118,7 @@ def test_bytes_of_a_cache_grow_with_the_context():
         (lambda: rotate(torch.ones(2, 3), torch.eye(2)), r"the input of a weight of shape \(2, 3\) needs a rotation"),
         (lambda: smooth(torch.ones(2, 3), torch.ones(2)), r"weights \(2, 3\) do not read activations of shape \(2,\)"),
         (lambda: smooth(torch.ones(2, 3), torch.ones(3), 2), "strength must be from 0 to 1, got 2"),
+        (lambda: smooth(torch.ones(1, 2), torch.tensor([1e300, 1.0], dtype=torch.double)), "1 of 2 values are NaN"),
         (lambda: smooth([], torch.ones(3)), "there is no weight"),
         (lambda: awq_scales(torch.ones(2, 3), torch.ones(4, 2)), "the weight has 3 inputs, and what it reads 2"),
         (lambda: round_cache(torch.ones(3), 4), r"a cache is \(..., tokens, channels\), got shape \(3,\)"),

@@ -125,7 +125,7 @@ class TwoScales(TableFormat, StoredFormat):
         return (small if scales.outer is None else scales.outer * small)[..., None]
 
     def for_tensor(self, weight: Tensor) -> "TwoScales":
-        return replace(self, outer=float(self._outer(weight.float())))
+        return replace(self, outer=float(self._outer(weight.detach().float())))
 
     def parse(self, blocks: Tensor) -> tuple[Tensor, Scales]:
         values = halves(blocks[..., 4:].unflatten(-1, (4, 8))).flatten(-2)
