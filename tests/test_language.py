@@ -19,7 +19,7 @@ from qtutor.language import (
     small,
     text,
 )
-from qtutor.language.llama import position_turns, rotate_by_position
+from qtutor.language.llama import rotate_by_position
 
 import pytest
 import torch
@@ -151,7 +151,8 @@ def test_no_token_sees_what_follows():
 @settings(deadline=None)
 @given(distance=st.integers(0, 30), start=st.integers(0, 30), interleaved=st.booleans())
 def test_a_turned_product_depends_on_the_distance_alone(distance, start, interleaved):
-    cos, sin = position_turns(64, 8, 50.0)
+    config = LlamaConfig(vocabulary=1, width=8, layers=1, heads=1, key_value_heads=1, hidden=1, rope_base=50.0)
+    cos, sin = config.turns(64)
     q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(2)).expand(2, 64, 8)
     q, k = (rotate_by_position(z, cos, sin, interleaved=interleaved).double() for z in (q, k))
     torch.testing.assert_close(q[start] @ k[start + distance], q[0] @ k[distance], rtol=1e-5, atol=1e-5)
