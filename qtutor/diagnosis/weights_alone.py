@@ -114,13 +114,19 @@ class _Sum:
 def diagnose_weights(
     model: nn.Module, data: Iterable, *, bits: int = 8, group: int = 64, samples: int = 1024, progress: bool = True
 ) -> WeightDiagnosis:
-    """Find out which linear layers hurt most where weights alone are rounded, in groups: `diagnose(weights="group")`.
+    """Find out which linear layers hurt most where weights alone are rounded, in groups, by the KL of the output.
 
     It makes one pass over the data for each layer and two more, after two over the first batch. 128 tokens are enough
     to rank the 210 layers of a model of 135 million weights, which takes three minutes of one processor and, with the
     model, 1.1 GB.
 
-    Args and errors are those of `diagnose`; the output has to hold scores `(..., classes)`.
+    Args:
+        data: batches, as in `diagnose`; samples, progress and errors are as there too.
+        bits: width of the codes.
+        group: how many neighbouring inputs of a linear layer share a scale.
+
+    Raises:
+        ValueError: also where the output holds no scores `(..., classes)`.
 
     Example:
         diagnose_weights(model, [tokens], bits=4)
@@ -211,8 +217,8 @@ def _scores(output: Any) -> Tensor:
     scores = scores_of(output)
     if scores is None or scores.dim() < 2 or scores.shape[-1] < 2:
         raise ValueError(
-            "weights='group' compares distributions, and the model gives no scores (..., classes): take "
-            "weights='channel'"
+            "diagnose_weights compares distributions, and the model gives no scores (..., classes): take "
+            "diagnose(weights='channel')"
         )
     if not scores.isfinite().all():
         raise ValueError("the model gives NaN or infinity: there is nothing to compare with")
