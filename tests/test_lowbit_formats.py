@@ -172,6 +172,7 @@ def test_what_a_type_cannot_hold_is_refused_and_what_it_can_stays():
     with pytest.raises(ValueError, match="NaN or infinite"):
         FORMATS["MXFP4"].round(torch.full((1, 32), 1e300, dtype=torch.float64))
     assert integers(4, 64).round(torch.full((1, 64), 65504.0).half()).isfinite().all()
+    assert integers(4, 64).round(torch.ones(1, 64, dtype=torch.float64)).tolist() == [[1.0] * 64]
     assert FORMATS["Q4_0"].read(torch.zeros(19, dtype=torch.uint8)[1:]).tolist() == [0.0] * 32
 
 

@@ -8,7 +8,7 @@ import re
 
 from qtutor.diagnosis import WeightDiagnosis, diagnose_weights, weights_alone
 from qtutor.language.llama import Llama, LlamaConfig
-from qtutor.lowbit import round_groups
+from qtutor.lowbit import integers
 from qtutor.plots.diagnosis import harms, report
 
 import pytest
@@ -44,7 +44,7 @@ def harm(model, tokens, names):
     changed = copy.deepcopy(model)
     for name in names:
         weight = changed.get_submodule(name).weight
-        weight.data = round_groups(weight, 3, 16)
+        weight.data = integers(3, 16).round(weight)
     with torch.no_grad():
         p, q = (m(tokens).double().log_softmax(-1) for m in (model, changed))
     each = functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).flatten() / torch.tensor(2.0).log()
@@ -142,7 +142,7 @@ def test_a_weight_that_another_layer_reads_is_rounded_for_this_one_alone(tokens)
     assert [*table.index[table["tied"]]] == ["head"]
     with torch.no_grad():
         rounded = copy.deepcopy(model)
-        rounded.head.weight = nn.Parameter(round_groups(model.head.weight, 2, 32))
+        rounded.head.weight = nn.Parameter(integers(2, 32).round(model.head.weight))
         p, q = (m(tokens).log_softmax(-1) for m in (model, rounded))
     wanted = float((p.exp() * (p - q)).sum(-1).mean() / torch.tensor(2.0).log())
     assert table["harm"]["head"] == pytest.approx(wanted, rel=1e-3)

@@ -9,7 +9,7 @@ rounded weight exists only while its layer is called: of a large model there is 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qtutor.affine import sqnr
 from qtutor.diagnosis.trials import check_float
 from qtutor.diagnosis.writing import as_text, rows, skipped_table, written
-from qtutor.lowbit import round_groups
+from qtutor.lowbit import Format, integers
 from qtutor.models.batches import Batch, read_some
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import check_module
@@ -122,7 +122,7 @@ def diagnose_weights(
 
     Args:
         data: batches, as in `diagnose`; samples, progress and errors are as there too.
-        bits: width of the codes.
+        bits: width of the codes, from 2 to 8.
         group: how many neighbouring inputs of a linear layer share a scale.
 
     Raises:
@@ -136,6 +136,7 @@ def diagnose_weights(
     batches, notes = read_some(data, samples)
     if type(group) is not int or group < 1:
         raise ValueError(f"group must be a whole number from 1, got {group!r}")
+    form = integers(bits, group)
     simulation = _sharing(model, batches[0])
     layers, skipped = _rounded_layers(simulation, group)
     if not layers:
@@ -148,7 +149,7 @@ def diagnose_weights(
     with tqdm(total=total, desc="Diagnosing", unit="pass", disable=not progress) as shown:
         try:
             for batch in batches:
-                for name, kl in _losses(simulation, layers, batch, bits, group):
+                for name, kl in _losses(simulation, layers, batch, form):
                     (together if name is None else alone.setdefault(name, _Sum())).add(kl)
                     shown.update()
         except KeyboardInterrupt:
@@ -157,7 +158,7 @@ def diagnose_weights(
             interrupted = True
             notes.append("Interrupted: the table holds what was measured until then.")
     return WeightDiagnosis(
-        table=_table(simulation, alone, bits, group),
+        table=_table(simulation, alone, form),
         skipped=skipped_table(skipped),
         all_rounded=together.mean,
         bits=bits,
@@ -195,20 +196,17 @@ def _rounded_layers(simulation: Simulation, group: int) -> tuple[list[str], dict
 
 
 def _losses(
-    simulation: Simulation, layers: list[str], batch: Batch, bits: int, group: int
+    simulation: Simulation, layers: list[str], batch: Batch, form: Format
 ) -> Iterator[tuple[str | None, Tensor]]:
     """Yield the KL of each row of the output: with all layers rounded, named None, and with each alone."""
 
-    def round_it(weight: Tensor) -> Tensor:
-        return round_groups(weight, bits, group).to(weight.dtype)
-
     with simulation.recorded(_KEPT) as given:
         exact = _scores(simulation.run(batch))
-    with _rounding(simulation, layers, round_it):
+    with _rounding(simulation, layers, form):
         kl = kl_bits(exact, _scores(simulation.run(batch)))
     yield None, kl
     for name in layers:
-        with simulation.rounded(_NONE, (), simulation.known(name, given)), _rounding(simulation, [name], round_it):
+        with simulation.rounded(_NONE, (), simulation.known(name, given)), _rounding(simulation, [name], form):
             kl = kl_bits(exact, _scores(simulation.run(batch)))
         yield name, kl
 
@@ -226,7 +224,7 @@ def _scores(output: Any) -> Tensor:
 
 
 @contextmanager
-def _rounding(simulation: Simulation, names: Iterable[str], round_it: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _rounding(simulation: Simulation, names: Iterable[str], form: Format) -> Iterator[None]:
     """Round the weights of some linear layers while the block runs, each only while it is called."""
 
     def watch(module: nn.Module, stack: ExitStack) -> None:
@@ -234,7 +232,7 @@ def _rounding(simulation: Simulation, names: Iterable[str], round_it: Callable[[
         assert exact is not None
 
         def before(module: nn.Module, args: tuple) -> None:
-            module._parameters["weight"] = nn.Parameter(round_it(exact), requires_grad=False)
+            module._parameters["weight"] = nn.Parameter(form.round(exact), requires_grad=False)
 
         def restore() -> None:
             module._parameters["weight"] = exact
@@ -249,7 +247,7 @@ def _rounding(simulation: Simulation, names: Iterable[str], round_it: Callable[[
         yield
 
 
-def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int) -> "pd.DataFrame":
+def _table(simulation: Simulation, alone: dict[str, _Sum], form: Format) -> "pd.DataFrame":
     import pandas as pd
 
     readers: dict[int, int] = {}
@@ -260,7 +258,7 @@ def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int
     for name, each in alone.items():
         stored = simulation.module(name).get_parameter("weight")
         weight = stored.detach().float()
-        rounded = round_groups(weight, bits, group)
+        rounded = form.round(weight)
         worst = float(torch.as_tensor(sqnr(weight, rounded, axis=0)).min())
         share = each.mean / total if total > 0 else math.nan
         tied = readers[id(stored)] > 1

@@ -6,9 +6,9 @@ from typing import Any
 
 from qtutor.affine import dequantize, quantize, sqnr
 from qtutor.explorers.explorer import Explorer, Stops, toggles
-from qtutor.lowbit import hadamard, rotate, round_groups, smooth
+from qtutor.lowbit import hadamard, integers, rotate, smooth
 from qtutor.lowbit.checks import matrix
-from qtutor.lowbit.groups import run_qparams
+from qtutor.lowbit.integers import run_qparams
 from qtutor.plots import look
 from qtutor.words import in_decibels, in_digits
 
@@ -103,7 +103,7 @@ class OutlierData:
                 x, weight = x / scales, weight * scales
             elif prepared == "rotated":
                 x, weight = (x.double() @ self.rotation.double()).float(), rotate(weight, self.rotation)
-            self._prepared[key] = x, round_groups(weight, WEIGHT_BITS, symmetric=True)
+            self._prepared[key] = x, integers(WEIGHT_BITS, symmetric=True).round(weight)
         return self._prepared[key]
 
 
@@ -170,7 +170,7 @@ class OutlierExplorer(Explorer):
         x, weight = data.prepare(state.prepared, state.strength)
         rounded_from = int(_spares(state, x))
         rounded = x[rounded_from:]
-        qparams = run_qparams(rounded if state.per == "token" else rounded.flatten(), state.bits, symmetric=False)
+        qparams = run_qparams(rounded if state.per == "token" else rounded.flatten(), state.bits)
         codes = quantize(rounded, qparams)
         steps = torch.full(x.shape, 2**state.bits - 1, dtype=torch.int32)
         steps[rounded_from:] = (codes.int() - qparams.zero_point).abs()

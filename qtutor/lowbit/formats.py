@@ -112,8 +112,8 @@ class Format(ABC):
     def round(self, weight: Tensor) -> Tensor:
         """Return what is left of a weight: `decode(encode(weight))`, in the dtype of `weight`."""
         left = self.decode(self.encode(weight))
-        most = torch.finfo(weight.dtype).max  # a grid may reach a little farther than the weights
-        return left.clamp(-most, most).to(weight.dtype)
+        most = min(torch.finfo(dtype).max for dtype in (weight.dtype, left.dtype))
+        return left.clamp(-most, most).to(weight.dtype)  # a grid may reach a little farther than the weights
 
     def for_tensor(self, weight: Tensor) -> "Format":
         """Return the format with what all of a tensor shares already chosen; most share nothing."""
