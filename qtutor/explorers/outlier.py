@@ -6,7 +6,7 @@ from typing import Any
 
 from qtutor.affine import dequantize, quantize, sqnr
 from qtutor.explorers.explorer import Explorer, Stops, toggles
-from qtutor.lowbit import hadamard, integers, rotate, smooth
+from qtutor.lowbit import hadamard, integers, smooth
 from qtutor.lowbit.checks import matrix
 from qtutor.lowbit.integers import run_qparams
 from qtutor.plots import look
@@ -102,7 +102,7 @@ class OutlierData:
                 scales = smooth(weight, x.abs().amax(dim=0), strength)
                 x, weight = x / scales, weight * scales
             elif prepared == "rotated":
-                x, weight = (x.double() @ self.rotation.double()).float(), rotate(weight, self.rotation)
+                x, weight = ((each.double() @ self.rotation.double()).float() for each in (x, weight))
             self._prepared[key] = x, integers(WEIGHT_BITS, symmetric=True).round(weight)
         return self._prepared[key]
 

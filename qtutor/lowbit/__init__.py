@@ -24,7 +24,7 @@ from qtutor.lowbit.formats import Codes, Format, Scales
 from qtutor.lowbit.gptq import Steps, gptq, gptq_steps, hessian, layer_loss
 from qtutor.lowbit.integers import integers
 from qtutor.lowbit.packing import pack, unpack
-from qtutor.lowbit.rotation import hadamard, rotate
+from qtutor.lowbit.rotation import hadamard
 from qtutor.lowbit.smoothing import smooth
 from qtutor.lowbit.stored import StoredFormat
 from qtutor.lowbit.superblocks import Q4_K, Q6_K
