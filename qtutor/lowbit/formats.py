@@ -57,13 +57,13 @@ class Format(ABC):
         bits: of one code.
         block: how many weights share a scale; None is a whole row. Where scales have scales of their own,
             the weights that share all of it.
-        levels: the values of the codes 0, 1, 2 and so on before the scale; None for integers.
+        levels: the values of the codes 0, 1, 2 and so on before the scale.
     """
 
     name: str
     bits: int
     block: int | None
-    levels: Tensor | None
+    levels: Tensor
 
     @property
     @abstractmethod

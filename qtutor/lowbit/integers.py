@@ -72,7 +72,7 @@ def integers(
     if scale_dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"a scale is stored as float32, float16 or bfloat16, got {scale_dtype}")
     name = f"INT{bits}" + (f" group {group}" if group else " row") + (" symmetric" if symmetric else "")
-    return IntegerFormat(name, bits, group, None, symmetric, scale_dtype)
+    return IntegerFormat(name, bits, group, torch.arange(2.0**bits), symmetric, scale_dtype)
 
 
 def run_qparams(runs: Tensor, bits: int, symmetric: bool = False) -> QParams:
