@@ -599,7 +599,7 @@ def test_a_layer_that_reads_a_vector_is_measured_as_others_are():
 
     vectors, x = PerRow(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(16, 8)
     matrix = nn.Sequential(*vectors)
-    columns = ["layer", "weight_worst", "activation_sqnr", "activation_worst"]
+    columns = ["layer", "weight_worst", "activation_sqnr", "activation_worst", "bias_shift"]
     got, want = (quiet(model, [x]).table[columns] for model in (vectors, matrix))
     pd.testing.assert_frame_equal(got, want)
 

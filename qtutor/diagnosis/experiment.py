@@ -158,7 +158,7 @@ class Experiment:
             score.add(floats_in(outputs(self.model, inputs)), output, batch.labels, metric, batch.size)
         return score
 
-    def quick(self, configuration: Configuration, seconds: float) -> "Experiment":
+    def shortened(self, configuration: Configuration, seconds: float) -> "Experiment":
         """Return one that measures on as many batches, at least one, as take about so long."""
         started = time.perf_counter()
         self.prepare(configuration)[0].run(self.batches[0])

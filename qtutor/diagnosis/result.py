@@ -82,9 +82,9 @@ class Diagnosis:
         """
         return self.experiment.measure(configuration)
 
-    def quick(self, seconds: float) -> "Diagnosis":
+    def shortened(self, seconds: float) -> "Diagnosis":
         """Return one that measures on as many batches, at least one, as take about so long."""
-        return replace(self, experiment=self.experiment.quick(self.configuration, seconds))
+        return replace(self, experiment=self.experiment.shortened(self.configuration, seconds))
 
     def simulate(self, configuration: Configuration | None = None) -> nn.Module:
         """Return a copy of the model that rounds as a configuration says, by default the recommended one.

@@ -157,7 +157,8 @@ def unevenness(ranges: Tensor) -> float:
 def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[Batch]) -> dict[str, LayerStatistics]:
     """Gather the statistics of all layers of the float model in one pass."""
     statistics = {name: _of_weights(simulation, rounding, name) for name in simulation.layers}
-    sums: dict[str, list] = {}
+    outputs: dict[str, ChannelSums] = {}
+    shifts: dict[str, Tensor] = {}
 
     def see(key: tuple[str, str], value: Tensor) -> None:
         name, side = key
@@ -169,18 +170,16 @@ def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[B
         statistics[name].sides.setdefault(side, ChannelSums()).add(*both)
 
     def compare(name: str, exact: Tensor, rounded: Tensor) -> None:
-        error = rounded - exact
-        mean = exact.mean(dim=1, keepdim=True)
-        parts = (error.sum(dim=1), error.square().sum(dim=1), (exact - mean).square().sum(dim=1), error.shape[1])
-        sums[name] = [a + b for a, b in zip(sums.get(name, (0, 0, 0, 0)), parts, strict=True)]
+        outputs.setdefault(name, ChannelSums()).add(exact, rounded)
+        shifts[name] = shifts.get(name, 0) + (rounded - exact).sum(dim=1)
 
     with simulation.watching(see), simulation.comparing(rounding, simulation.products, compare):
         for batch in batches:
             with suppress(Exception):  # a model that raises now and then; the sweep says so
                 simulation.run(batch)
-    for name, (shift, noise, power, count) in sums.items():
+    for name, sums in outputs.items():
         each = statistics[name]
-        each.shift, each.shift_noise, each.spread = shift / count, noise / count, (power / count).sqrt()
+        each.shift, each.shift_noise, each.spread = shifts[name] / sums.count, sums.noise / sums.count, sums.std
     for name, each in statistics.items():
         each.gain = {side: simulation.gain(name, side, rounding) for side in each.sides}
     return statistics

@@ -68,7 +68,7 @@ class LayerExplorer(Explorer):
         if not names:
             self.show_only("The diagnosis has no layer: there is nothing to choose from.")
             return
-        self.diagnosis = diagnosis.quick(0.3)
+        self.diagnosis = diagnosis.shortened(0.3)
         self.tries: dict[LayerState, Measured] = {}
         self.frontier = functools.cache(self.frontier)
         self._layers = {name: _Layer.of(diagnosis, name) for name in names}
