@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from qtutor.words import first_line
+from qtutor.words import first_line, in_digits
 
 if TYPE_CHECKING:
     from qtutor.benchmark import Comparison, Flips
@@ -117,8 +117,7 @@ class Claim:
 
     def number(self, value: float) -> str:
         """Write a value with the unit."""
-        value += 0.0  # no -0
-        digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        digits = in_digits(value + 0.0)  # no -0
         return digits + (self.unit if self.unit in ("x", "%") else f" {self.unit}".rstrip())
 
     def __str__(self) -> str:
@@ -126,7 +125,7 @@ class Claim:
             return ""
         low, high = self.ends
         prefix = "" if self.kind == "about" else f"{self.kind} "
-        return prefix + (self.number(low) if low == high else f"{low:.3g} to {self.number(high)}")
+        return prefix + (self.number(low) if low == high else f"{in_digits(low)} to {self.number(high)}")
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def judge(
     if not (math.isfinite(low) and low <= measured <= high < math.inf):
         raise ValueError(f"{claim.id}: measured must be finite and lie in its interval, got {measured} in {interval}")
     verdict = _verdict(claim, low, high, counted=interval is None)
-    spread = f" ({low:.3g} to {high:.3g})" if low < high else ""
+    spread = f" ({in_digits(low)} to {in_digits(high)})" if low < high else ""
     noise = ": too noisy to tell" if verdict == "not measurable here" else ""
     reason = f"measured {claim.number(measured)}{spread}, claimed {claim}{noise}{_also(because)}"
     return Judgement(claim, verdict, reason, float(measured))

@@ -39,7 +39,9 @@ def draw(way: str, neighbours: int = 0, works: Iterable[str] = WORK[:1], *, seco
     asked = f"{neighbours!r}, {tuple(works)!r}, seconds={seconds!r}"
     code = f"import json; from qtutor.lottery import work; print(json.dumps(work({asked})))"
     environment = {**os.environ, **threads.WAYS[way]}
-    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if finished.returncode:
+        raise RuntimeError(f"the process that was to work ended with {finished.returncode}:\n{finished.stderr}")
     return json.loads(finished.stdout)
 
 

@@ -69,30 +69,6 @@ class Lesson:
         halves = ("core",) if len(self.minutes) == 1 else ("first half", "second half")
         return {**dict(zip(halves, self.minutes, strict=True)), "discussion": self.discussion}
 
-    @property
-    def prerequisites(self) -> str:
-        """What a learner should have done before, as the lesson says it."""
-        if not self.needs:
-            return "**You need** a little Python and PyTorch: what a module, a tensor and a training loop are."
-        first, last = self.needs[:-1], self.needs[-1]
-        named = f"lesson{'s' if first else ''} {', '.join(first)}{' and ' if first else ''}{last}"
-        builds = any(lesson.needs for lesson in LESSONS if lesson.number in self.needs)
-        more = f", and what {'they build' if first else 'it builds'} on" if builds else ""
-        return f"**You need** {named}{more}."
-
-    @property
-    def times(self) -> str:
-        """How long it takes to read and to run, as it tells the learner."""
-        reading = f"{' and '.join(map(str, self.minutes))} minutes"
-        if len(self.minutes) > 1:
-            reading += " with a stop between"
-        if self.exercises:
-            reading += f", {self.exercises} of them for exercises"
-        running = f"about {self.seconds} seconds"
-        if self.first_seconds:
-            running += f", {self.first_seconds} more the first time"
-        return f"**Reading and working:** {reading} (an estimate). **Running:** {running}."
-
 
 def course() -> Path:
     """Return the folder that holds the lessons: beside the package, the current one, or, as in a wheel, the package.

@@ -18,6 +18,7 @@ from qtutor.benchmark import compare
 from qtutor.machine import describe
 from qtutor.models.running import passing
 from qtutor.models.tensors import as_tuple
+from qtutor.words import in_bytes, in_digits
 from qtutor.workflows.backends import at_work
 
 import torch
@@ -48,8 +49,9 @@ class Peaks:
 
     def __str__(self) -> str:
         return (
-            f"Memory {self.bandwidth / 1e9:.3g} GB/s, FP32 {self.float_rate / 1e9:.3g} and INT8 "
-            f"{self.int8_rate / 1e9:.3g} billion operations a second, {self.int8_rate / self.float_rate:.2g} times."
+            f"Memory {in_bytes(self.bandwidth)}/s, FP32 {in_digits(self.float_rate / 1e9)} and INT8 "
+            f"{in_digits(self.int8_rate / 1e9)} billion operations a second, "
+            f"{self.int8_rate / self.float_rate:.2g} times."
         )
 
 

@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 
 WAYS = {
@@ -48,12 +49,11 @@ def quota(root: Path = Path("/")) -> float | None:
 
     The limit is that of cgroups, of either version, or JupyterHub's `CPU_LIMIT`.
     """
-    limits = []
-    try:
+    limits, lines = [], []
+    with suppress(ValueError):
         limits.append(float(os.environ.get("CPU_LIMIT") or math.inf))
+    with suppress(OSError, ValueError):
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except (OSError, ValueError):
-        lines = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

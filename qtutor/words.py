@@ -13,11 +13,22 @@ def in_decibels(sqnr: float) -> str:
     return "without error" if sqnr == math.inf else "not measured" if math.isnan(sqnr) else f"{sqnr:.1f} dB"
 
 
+def in_digits(number: float) -> str:
+    """Say a number to three significant digits, below 10^9 without a power of ten: "0.012", "2.5", "1,570"."""
+    rounded = float(f"{number:.3g}")
+    return f"{rounded:,.0f}" if 1e3 <= abs(rounded) < 1e9 else f"{rounded:.3g}"
+
+
+def in_interval(number: float, low: float, high: float) -> str:
+    """Say a number and its interval: "2.5 (2.31 to 2.7)"."""
+    return f"{in_digits(number)} ({in_digits(low)} to {in_digits(high)})"
+
+
 def in_bytes(size: float) -> str:
     """Say a number of bytes in the unit that leaves few digits: "812 B", "4.1 kB", "2.5 MB", "16 GB"."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
+        if size >= factor * 0.9995:  # which three digits round to 1
+            return f"{in_digits(size / factor)} {unit}"
     return f"{size:.0f} B"
 
 

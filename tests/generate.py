@@ -47,7 +47,7 @@ def contents() -> dict[Path, str]:
 def _notebook(lesson: Lesson) -> str:
     notebook = nbformat.read(COURSE / lesson.notebook, 4)
     lines = notebook.cells[0].source.split("\n")
-    for opening, said in (("**You need**", lesson.prerequisites), ("**Reading", lesson.times)):
+    for opening, said in (("**You need**", prerequisites(lesson)), ("**Reading", times(lesson))):
         lines = [said if line.startswith(opening) else line for line in lines]
     notebook.cells[0].source = "\n".join([f"# {lesson.title}", *lines[1:]])
     for cell in notebook.cells:
@@ -57,6 +57,30 @@ def _notebook(lesson: Lesson) -> str:
             terms = "\n".join(f"- **{term.name}**: {term.says}." for term in TERMS)
             cell.source = f"{before}{found}\n{terms}\n{following}{after}".rstrip("\n")
     return nbformat.writes(notebook) + "\n"
+
+
+def prerequisites(lesson: Lesson) -> str:
+    """What a learner should have done before, as the lesson says it."""
+    if not lesson.needs:
+        return "**You need** a little Python and PyTorch: what a module, a tensor and a training loop are."
+    first, last = lesson.needs[:-1], lesson.needs[-1]
+    named = f"lesson{'s' if first else ''} {', '.join(first)}{' and ' if first else ''}{last}"
+    builds = any(each.needs for each in LESSONS if each.number in lesson.needs)
+    more = f", and what {'they build' if first else 'it builds'} on" if builds else ""
+    return f"**You need** {named}{more}."
+
+
+def times(lesson: Lesson) -> str:
+    """How long it takes to read and to run, as it tells the learner."""
+    reading = f"{' and '.join(map(str, lesson.minutes))} minutes"
+    if len(lesson.minutes) > 1:
+        reading += " with a stop between"
+    if lesson.exercises:
+        reading += f", {lesson.exercises} of them for exercises"
+    running = f"about {lesson.seconds} seconds"
+    if lesson.first_seconds:
+        running += f", {lesson.first_seconds} more the first time"
+    return f"**Reading and working:** {reading} (an estimate). **Running:** {running}."
 
 
 def _sections() -> Iterator[tuple[Path, str, str]]:

@@ -374,6 +374,22 @@ def test_codes_take_the_smallest_dtype_that_holds_the_grid(quant_range, dtype):
 # Wide grids: biases are int32 at scale s_x * s_w
 
 
+@pytest.mark.parametrize(
+    ("dtype", "quant_range"),
+    [(torch.uint8, (-128, 127)), (torch.int8, (0, 255)), (torch.int16, (0, 2**31 - 1)), (torch.uint16, (0, 255))],
+    ids=str,
+)
+def test_a_zero_point_of_a_narrow_dtype_may_lie_on_a_grid_beyond_it(dtype, quant_range):
+    qparams = QParams(0.5, torch.tensor([3], dtype=dtype), *quant_range)
+    assert qparams.zero_point.dtype == torch.int32
+    assert qparams.zero_point.tolist() == [3]
+
+
+def test_a_zero_point_just_beyond_int32_is_off_the_grid():
+    with pytest.raises(ValueError, match="must lie on the grid"):
+        QParams(0.5, torch.tensor(2.0**31), int32.min, int32.max)
+
+
 @pytest.mark.parametrize("zero_point", [int32.min, -5, 0, 7, int32.max])
 def test_an_int32_grid_is_right_at_both_ends(zero_point):
     qparams = QParams(2.0**-10, zero_point, int32.min, int32.max)

@@ -8,7 +8,8 @@ import re
 from itertools import pairwise
 
 from qtutor.affine import sqnr
-from qtutor.diagnosis import Configuration, diagnose, trials
+from qtutor.diagnosis import Configuration, choose_float_layers, diagnose, trials
+from qtutor.diagnosis.statistics import ChannelSums
 from qtutor.fusion import fuse
 from qtutor.plots import report
 from qtutor.samples import SlimResNet
@@ -273,7 +274,9 @@ def test_an_interrupt_keeps_what_was_measured(chain, inputs, monkeypatch):
     assert 1 <= len(diagnosis.table) < 5
     assert diagnosis.interrupted
     assert "Interrupted" in diagnosis.notes[-1]
-    assert set(diagnosis.table["layer"]) | set(diagnosis.skipped["layer"]) == {f"layers.{i}" for i in range(5)}
+    names = [f"layers.{i}" for i in range(5)]
+    assert list(diagnosis.skipped["layer"]) == [name for name in names if name not in set(diagnosis.table["layer"])]
+    assert len(choose_float_layers(diagnosis, sqnr=300.0)) == 5  # those that were not measured too
 
 
 def test_a_batch_on_which_the_model_raises_is_left_out_with_a_note():
@@ -587,6 +590,27 @@ def test_repeating_what_earlier_layers_gave_changes_nothing(hooked, monkeypatch)
     quick = quiet(model, data)
     monkeypatch.setattr(Simulation, "known", lambda *_: {})
     pd.testing.assert_frame_equal(quick.table, quiet(model, data).table)
+
+
+def test_a_layer_that_reads_a_vector_is_measured_as_others_are():
+    class PerRow(nn.Sequential):
+        def forward(self, x):
+            return torch.stack([super(PerRow, self).forward(row) for row in x])
+
+    vectors, x = PerRow(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(16, 8)
+    matrix = nn.Sequential(*vectors)
+    columns = ["layer", "weight_worst", "activation_sqnr", "activation_worst", "bias_shift"]
+    got, want = (quiet(model, [x]).table[columns] for model in (vectors, matrix))
+    pd.testing.assert_frame_equal(got, want)
+
+
+def test_a_channel_that_is_constant_but_for_round_off_does_not_count():
+    constant, varies = torch.full((997,), 0.1), torch.randn(997)
+    sums = ChannelSums()
+    for _ in range(3):
+        sums.add(torch.stack([constant, varies]), torch.stack([constant + 0.01, varies + 0.01]))
+    assert sums.std[0] == 0
+    assert sums.blur < 1e-3
 
 
 def test_one_logit_for_each_label_is_no_class():

@@ -262,6 +262,17 @@ def test_right_values_of_the_wrong_kind_are_told_so(double):
         assert "return a torch tensor" in feedback.text
 
 
+@pytest.mark.parametrize(
+    ("convert", "kind"),
+    [(lambda y: (y, 0.5), "tuple"), (list, "list"), (str, "str"), (lambda y: {"codes": y}, "dict")],
+    ids=["a tuple", "a list of tensors", "a word", "a dict"],
+)
+def test_what_is_no_tensor_is_told_so_and_is_no_error(double, convert, kind):
+    feedback = double.check(lambda x: convert(2 * x))
+    assert feedback.outcome == "wrong"
+    assert feedback.text.endswith(f"ou return {kind}: return a torch tensor.")
+
+
 def test_only_the_first_wrong_element_is_shown(double):
     feedback = double.check(lambda x: torch.where(torch.arange(3) == 1, 0.0, 2 * x))
     assert feedback.text.endswith("1 of 3 values differ.")

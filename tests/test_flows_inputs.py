@@ -10,7 +10,7 @@ from qtutor.affine import sqnr
 from qtutor.benchmark import accuracy, compare
 from qtutor.diagnosis import diagnose
 from qtutor.fusion import find_fusions, fuse
-from qtutor.lowbit import awq_scales
+from qtutor.lowbit import awq_scales, integers
 from qtutor.models.copying import copy_model
 from qtutor.models.running import agreement
 from qtutor.repair import equalize
@@ -341,7 +341,7 @@ def test_inputs_that_a_loud_one_drowns_in_four_bits_are_named_with_a_way_that_ho
     told = r"0 \(Linear\) keeps .* in 1 of its 2 groups to [34]\.\d dB only.* smaller than 64 .*awq_scales chooses"
     with pytest.warns(QuantizationWarning, match=told):
         assert sqnr(exact, quantize_weights(model)(x).detach()) < 10
-    scales = awq_scales(model[0].weight, x, group=64)
+    scales = awq_scales(model[0].weight, x, format=integers(4, 64))
     model[0].weight.data *= scales
     assert sqnr(exact, quantize_weights(model)(x / scales).detach()) > 15
 

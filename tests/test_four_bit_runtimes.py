@@ -130,7 +130,7 @@ def test_onnx_runtime_multiplies_in_floats_by_the_very_weights(tmp_path, shape, 
 
     layer, x = nn.Sequential(nn.Linear(96, 24, bias=bias)).eval(), torch.randn(shape)
     export_onnx(layer, (x,), tmp_path / "float.onnx")
-    assert quantize_onnx_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", group=32) == 1
+    quantize_onnx_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", group=32)
     in_floats(tmp_path / "int4.onnx")
     wanted = rounded(layer, 32, (0,), torch.float32)
     with torch.no_grad():
@@ -139,3 +139,39 @@ def test_onnx_runtime_multiplies_in_floats_by_the_very_weights(tmp_path, shape, 
         quantize_onnx_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", group=12)
     with pytest.raises(ValueError, match="no product with a constant matrix whose inputs are a multiple of 64"):
         quantize_onnx_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", group=64)
+
+
+def test_a_weight_that_something_else_reads_stays_in_the_file(tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    from qtutor.runtimes import onnx_session
+
+    weight = {"inner": torch.randn(64, 8), "given": torch.randn(64, 8), "alone": torch.randn(64, 8)}
+    graph = onnx.parser.parse_model(
+        """
+        <ir_version: 9, opset_import: ["" : 18, "com.microsoft" : 1]>
+        net (float[n, 64] x, bool sure) => (float[n, 8] y, float[64, 8] given, float[64, 8] chosen)
+        {
+            a = MatMul(x, inner)
+            b = MatMul(x, given)
+            c = MatMul(x, alone)
+            y = Sum(a, b, c)
+            chosen = If(sure) <
+                then_branch = yes () => (float[64, 8] one) { one = Identity(inner) },
+                else_branch = no () => (float[64, 8] other) { other = Neg(inner) }
+            >
+        }
+        """
+    )
+    for name, values in weight.items():
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(values.numpy(), name))
+    onnx.save(graph, tmp_path / "float.onnx")
+    quantize_onnx_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", group=64)
+    written = onnx.load(tmp_path / "int4.onnx")
+    kept = {tensor.name for tensor in written.graph.initializer}
+    assert {"inner", "given"} <= kept
+    assert "alone" not in kept
+    assert [opset.domain for opset in written.opset_import].count("com.microsoft") == 1
+    _, given, chosen = onnx_session(tmp_path / "int4.onnx")(torch.randn(3, 64), torch.tensor(True))
+    assert torch.equal(given, weight["given"])
+    assert torch.equal(chosen, weight["inner"])

@@ -4,7 +4,7 @@ import inspect
 import itertools
 import types
 
-from qtutor.lowbit import FORMATS, gptq, gptq_steps, group_qparams, hessian, layer_loss, round_groups
+from qtutor.lowbit import FORMATS, gptq, gptq_steps, hessian, integers, layer_loss
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_the_hessian_is_that_of_all_inputs_and_its_loss_that_of_the_outputs():
     curvature = hessian(x)
     assert torch.allclose(curvature, x.double().T @ x.double() / len(x), rtol=1e-5, atol=1e-6)
     assert torch.allclose(hessian(x.view(40, 75, 24)), curvature, rtol=1e-5, atol=1e-6)
-    rounded = round_groups(weight, 3, 8)
+    rounded = integers(3, 8).round(weight)
     outputs = x.double() @ (weight - rounded).double().T
     assert layer_loss(weight, rounded, curvature) == pytest.approx(float(outputs.square().sum(1).mean()), rel=1e-5)
 
@@ -36,7 +36,7 @@ def test_the_hessian_is_that_of_all_inputs_and_its_loss_that_of_the_outputs():
 def test_after_each_column_the_others_stand_where_least_squares_puts_them(order):
     weight, x = layer(1)
     curvature = hessian(x)
-    steps = gptq_steps(weight, curvature, bits=3, group=8, damping=0, order=order)
+    steps = gptq_steps(weight, curvature, format=integers(3, 8), damping=0, order=order)
     for count in (1, 5, 23):
         now, done, rest = steps.after(count), steps.turn[:count], steps.turn[count:]
         assert torch.equal(now[:, done], steps.rounded[:, done])
@@ -49,8 +49,9 @@ def test_after_each_column_the_others_stand_where_least_squares_puts_them(order)
 
 def test_every_value_is_one_of_its_groups_grid():
     weight, x = layer(2)
-    rounded = gptq_steps(weight, hessian(x), bits=2, group=6, symmetric=True, order=True).rounded
-    codes = rounded.unflatten(1, (4, 6)) / group_qparams(weight, 2, 6, True).scale
+    form = integers(2, 6, symmetric=True)
+    rounded = gptq_steps(weight, hessian(x), format=form, order=True).rounded
+    codes = rounded.unflatten(1, (4, 6)) / form.encode(weight).scales.scale[..., None]
     assert torch.allclose(codes, codes.round(), atol=1e-5)
     assert codes.round().unique().tolist() == [-2, -1, 0, 1]
 
@@ -59,13 +60,12 @@ def test_it_comes_close_to_the_best_of_all_roundings():
     ratios = []
     for seed in range(20):
         weight, x = layer(seed, out=1, inputs=6)
-        curvature, qparams = hessian(x), group_qparams(weight, 2)
-        values = (torch.arange(-2, 2) - qparams.zero_point.flatten()) * qparams.scale.flatten()
-        every = torch.tensor([*itertools.product(values.tolist(), repeat=6)])
+        curvature, form = hessian(x), integers(2)
+        every = torch.tensor([*itertools.product(form.values(weight)[0].tolist(), repeat=6)])
         lost = (every - weight).double()
         best = float((lost @ curvature * lost).sum(1).min())
-        found = layer_loss(weight, gptq(weight, curvature, bits=2, damping=0), curvature)
-        plain = layer_loss(weight, round_groups(weight, 2), curvature)
+        found = layer_loss(weight, gptq(weight, curvature, format=form, damping=0), curvature)
+        plain = layer_loss(weight, form.round(weight), curvature)
         assert best * (1 - 1e-6) <= found <= plain
         ratios.append((found / best, plain / best))
     fed, plain = torch.tensor(ratios).median(dim=0).values.tolist()
@@ -83,9 +83,9 @@ def test_it_comes_close_to_the_best_of_all_roundings():
 )
 def test_it_is_never_worse_than_rounding(seed, bits, group, symmetric, order, samples):
     weight, x = layer(seed, samples=samples)
-    curvature, how = hessian(x), {"bits": bits, "group": group, "symmetric": symmetric}
-    rounded = gptq(weight, curvature, **how, order=order)
-    plain = layer_loss(weight, round_groups(weight, **how), curvature)
+    curvature, form = hessian(x), integers(bits, group, symmetric)
+    rounded = gptq(weight, curvature, format=form, order=order)
+    plain = layer_loss(weight, form.round(weight), curvature)
     assert layer_loss(weight, rounded, curvature) <= plain * (1 + 1e-9)
 
 
@@ -94,8 +94,10 @@ def test_it_is_never_worse_than_rounding(seed, bits, group, symmetric, order, sa
 def test_where_no_input_can_mend_another_it_is_rounding(seed, bits, group, order):
     weight, _ = layer(seed)
     loud = torch.rand(24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
-    rounded = gptq_steps(weight, loud.diag(), bits=bits, group=group, order=order).rounded
-    assert torch.equal(rounded, round_groups(weight, bits, group))
+    form = integers(bits, group)
+    rounded = gptq_steps(weight, loud.diag(), format=form, order=order).rounded
+    off, nearest = ((each - weight).abs() for each in (rounded, form.round(weight)))  # of two as near, either
+    torch.testing.assert_close(off, nearest, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["INT3", "E2M1", "NF4", "MXFP4", "NVFP4", "Q4_0", "Q4_1", "Q5_0"])
@@ -122,7 +124,7 @@ def test_a_format_with_several_scales_in_a_block_is_refused():
 def test_more_columns_than_a_chunk_are_as_good_as_one_by_one():
     weight, x = layer(3, out=3, inputs=300, samples=2000)
     curvature = hessian(x)
-    steps = gptq_steps(weight, curvature, bits=4, group=150)
+    steps = gptq_steps(weight, curvature, format=integers(4, 150))
     assert torch.allclose(steps.after(299)[:, 299], steps.met[:, 299], atol=1e-6)
     left, factor = weight.double(), steps.factor  # without chunks, by the rule alone
     for j in range(300):
@@ -141,8 +143,8 @@ def torchaos(weight, curvature, group):
         source = source.replace(line, "")
 
     def scales(block, size):
-        qparams = group_qparams(block, 4, size)
-        return None, qparams.scale[..., 0].T, (-qparams.zero_point * qparams.scale)[..., 0].T
+        chosen = integers(4, size).encode(block).scales
+        return None, chosen.scale.T, (-(chosen.shift.int() - 8) * chosen.scale).T
 
     space = {**vars(api), "int4_row_quantize_zp": scales, "pack_int4": lambda codes: codes}
     space["Int4Tensor"] = lambda **parts: types.SimpleNamespace(**parts)
@@ -161,7 +163,8 @@ def test_it_loses_no_more_than_torchaos(seed):
     weight, x = layer(seed, out=48, inputs=256, samples=700)
     curvature = hessian(x)
     theirs = layer_loss(weight, torchaos(weight, curvature, 32), curvature)
-    assert layer_loss(weight, gptq(weight, curvature, bits=4, group=32), curvature) <= 1.001 * theirs  # float32 there
+    ours = layer_loss(weight, gptq(weight, curvature, format=integers(4, 32)), curvature)
+    assert ours <= 1.001 * theirs  # float32 there
 
 
 @pytest.mark.parametrize(
@@ -171,14 +174,14 @@ def test_it_loses_no_more_than_torchaos(seed):
         (torch.ones(3), torch.eye(3), {}, ValueError, r"weight must be a matrix, got shape \(3,\)"),
         (torch.ones(2, 3).int(), torch.eye(3), {}, TypeError, "weight needs a floating-point tensor, got a"),
         (torch.ones(2, 3) * torch.nan, torch.eye(3), {}, ValueError, "weight: 6 of 6 values are NaN or infinite"),
-        (torch.ones(2, 3), torch.eye(3), {"group": 2}, ValueError, "groups of 2 do not divide 3 inputs"),
+        (torch.ones(2, 3), torch.eye(3), {"format": integers(4, 2)}, ValueError, "groups of 2 do not divide 3 inputs"),
         (torch.ones(2, 3), torch.eye(3), {"damping": -1}, ValueError, "damping must not be negative, got -1"),
         (torch.ones(2, 3), torch.ones(3, 3), {"damping": 0}, ValueError, "has no Cholesky factor with damping=0"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(weight, curvature, options, error, message):
     with pytest.raises(error, match=message):
-        gptq(weight, curvature, **options)
+        gptq(weight, curvature, **{"format": integers(4), **options})
 
 
 @pytest.mark.parametrize("inputs", [torch.tensor([torch.nan, 1.0]), torch.tensor([]), torch.tensor([1, 2])])
@@ -190,6 +193,7 @@ def test_a_single_row_of_inputs_is_checked_too(inputs):
 def test_silent_inputs_cost_nothing():
     weight, x = layer(4)
     x[:, 3:9] = 0
-    rounded = gptq(weight, hessian(x), bits=3, group=8)
+    form = integers(3, 8)
+    rounded = gptq(weight, hessian(x), format=form)
     assert rounded.isfinite().all()
-    assert torch.equal(gptq(weight, torch.zeros(24, 24), bits=3, group=8), round_groups(weight, 3, 8))
+    assert torch.equal(gptq(weight, torch.zeros(24, 24), format=form), form.round(weight))

@@ -1,7 +1,6 @@
 """The language model against the formulas written out in float64; what a change costs; the model and text that ship."""
 
 import math
-import os
 from itertools import pairwise
 
 from qtutor.language import (
@@ -19,7 +18,7 @@ from qtutor.language import (
     small,
     text,
 )
-from qtutor.language.llama import position_turns, rotate_by_position
+from qtutor.language.llama import rotate_by_position
 
 import pytest
 import torch
@@ -118,21 +117,6 @@ def test_the_cache_hands_out_what_was_rounded():
         tiny()(TOKENS, KeyValueCache(round_keys=lambda keys: keys[..., :2]))
 
 
-def test_tokens_that_are_rounded_together_wait_for_one_another():
-    def marked(keys):
-        assert keys.shape[2] % 3 == 0
-        return keys + 100
-
-    cache, model = KeyValueCache(round_keys=marked, together=3), tiny()
-    with torch.no_grad():
-        for first, last in pairwise((0, 1, 2, 5, 8)):
-            model(TOKENS[:, first:last], cache)
-    keys, values = cache.kept(0)
-    assert (keys[0, 0, :, 0] > 50).tolist() == [True] * 6 + [False] * 2
-    assert values.shape == keys.shape
-    assert cache.length == 8
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_model_runs_in_other_types(dtype):
     model = tiny()
@@ -151,7 +135,8 @@ def test_no_token_sees_what_follows():
 @settings(deadline=None)
 @given(distance=st.integers(0, 30), start=st.integers(0, 30), interleaved=st.booleans())
 def test_a_turned_product_depends_on_the_distance_alone(distance, start, interleaved):
-    cos, sin = position_turns(64, 8, 50.0)
+    config = LlamaConfig(vocabulary=1, width=8, layers=1, heads=1, key_value_heads=1, hidden=1, rope_base=50.0)
+    cos, sin = config.turns(64)
     q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(2)).expand(2, 64, 8)
     q, k = (rotate_by_position(z, cos, sin, interleaved=interleaved).double() for z in (q, k))
     torch.testing.assert_close(q[start] @ k[start + distance], q[0] @ k[distance], rtol=1e-5, atol=1e-5)
@@ -254,18 +239,10 @@ def test_hessians_are_of_what_layers_read():
 def test_a_layer_that_never_runs_has_no_inputs():
     model = tiny()
     model.idle = torch.nn.Linear(3, 3)
-    for ask in (lambda: hessians(model, TOKENS.flatten(), 5), lambda: layer_inputs(model, "idle", TOKENS.flatten(), 5)):
-        with pytest.raises(ValueError, match="Llama never calls idle"):
-            ask()
-
-
-def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
-    model = small.load()
-    for factor in (1, 2):
-        model.norm.weight.data.fill_(factor)
-        small.save(model, tmp_path / "model.pt")
-        os.utime(tmp_path / "model.pt", (factor, factor))
-        assert small.load(tmp_path / "model.pt").norm.weight[0] == factor
+    with pytest.raises(ValueError, match="Llama never calls idle"):
+        hessians(model, TOKENS.flatten(), 5)
+    with pytest.raises(ValueError, match="does not call 'idle'"):
+        layer_inputs(model, "idle", TOKENS.flatten(), 5)
 
 
 def test_the_small_model_ships_small_and_reads_python():
@@ -313,12 +290,6 @@ def test_the_tokens_are_ascii():
     for strange in (torch.tensor([128]), torch.tensor([0.5]), torch.tensor([-1])):
         with pytest.raises(ValueError, match="from 0 to 127"):
             small.decode(strange)
-
-
-def test_another_file_is_refused(tmp_path):
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt does not hold the weights of the small model"):
-        small.load(tmp_path / "other.pt")
 
 
 @pytest.mark.slow

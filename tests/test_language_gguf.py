@@ -120,6 +120,8 @@ def test_a_model_that_is_read_computes_what_was_written(path, model):
             x = parts.block(layer)(x, turns, layer, None)
         torch.testing.assert_close(parts.logits(x), model(tokens), rtol=0, atol=1e-6)
     assert parts.config == CONFIG
+    with pytest.raises(ValueError, match="tokens lie from 0 to"):
+        parts.embed(torch.tensor([[-1]]))
 
 
 def patched(data, old, new):

@@ -8,6 +8,7 @@ from qtutor.manifest import LESSONS
 
 import nbformat
 import pytest
+from generate import times
 from lab import COURSE
 from record import TAG, is_checked, normalise
 
@@ -77,7 +78,7 @@ def test_no_checked_cell_may_show_a_training(notebook):
 def test_opens_with_what_it_teaches_what_it_needs_and_how_long_it_takes(lesson, notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown"
-    for part in ("**You will be able to**", "**You need**", lesson.times):
+    for part in ("**You will be able to**", "**You need**", times(lesson)):
         assert part in first.source, "the first cell is as in the other lessons; the generate command writes the times"
 
 

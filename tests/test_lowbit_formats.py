@@ -100,6 +100,11 @@ def test_nvfp4_equals_torchao():
     assert torch.equal(fixed.round(weight[3:5]), NVFP4.round(weight)[3:5])
 
 
+def test_what_a_tensor_shares_is_chosen_without_its_history():
+    weight = torch.randn(2, 64, requires_grad=True)
+    assert NVFP4.for_tensor(weight).outer == NVFP4.for_tensor(weight.detach()).outer
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [32, None])
@@ -167,6 +172,7 @@ def test_what_a_type_cannot_hold_is_refused_and_what_it_can_stays():
     with pytest.raises(ValueError, match="NaN or infinite"):
         FORMATS["MXFP4"].round(torch.full((1, 32), 1e300, dtype=torch.float64))
     assert integers(4, 64).round(torch.full((1, 64), 65504.0).half()).isfinite().all()
+    assert integers(4, 64).round(torch.ones(1, 64, dtype=torch.float64)).tolist() == [[1.0] * 64]
     assert FORMATS["Q4_0"].read(torch.zeros(19, dtype=torch.uint8)[1:]).tolist() == [0.0] * 32
 
 

@@ -1,7 +1,10 @@
 import csv
+import errno
 import json
+import threading
+from pathlib import Path
 
-from qtutor import cli
+from qtutor import cli, storage
 from qtutor.exercises import progress
 
 import pytest
@@ -40,6 +43,29 @@ def test_reset_forgets(capsys):
     assert not progress.path().exists()
     assert not progress.solved("00_start_here")
     assert "forgotten" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_read_for_now_is_not_written_over(monkeypatch):
+    progress.record("a lesson", "first")
+
+    def fails(path):
+        raise OSError(errno.EIO, "the network drive does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", fails)
+        progress.record("a lesson", "second")
+        assert progress.solved("a lesson") == {"first", "second"}
+    assert progress.read(progress.path()) == {"a lesson": ["first"]}
+
+
+def test_two_kernels_do_not_write_over_each_other():
+    with storage.lock(progress.path()):
+        other = threading.Thread(target=progress.record, args=("a lesson", "mine"))
+        other.start()
+        other.join(0.2)
+        progress.path().write_text(json.dumps({"a lesson": ["theirs"]}))
+    other.join()
+    assert progress.read(progress.path()) == {"a lesson": ["mine", "theirs"]}
 
 
 def test_a_folder_is_collected_into_one_table_by_learner(room, tmp_path, capsys):

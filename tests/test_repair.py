@@ -97,6 +97,11 @@ def test_a_bias_is_corrected_by_what_its_layer_gives_before_its_hooks():
     assert torch.equal(correct_bias(hooked, [x])[0].bias, correct_bias(plain, [x])[0].bias)
 
 
+def test_a_bias_of_a_layer_that_reads_a_vector_is_corrected():
+    layer, x = nn.Linear(16, 4).eval(), torch.randn(16)
+    assert torch.equal(correct_bias(layer, [x]).bias, correct_bias(layer, [x[None]]).bias)
+
+
 def test_equalize_refuses_what_it_cannot_take():
     with pytest.raises(TypeError, match="got str"):
         equalize("model")

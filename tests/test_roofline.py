@@ -15,6 +15,17 @@ def test_operations_and_bytes_are_those_counted_by_hand():
     assert (table["latency_ms"] > 0).all()
 
 
+def test_a_layer_that_is_called_by_keyword_is_placed_too():
+    class ByKeyword(nn.Sequential):
+        def forward(self, x):
+            return self[0](input=x)
+
+    model, x = ByKeyword(nn.Linear(10, 10)), torch.rand(1, 10)
+    columns = ["operations", "bytes"]
+    by_place = layers(nn.Sequential(*model), x, seconds=0.01)
+    assert layers(model, x, seconds=0.01)[columns].equals(by_place[columns])
+
+
 def test_limits_bind_by_arithmetic_or_by_memory():
     table = layers(nn.Sequential(nn.Linear(10, 10, bias=False)), torch.rand(1, 10), seconds=0.01)
     bytes_moved = 4 * (10 + 10 + 100)

@@ -9,6 +9,7 @@ import sys
 from qtutor import runtimes
 from qtutor.benchmark import compare, size_bytes
 from qtutor.machine import describe
+from qtutor.runtimes.exported import Exported, Session
 from qtutor.samples import SmallCNN
 from qtutor.workflows import Unavailable, quantize_static
 
@@ -305,6 +306,29 @@ def test_sessions_follow_pytorchs_number_of_threads(network, batches, tmp_path):
             assert (run(batches[0])[0] - network(batches[0])).abs().max() < 1e-5
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_session_that_cannot_start_says_why_each_time():
+    def start(threads):
+        raise ValueError("no memory")
+
+    session = Session(start, 0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no memory"):
+            session(torch.ones(1))
+
+
+def test_a_file_that_was_not_written_to_its_end_is_written_anew(network, batches, monkeypatch):
+    def breaks(model, inputs, path, batches):
+        path.write_bytes(b"a part")
+        raise OSError("no space left on device")
+
+    shared = Exported(network, [(x,) for x in batches])
+    with monkeypatch.context() as patched:
+        patched.setattr("qtutor.runtimes.exported.export_onnx", breaks)
+        with pytest.raises(OSError, match="no space"):
+            _ = shared.onnx
+    assert shared.onnx.read_bytes() != b"a part"
 
 
 def test_unsigned_activations_leave_no_convolution_in_float(network, batches, tmp_path):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from qtutor import threads
+from qtutor import lottery, threads
 from qtutor.machine import describe
 
 import nbformat
@@ -81,6 +81,14 @@ def test_reads_the_quota_of_cgroups_of_both_versions(files, expected, tmp_path, 
     assert threads.quota(tmp_path) == expected
     monkeypatch.setenv("CPU_LIMIT", "0.75")
     assert threads.quota(tmp_path) == min(0.75, expected or 1)
+    monkeypatch.setenv("CPU_LIMIT", "two cores")
+    assert threads.quota(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_a_draw_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="KeyError: 'idling'"):
+        lottery.draw(threads.SPINNING, works=["idling"])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""diagnose(weights="group"): linear layers rounded alone in groups, ranked by what the output's distribution loses."""
+"""diagnose_weights: linear layers rounded alone in groups, ranked by what the output's distribution loses."""
 
 import copy
 import html
@@ -6,9 +6,9 @@ import itertools
 import json
 import re
 
-from qtutor.diagnosis import WeightDiagnosis, diagnose, diagnose_weights, weights_alone
+from qtutor.diagnosis import WeightDiagnosis, diagnose_weights, weights_alone
 from qtutor.language.llama import Llama, LlamaConfig
-from qtutor.lowbit import round_groups
+from qtutor.lowbit import integers
 from qtutor.plots.diagnosis import harms, report
 
 import pytest
@@ -36,7 +36,7 @@ def tokens():
 
 @pytest.fixture(scope="module")
 def found(model, tokens):
-    return diagnose(model, [tokens[:4], tokens[4:]], bits=3, weights="group", group=16, progress=False)
+    return diagnose_weights(model, [tokens[:4], tokens[4:]], bits=3, group=16, progress=False)
 
 
 def harm(model, tokens, names):
@@ -44,7 +44,7 @@ def harm(model, tokens, names):
     changed = copy.deepcopy(model)
     for name in names:
         weight = changed.get_submodule(name).weight
-        weight.data = round_groups(weight, 3, 16)
+        weight.data = integers(3, 16).round(weight)
     with torch.no_grad():
         p, q = (m(tokens).double().log_softmax(-1) for m in (model, changed))
     each = functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).flatten() / torch.tensor(2.0).log()
@@ -87,11 +87,11 @@ def test_what_a_model_counts_while_it_runs_is_not_touched():
             return self.linear(x)
 
     model, batch = Counts(), torch.randn(3, 64)
-    diagnose(model, [batch], bits=4, weights="group", progress=False)
+    diagnose_weights(model, [batch], bits=4, progress=False)
     assert model.calls == 0
     for group in (0, None, 2.0):
         with pytest.raises(ValueError, match="group must be a whole number from 1"):
-            diagnose(model, [batch], bits=4, weights="group", group=group, progress=False)
+            diagnose_weights(model, [batch], bits=4, group=group, progress=False)
 
 
 def test_the_most_harmful_stands_first_and_is_said(found):
@@ -120,7 +120,7 @@ def test_the_given_model_is_left_alone(model, tokens, found):
     before = {name: (id(tensor), tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
     modes = [module.training for module in model.modules()]
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    diagnose(model, [tokens], bits=2, weights="group", group=32, progress=False)
+    diagnose_weights(model, [tokens], bits=2, group=32, progress=False)
     after = model.state_dict(keep_vars=True)
     assert all(id(after[name]) == place and torch.equal(after[name], value) for name, (place, value) in before.items())
     assert [module.training for module in model.modules()] == modes
@@ -129,7 +129,7 @@ def test_the_given_model_is_left_alone(model, tokens, found):
 
 def test_what_groups_do_not_divide_is_left_out_with_the_reason():
     model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4))
-    found = diagnose(model, [torch.randn(5, 10)], bits=4, weights="group", group=8, progress=False)
+    found = diagnose_weights(model, [torch.randn(5, 10)], bits=4, group=8, progress=False)
     assert [*found.table["layer"]] == ["2"]
     assert [*found.skipped.itertuples(index=False)] == [("0", "Linear", "groups of 8 do not divide its 10 inputs")]
 
@@ -138,11 +138,11 @@ def test_a_weight_that_another_layer_reads_is_rounded_for_this_one_alone(tokens)
     torch.manual_seed(1)
     model = Llama(LlamaConfig(**SIZES, tied=False)).eval()
     model.head.weight = model.embedding.weight
-    table = diagnose(model, [tokens], bits=2, weights="group", group=32, progress=False).table.set_index("layer")
+    table = diagnose_weights(model, [tokens], bits=2, group=32, progress=False).table.set_index("layer")
     assert [*table.index[table["tied"]]] == ["head"]
     with torch.no_grad():
         rounded = copy.deepcopy(model)
-        rounded.head.weight = nn.Parameter(round_groups(model.head.weight, 2, 32))
+        rounded.head.weight = nn.Parameter(integers(2, 32).round(model.head.weight))
         p, q = (m(tokens).log_softmax(-1) for m in (model, rounded))
     wanted = float((p.exp() * (p - q)).sum(-1).mean() / torch.tensor(2.0).log())
     assert table["harm"]["head"] == pytest.approx(wanted, rel=1e-3)
@@ -158,7 +158,7 @@ def test_a_weight_that_another_layer_reads_is_rounded_for_this_one_alone(tokens)
 def test_a_model_without_linear_layers_or_scores_is_refused(model, message):
     x = torch.randn(2, 1, 6, 6) if isinstance(model[0], nn.Conv2d) else torch.randn(2, 36)
     with pytest.raises(ValueError, match=message):
-        diagnose(model, [x], weights="group", group=4, progress=False)
+        diagnose_weights(model, [x], group=4, progress=False)
 
 
 class Unsteady(nn.Module):
@@ -176,12 +176,12 @@ class Unsteady(nn.Module):
 @pytest.mark.parametrize(("counts", "message"), [(False, "functional dropout needs training"), (True, "call to call")])
 def test_a_model_that_gives_another_output_each_time_is_refused(counts, message):
     with pytest.raises(ValueError, match=f"Unsteady itself gives another output .*{message}"):
-        diagnose(Unsteady(counts), [torch.randn(8, 64)], weights="group", progress=False)
+        diagnose_weights(Unsteady(counts), [torch.randn(8, 64)], progress=False)
 
 
 def test_an_embedding_that_scales_its_rows_down_scales_those_of_a_copy(tokens):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(40, 64, max_norm=1.0), nn.Linear(64, 4)).eval()
     before = model[0].weight.detach().clone()
-    diagnose(model, [tokens], weights="group", progress=False)
+    diagnose_weights(model, [tokens], progress=False)
     assert torch.equal(model[0].weight, before)

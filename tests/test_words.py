@@ -2,7 +2,7 @@
 
 import math
 
-from qtutor.words import counted, first_line, in_bytes, in_decibels, named
+from qtutor.words import counted, first_line, in_bytes, in_decibels, in_digits, named
 
 import pytest
 
@@ -12,10 +12,32 @@ def test_one_is_alone_and_thousands_are_apart():
 
 
 @pytest.mark.parametrize(
-    ("size", "said"), [(812, "812 B"), (4_100, "4.1 kB"), (2_500_000, "2.5 MB"), (15_960_000_000, "16 GB")]
+    ("size", "said"),
+    [
+        (812, "812 B"),
+        (999.7, "1 kB"),
+        (4_100, "4.1 kB"),
+        (999_400, "999 kB"),
+        (999_700, "1 MB"),
+        (2_500_000, "2.5 MB"),
+        (15_960_000_000, "16 GB"),
+        (1.5e12, "1,500 GB"),
+    ],
 )
 def test_a_size_takes_the_unit_with_few_digits(size, said):
     assert in_bytes(size) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "0"), (-0.01234, "-0.0123"), (999.4, "999"), (999.7, "1,000"), (-1573.2, "-1,570"), (1.2345e6, "1,230,000")],
+)
+def test_three_digits_say_a_number_without_a_power_of_ten(number, said):
+    assert in_digits(number) == said
+
+
+def test_what_is_no_length_of_digits_stays_as_python_says_it():
+    assert [in_digits(number) for number in (3e-9, 4e30, math.inf, math.nan)] == ["3e-09", "4e+30", "inf", "nan"]
 
 
 def test_decibels_without_error_are_no_number():

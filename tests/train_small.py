@@ -13,7 +13,7 @@ import bz2
 from collections.abc import Iterable
 from pathlib import Path
 
-from qtutor.language import measuring, small
+from qtutor.language import measuring
 from qtutor.language.llama import Llama, LlamaConfig
 from qtutor.language.small import CONFIG
 from qtutor.language.text import encode, held_out_text, training_text
@@ -120,7 +120,7 @@ def main() -> None:
         asked.path.write_bytes(bz2.compress(gather().encode("ascii")))
         return
     model = train(asked.seed, steps=asked.steps)
-    small.save(model, asked.path)
+    torch.save({name: weight.half() for name, weight in model.state_dict().items()}, asked.path)
     print(measuring.bits_per_character(model, encode(held_out_text())))
 
 

@@ -1,9 +1,9 @@
 """Fake-quantization with a learned scale: the step size is trained together with the weights.
 
-    x_hat = clamp(round(x / s), q_min - z, q_max - z) * s
+    x_hat = clamp(round(x / s), q_min, q_max) * s
 
     d x_hat / d x = 1                     inside the grid, else 0
-    d x_hat / d s = round(x / s) - x / s  inside the grid, else q_min - z or q_max - z
+    d x_hat / d s = round(x / s) - x / s  inside the grid, else q_min or q_max
 
 The gradient of s is scaled by 1 / sqrt(N q_max), with N values to a scale, so that scales and weights
 move at the same relative pace.
@@ -13,7 +13,7 @@ Source: Esser et al. 2020, "Learned Step Size Quantization", eqs. 1 to 3 and sec
 
 import math
 
-from qtutor.affine.checks import broadcasts, check_floats
+from qtutor.affine.checks import broadcasts, check_floats, check_grid, check_values
 from qtutor.affine.qparams import EPS
 
 import torch
@@ -26,7 +26,6 @@ def learned_fake_quantize(
     *,
     quant_min: int = -128,
     quant_max: int = 127,
-    zero_point: int = 0,
     gradient_scale: float | None = None,
 ) -> Tensor:
     """Quantize and dequantize with a scale that gets a gradient of its own.
@@ -41,9 +40,8 @@ def learned_fake_quantize(
             values share a scale.
 
     Raises:
-        TypeError: `x` or `scale` is not a floating-point tensor.
-        ValueError: a scale is not positive and finite, the grid is empty or does not hold `zero_point`, or the
-            shapes do not broadcast.
+        TypeError: `x` or `scale` is not a floating-point tensor, or an end of the grid not a whole number.
+        ValueError: a scale is not positive and finite, the grid is empty, or the shapes do not broadcast.
 
     Example:
         >>> scale = torch.tensor(0.5, requires_grad=True)
@@ -57,16 +55,14 @@ def learned_fake_quantize(
     """
     for name, tensor in (("x", x), ("scale", scale)):
         check_floats(tensor, f"learned_fake_quantize: {name}")
-    if not quant_min < quant_max or not quant_min <= zero_point <= quant_max:
-        raise ValueError(f"the grid [{quant_min}, {quant_max}] must have two codes and hold zero_point={zero_point}")
-    values = scale.detach()
-    if not ((values > 0) & values.isfinite()).all():
-        raise ValueError("scale must be positive and finite: clamp it after each step of the optimizer")
+    quant_min, quant_max = check_grid(quant_min, quant_max)
+    values, rule = scale.detach(), "must be positive and finite: clamp it after each step of the optimizer"
+    check_values(values, (values > 0) & values.isfinite(), "scale", rule)
     if not broadcasts(scale.shape, x.shape):
         raise ValueError(f"a scale of shape {tuple(scale.shape)} does not broadcast against {tuple(x.shape)}")
     if gradient_scale is None:
         gradient_scale = 1 / math.sqrt(max(1, x.numel() / max(1, scale.numel())) * max(1, quant_max))
-    return _LearnedFakeQuantize.apply(x, scale, quant_min - zero_point, quant_max - zero_point, gradient_scale)
+    return _LearnedFakeQuantize.apply(x, scale, quant_min, quant_max, gradient_scale)
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):

@@ -50,8 +50,9 @@ class QParams:
         zero_point = as_tensor(self.zero_point, "zero_point")
         if zero_point.is_floating_point() and not torch.equal(zero_point, zero_point.round()):
             raise TypeError(f"zero_point must be a whole number, got {brief(zero_point)}: round it first")
-        inside = (zero_point >= quant_min) & (zero_point <= quant_max)
-        check_values(zero_point, inside, "zero_point", f"must lie on the grid [{quant_min}, {quant_max}]")
+        code = zero_point.to(torch.float64)  # a narrow dtype cannot hold the ends of every grid
+        inside = (code >= quant_min) & (code <= quant_max)
+        check_values(code, inside, "zero_point", f"must lie on the grid [{quant_min}, {quant_max}]")
         try:
             scale, zero_point = torch.broadcast_tensors(scale, zero_point.to(torch.int32, copy=True))
         except RuntimeError:

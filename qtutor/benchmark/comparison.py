@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qtutor.benchmark import intervals
 from qtutor.machine import Machine
+from qtutor.words import in_digits, in_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,11 +112,11 @@ class Comparison:
         view = pd.DataFrame(index=table.index)
         for title, name, value in (("latency, ms", "latency", "latency_ms"), ("speed-up", "speedup", "speedup")):
             columns = zip(table[value], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-            view[title] = ["–" if math.isnan(x) else f"{x:.3g} ({low:.3g} to {high:.3g})" for x, low, high in columns]
+            view[title] = ["–" if math.isnan(x) else in_interval(x, low, high) for x, low, high in columns]
         titles = {"size_mb": "size, MB", "peak_mb": "peak, MB", "accuracy": "accuracy"}
         for column in table.columns.intersection(list(titles)):
-            form = "{:.1%}" if column == "accuracy" else "{:.3g}"
-            view[titles[column]] = ["–" if math.isnan(x) else form.format(x) for x in table[column]]
+            said = "{:.1%}".format if column == "accuracy" else in_digits
+            view[titles[column]] = ["–" if math.isnan(x) else said(x) for x in table[column]]
         return view
 
     def _warning(self) -> Iterator[str]:

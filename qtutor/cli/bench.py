@@ -8,6 +8,7 @@ import time
 from argparse import ArgumentParser, Namespace
 
 from qtutor.cli.surroundings import needed
+from qtutor.words import in_digits, in_interval
 
 _PAIRS = {
     "PyTorch, FX": ("eager FP32", "FX INT8"),
@@ -87,12 +88,12 @@ def _table(rows: list[dict]) -> str:
     lines = [("network", "runtime", "FP32, ms", "INT8, ms", "INT8 is faster by", "FP32, MB", "INT8, MB")]
     for row in rows:
         fp32_ms, int8_ms, fp32_mb, int8_mb = (
-            "–" if row.get(name) is None else f"{row[name]:.3g}"
+            "–" if row.get(name) is None else in_digits(row[name])
             for name in ("fp32_ms", "int8_ms", "fp32_mb", "int8_mb")
         )
         ratio = "–"
         if row.get("speedup") is not None:
-            ratio = f"{row['speedup']:.3g} ({row['speedup_low']:.3g} to {row['speedup_high']:.3g})"
+            ratio = in_interval(row["speedup"], row["speedup_low"], row["speedup_high"])
         lines.append((row["network"], row["runtime"], fp32_ms, int8_ms, ratio, fp32_mb, int8_mb))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

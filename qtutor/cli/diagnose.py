@@ -39,12 +39,15 @@ def run(arguments: Namespace) -> int:
         from qtutor import diagnosis, plots
         from qtutor.diagnosis import writing
 
-    options = {name: getattr(arguments, name) for name in ("bits", "weights", "samples")}
+    in_groups = arguments.weights == "group"
+    find = diagnosis.diagnose_weights if in_groups else diagnosis.diagnose
+    names = ("bits", "samples") if in_groups else ("bits", "weights", "samples")
+    options = {name: getattr(arguments, name) for name in names}
     try:
         with _importing_from_here():
-            found = diagnosis.diagnose(_made(arguments.model), _made(arguments.data), **options)
+            found = find(_made(arguments.model), _made(arguments.data), **options)
         print(found)
-        if arguments.weights != "group":
+        if not in_groups:
             asked = ", ".join(f"{name}={value!r}" for name, value in options.items())
             way = "Apply it with diagnosis.apply()"
             if arguments.bits != 8:

@@ -1,10 +1,8 @@
 """Which layers to keep in floating point where a diagnosis is made and a goal is given."""
 
-from dataclasses import replace
-
-from qtutor.diagnosis.recommendation import Goal
+from qtutor.diagnosis.recommendation import Goal, fewest_in_float
 from qtutor.diagnosis.result import Diagnosis
-from qtutor.diagnosis.search import Kept, fewest
+from qtutor.diagnosis.search import Kept
 from qtutor.simulation import Configuration
 
 
@@ -23,24 +21,18 @@ def choose_float_layers(
         metric: the accuracy, or what the diagnosis measured, that is to be reached.
         sqnr: the SQNR of the output in dB that is to be reached; either will do, and `Goal` says what else it asks.
         configuration: of what is quantized; by default that of the diagnosis.
-        tries: how many sets to measure, each a pass over the data; `fewest` says how they are spent.
+        tries: how many sets to measure, each a pass over the data; `smallest_set` says how they are spent.
 
     Returns:
-        Names of layers, the most harmful first.
+        Names of layers, the most harmful first; behind them those that were not measured, where they are needed too.
 
     Raises:
         ValueError: no goal is given, or it is not reached with all layers in floating point.
     """
     if metric is None and sqnr is None:
         raise ValueError("choose_float_layers needs a goal: metric=, such as an accuracy, or sqnr= in dB")
-    configuration = configuration or diagnosis.configuration
-
     goal = Goal(metric, sqnr)
-
-    def reached(kept: Kept) -> bool:
-        return goal.reached(diagnosis.measure(replace(configuration, keep_float=kept)))
-
-    kept = fewest(dict(zip(diagnosis.table["layer"], diagnosis.table["harm"], strict=True)), reached, tries)
+    kept = fewest_in_float(diagnosis.experiment, configuration or diagnosis.configuration, goal, diagnosis.table, tries)
     if kept is None:
         raise ValueError(f"choose_float_layers: even in floating point the model does not reach {goal}")
     return kept

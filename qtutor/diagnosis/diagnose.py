@@ -16,14 +16,13 @@ overall SQNR hides a channel that is lost.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 from qtutor.diagnosis.experiment import Experiment, Stored
 from qtutor.diagnosis.recommendation import Goal, Search
 from qtutor.diagnosis.result import COLUMNS, Diagnosis, verdict
 from qtutor.diagnosis.statistics import LayerStatistics, explain, local_statistics
 from qtutor.diagnosis.trials import Metric, Score, Trial, check_float, sweep_by_workers
-from qtutor.diagnosis.weights_alone import WeightDiagnosis, diagnose_weights
 from qtutor.diagnosis.writing import skipped_table
 from qtutor.models.batches import Batch, check_fits, read_some
 from qtutor.models.copying import plain_copy
@@ -42,34 +41,6 @@ if TYPE_CHECKING:
 _NOTHING: Trial = frozenset()
 
 
-@overload
-def diagnose(
-    model: nn.Module,
-    data: Iterable,
-    *,
-    weights: Literal["group"],
-    bits: int = 8,
-    group: int = 64,
-    samples: int = 1024,
-    progress: bool = True,
-) -> WeightDiagnosis: ...
-
-
-@overload
-def diagnose(
-    model: nn.Module,
-    data: Iterable,
-    *,
-    metric: Metric | None = None,
-    bits: int = 8,
-    weights: Literal["tensor", "channel"] = "tensor",
-    activations: str = "minmax",
-    samples: int = 1024,
-    tolerance: float = 0.01,
-    progress: bool = True,
-) -> Diagnosis: ...
-
-
 def diagnose(
     model: nn.Module,
     data: Iterable,
@@ -77,12 +48,11 @@ def diagnose(
     metric: Metric | None = None,
     bits: int = 8,
     weights: str = "tensor",
-    group: int = 64,
     activations: str = "minmax",
     samples: int = 1024,
     tolerance: float = 0.01,
     progress: bool = True,
-) -> Diagnosis | WeightDiagnosis:
+) -> Diagnosis:
     """Find out which layers quantization hurts most, on any model.
 
     The model is copied, the copy runs in eval mode, and nothing happens to the given one. Weights and
@@ -90,10 +60,7 @@ def diagnose(
     The default is the plainest of INT8: one scale for each tensor. After four passes over the data, two
     more are made for each layer.
 
-    With `weights="group"` only the weights of linear layers are rounded, in groups, as those of language models are;
-    layers are ranked by the KL of the output, and `diagnose_weights` gives a `WeightDiagnosis`:
-
-        diagnose(model, [tokens], bits=4, weights="group")
+    Where weights alone are rounded, in groups, as those of language models are, `diagnose_weights` tells the same.
 
     An interrupt ends the measuring: what was measured until then is returned, with a note.
 
@@ -115,9 +82,7 @@ def diagnose(
         metric: `metric(output, labels)` of a batch, a number of which more is better. By default the
             accuracy where there are labels that are classes, else only the SQNR of the output.
         bits: width of weights and activations.
-        weights: "tensor", "channel" or "group": what shares a scale. For "group" metric, activations and tolerance do
-            not matter.
-        group: how many neighbouring inputs of a linear layer share a scale, for weights="group".
+        weights: "tensor" or "channel": what shares a scale.
         activations: "minmax" or "mse": the range that is represented.
         samples: read no more data once so many samples are there; they are kept in memory.
         tolerance: what the recommended configuration may lose of the metric.
@@ -130,8 +95,6 @@ def diagnose(
     """
     from tqdm.auto import tqdm
 
-    if weights == "group":
-        return diagnose_weights(model, data, bits=bits, group=group, samples=samples, progress=progress)
     configuration = Configuration(bits, weights, activations)
     batches, notes = read_some(data, samples)
     simulation, batches, classes = _first_runs(model, batches, notes, metric)
@@ -159,7 +122,7 @@ def diagnose(
         search = Search(experiment, configuration, goal)
         if not stopped:
             try:
-                search.run(dict(zip(table["layer"], table["harm"], strict=True)), shown.set_description)
+                search.run(table, shown.set_description)
             except KeyboardInterrupt:
                 stopped = "Interrupted"
     if stopped:
@@ -231,10 +194,13 @@ def _tables(
     else:
         table = table.drop(columns=both)
     everything, skipped = frozenset(simulation.layers), dict(simulation.skipped)
-    for name in everything - {row["layer"] for row in rows}:
+    measured = {row["layer"] for row in rows}
+    for name, layer in simulation.layers.items():
+        if name in measured:
+            continue
         score = scores.get(frozenset({name})) or scores.get(everything - {name})
         reason = f"rounded, it makes the model raise {score.error}" if score and score.error else "not measured"
-        skipped[name] = simulation.layers[name].kind, reason
+        skipped[name] = layer.kind, reason
     return table, skipped_table(skipped)
 
 

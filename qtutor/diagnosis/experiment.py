@@ -84,6 +84,11 @@ class Experiment:
     _prepared: dict[Configuration, tuple[Simulation, Rounding]] = field(repr=False)
     _measured: dict[Configuration, Measured] = field(default_factory=dict, repr=False)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that can be rounded."""
+        return tuple(dict.fromkeys(user for weight in self.stored for user in weight.users))
+
     def measure(self, configuration: Configuration) -> Measured:
         """Measure what a configuration gives, once.
 
@@ -109,8 +114,7 @@ class Experiment:
 
     def prepare(self, configuration: Configuration) -> tuple[Simulation, Rounding]:
         """Return the simulation of a configuration, whatever it keeps in floating point; raises as `measure`."""
-        rounded = [user for each in self.stored for user in each.users]
-        check_names(configuration.keep_float, rounded, "keep_float", "what is rounded")
+        check_names(configuration.keep_float, self.layers, "keep_float", "what is rounded")
         key = replace(configuration, keep_float=())
         if key not in self._prepared:
             alike = (s for c, (s, _) in self._prepared.items() if c.equalized == key.equalized and not c.bias_corrected)
@@ -154,7 +158,7 @@ class Experiment:
             score.add(floats_in(outputs(self.model, inputs)), output, batch.labels, metric, batch.size)
         return score
 
-    def quick(self, configuration: Configuration, seconds: float) -> "Experiment":
+    def shortened(self, configuration: Configuration, seconds: float) -> "Experiment":
         """Return one that measures on as many batches, at least one, as take about so long."""
         started = time.perf_counter()
         self.prepare(configuration)[0].run(self.batches[0])

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qtutor.diagnosis.experiment import Experiment, Measured
-from qtutor.diagnosis.search import fewest
+from qtutor.diagnosis.search import Kept, smallest_set
 from qtutor.simulation import Configuration
 from qtutor.words import said_by
 from qtutor.workflows.limits import BETTER, CLEAR, USUAL
@@ -53,6 +53,28 @@ class Goal:
         return f"{metric}{self._decibels:.4g} dB"
 
 
+def fewest_in_float(
+    experiment: Experiment, configuration: Configuration, goal: Goal, table: "pd.DataFrame", tries: int
+) -> Kept | None:
+    """Return the fewest layers to keep in floating point so that a goal is reached; None where all are not enough.
+
+    Args:
+        experiment: measures the sets.
+        configuration: of the layers that are rounded.
+        goal: what is to be reached.
+        table: of a diagnosis; a layer that was not measured promises nothing, and stands behind all others.
+        tries: how many sets to measure; `smallest_set` says how they are spent.
+    """
+    harm = dict(zip(table["layer"], table["harm"], strict=True))
+    for name in experiment.layers:
+        harm.setdefault(name, 0.0)
+
+    def reached(kept: Kept) -> bool:
+        return goal.reached(experiment.measure(replace(configuration, keep_float=kept)))
+
+    return smallest_set(harm, reached, tries)
+
+
 @dataclass
 class Search:
     """The search for the cheapest configuration that reaches a goal; what is here when it is interrupted was measured.
@@ -70,8 +92,8 @@ class Search:
     def __post_init__(self):
         self._note("as diagnosed", True, self.best)
 
-    def run(self, harm: dict[str, float], say: Callable[[str], Any]) -> None:
-        """Try the repairs, then layers in floating point by their `harm`; `say` hears what is tried next.
+    def run(self, table: "pd.DataFrame", say: Callable[[str], Any]) -> None:
+        """Try the repairs, then layers in floating point by their harm in `table`; `say` hears what is tried next.
 
         Where nothing has to be repaired, one bit less is tried instead, to show how much room there is.
         """
@@ -89,9 +111,9 @@ class Search:
             if candidate != self.best:
                 say(f"Trying {step}")
                 self._try(step, candidate)
-        if harm and not self.goal.reached(self.experiment.measure(self.best)):
+        if not self.goal.reached(self.experiment.measure(self.best)):
             say("Trying layers in float")
-            self._keep_some_in_float(harm)
+            self._keep_some_in_float(table)
 
     def table(self, metric_name: str) -> "pd.DataFrame":
         """Return the steps as a table; its column of the metric has the metric's name."""
@@ -110,16 +132,13 @@ class Search:
         self._note(step, better, candidate)
         self.best = candidate if better else self.best
 
-    def _keep_some_in_float(self, harm: dict[str, float]) -> None:
-        kept = fewest(harm, lambda names: self.goal.reached(self._measure(names)), _TRIES)
+    def _keep_some_in_float(self, table: "pd.DataFrame") -> None:
+        kept = fewest_in_float(self.experiment, self.best, self.goal, table, _TRIES)
         if kept is None:
             self.steps.append({"step": "layers in float: even with all of them the goal is not reached", "kept": False})
             return
         self.best = replace(self.best, keep_float=kept)
-        self._note(f"{len(kept)} of {len(harm)} layers in float", True, self.best)
-
-    def _measure(self, names: tuple[str, ...]) -> Measured:
-        return self.experiment.measure(replace(self.best, keep_float=names))
+        self._note(f"{len(kept)} of {len(self.experiment.layers)} layers in float", True, self.best)
 
     def _note(self, step: str, kept: bool, configuration: Configuration) -> None:
         measured = asdict(self.experiment.measure(configuration))

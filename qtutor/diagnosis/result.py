@@ -10,7 +10,7 @@ from qtutor.diagnosis.recommendation import Goal
 from qtutor.diagnosis.statistics import LayerStatistics
 from qtutor.diagnosis.writing import as_text, rows, skipped_lines, written
 from qtutor.simulation import Configuration
-from qtutor.words import in_bytes, in_decibels
+from qtutor.words import in_bytes, in_decibels, in_digits
 from qtutor.workflows.floats import left_in_floats
 from qtutor.workflows.limits import TWICE
 from qtutor.workflows.recipe import recipe_of
@@ -82,9 +82,9 @@ class Diagnosis:
         """
         return self.experiment.measure(configuration)
 
-    def quick(self, seconds: float) -> "Diagnosis":
+    def shortened(self, seconds: float) -> "Diagnosis":
         """Return one that measures on as many batches, at least one, as take about so long."""
-        return replace(self, experiment=self.experiment.quick(self.configuration, seconds))
+        return replace(self, experiment=self.experiment.shortened(self.configuration, seconds))
 
     def simulate(self, configuration: Configuration | None = None) -> nn.Module:
         """Return a copy of the model that rounds as a configuration says, by default the recommended one.
@@ -176,7 +176,7 @@ class Diagnosis:
 
         notes = [*self.notes, *(f"Skipped: {line}" for line in skipped_lines(self.skipped))]
         words = "<style>.qtutor-diagnosis :is(td, th):nth-last-child(-n+2) {text-align: left; min-width: 16em}</style>"
-        table = self._shown("notebook").to_html(index=False, float_format=lambda value: f"{value:.3g}", border=0)
+        table = self._shown("notebook").to_html(index=False, float_format=in_digits, border=0)
         said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
         return f"<div class='qtutor-diagnosis'>{words}{table}{said}</div>"
 

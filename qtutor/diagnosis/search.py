@@ -7,7 +7,7 @@ from math import comb
 Kept = tuple[str, ...]
 
 
-def fewest(harm: Mapping[str, float], reached: Callable[[Kept], bool], tries: int) -> Kept | None:
+def smallest_set(harm: Mapping[str, float], reached: Callable[[Kept], bool], tries: int) -> Kept | None:
     """Return the smallest set of names that `reached` accepts; None if it refuses even all of them.
 
     The smallest sets are tried first, and among equals those of which the sum of harm promises most. All are
@@ -16,11 +16,12 @@ def fewest(harm: Mapping[str, float], reached: Callable[[Kept], bool], tries: in
 
     Args:
         harm: what each name promises, in the order of which it decreases.
-        reached: whether a set will do; it is called at most `tries` times, and at least twice.
-        tries: see above.
+        reached: whether a set will do.
+        tries: how often that is asked at most, but for what it takes to find how many of the most harmful do: no more
+            than 2 + log2 of how many names there are, rounded up.
 
     Example:
-        >>> fewest({"a": 3.0, "b": 2.0, "c": 1.0}, lambda kept: "c" in kept, tries=8)
+        >>> smallest_set({"a": 3.0, "b": 2.0, "c": 1.0}, lambda kept: "c" in kept, tries=8)
         ('c',)
     """
     names, left = tuple(harm), tries

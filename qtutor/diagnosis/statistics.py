@@ -11,7 +11,8 @@ from typing import Any
 from qtutor.affine import decibels, fake_quantize, noise_over_signal
 from qtutor.models.batches import Batch
 from qtutor.simulation import Rounding, Simulation
-from qtutor.simulation.layers import activation_axis, channel_axis
+from qtutor.simulation.layers import activation_axis, by_channel, channel_axis
+from qtutor.words import in_digits
 from qtutor.workflows.limits import HALF, HARMLESS, WELL
 
 import torch
@@ -50,9 +51,10 @@ class ChannelSums:
 
     @property
     def std(self) -> Tensor:
-        """`(channels,)` standard deviations."""
-        mean = self.total / self.count
-        return (self.signal / self.count - mean.square()).clamp(min=0).sqrt()
+        """`(channels,)` standard deviations; 0 for a constant, of which sums leave some round-off."""
+        power = self.signal / self.count
+        variance = power - (self.total / self.count).square()
+        return torch.where(variance > 1e-12 * power, variance, 0.0).sqrt()
 
     @property
     def range(self) -> Tensor:
@@ -155,7 +157,8 @@ def unevenness(ranges: Tensor) -> float:
 def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[Batch]) -> dict[str, LayerStatistics]:
     """Gather the statistics of all layers of the float model in one pass."""
     statistics = {name: _of_weights(simulation, rounding, name) for name in simulation.layers}
-    sums: dict[str, list] = {}
+    outputs: dict[str, ChannelSums] = {}
+    shifts: dict[str, Tensor] = {}
 
     def see(key: tuple[str, str], value: Tensor) -> None:
         name, side = key
@@ -163,22 +166,20 @@ def local_statistics(simulation: Simulation, rounding: Rounding, batches: list[B
         if qparams is None:
             return
         axis = activation_axis(simulation.module(name), value)
-        both = (x.movedim(axis, 0).flatten(1) for x in (value, fake_quantize(value, qparams)))
+        both = (by_channel(x, axis) for x in (value, fake_quantize(value, qparams)))
         statistics[name].sides.setdefault(side, ChannelSums()).add(*both)
 
     def compare(name: str, exact: Tensor, rounded: Tensor) -> None:
-        error = rounded - exact
-        mean = exact.mean(dim=1, keepdim=True)
-        parts = (error.sum(dim=1), error.square().sum(dim=1), (exact - mean).square().sum(dim=1), error.shape[1])
-        sums[name] = [a + b for a, b in zip(sums.get(name, (0, 0, 0, 0)), parts, strict=True)]
+        outputs.setdefault(name, ChannelSums()).add(exact, rounded)
+        shifts[name] = shifts.get(name, 0) + (rounded - exact).sum(dim=1)
 
     with simulation.watching(see), simulation.comparing(rounding, simulation.products, compare):
         for batch in batches:
             with suppress(Exception):  # a model that raises now and then; the sweep says so
                 simulation.run(batch)
-    for name, (shift, noise, power, count) in sums.items():
+    for name, sums in outputs.items():
         each = statistics[name]
-        each.shift, each.shift_noise, each.spread = shift / count, noise / count, (power / count).sqrt()
+        each.shift, each.shift_noise, each.spread = shifts[name] / sums.count, sums.noise / sums.count, sums.std
     for name, each in statistics.items():
         each.gain = {side: simulation.gain(name, side, rounding) for side in each.sides}
     return statistics
@@ -227,7 +228,7 @@ def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
     mean, std = float(sums.total[widest] / sums.count), float(sums.std[widest])
     if abs(mean) >= 10 * std > 0:
         return (
-            f"bias shift: channel {widest} of its {side} lies at {mean:.3g} and varies by {std:.2g} only",
+            f"bias shift: channel {widest} of its {side} lies at {in_digits(mean)} and varies by {std:.2g} only",
             "move the constant into the bias of the next layer, or keep it in float",
         )
     if ratio >= UNEVEN:
@@ -253,6 +254,6 @@ def _of_weights(simulation: Simulation, rounding: Rounding, name: str) -> LayerS
         if simulation.layers[name].norm:
             rounded = rounded * simulation.factor(name)
         parts.append(ChannelSums())
-        parts[-1].add(*(x.movedim(axis, 0).flatten(1) for x in (exact, rounded)))
+        parts[-1].add(*(by_channel(x, axis) for x in (exact, rounded)))
         parameters += exact.numel()
     return LayerStatistics(parameters, ChannelSums.cat(parts))

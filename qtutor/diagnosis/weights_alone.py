@@ -9,7 +9,7 @@ rounded weight exists only while its layer is called: of a large model there is 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qtutor.affine import sqnr
 from qtutor.diagnosis.trials import check_float
 from qtutor.diagnosis.writing import as_text, rows, skipped_table, written
-from qtutor.lowbit import round_groups
+from qtutor.lowbit import Format, integers
 from qtutor.models.batches import Batch, read_some
 from qtutor.models.copying import eval_copy
 from qtutor.models.operators import check_module
@@ -114,13 +114,19 @@ class _Sum:
 def diagnose_weights(
     model: nn.Module, data: Iterable, *, bits: int = 8, group: int = 64, samples: int = 1024, progress: bool = True
 ) -> WeightDiagnosis:
-    """Find out which linear layers hurt most where weights alone are rounded, in groups: `diagnose(weights="group")`.
+    """Find out which linear layers hurt most where weights alone are rounded, in groups, by the KL of the output.
 
     It makes one pass over the data for each layer and two more, after two over the first batch. 128 tokens are enough
     to rank the 210 layers of a model of 135 million weights, which takes three minutes of one processor and, with the
     model, 1.1 GB.
 
-    Args and errors are those of `diagnose`; the output has to hold scores `(..., classes)`.
+    Args:
+        data: batches, as in `diagnose`; samples, progress and errors are as there too.
+        bits: width of the codes, from 2 to 8.
+        group: how many neighbouring inputs of a linear layer share a scale.
+
+    Raises:
+        ValueError: also where the output holds no scores `(..., classes)`.
 
     Example:
         diagnose_weights(model, [tokens], bits=4)
@@ -130,6 +136,7 @@ def diagnose_weights(
     batches, notes = read_some(data, samples)
     if type(group) is not int or group < 1:
         raise ValueError(f"group must be a whole number from 1, got {group!r}")
+    form = integers(bits, group)
     simulation = _sharing(model, batches[0])
     layers, skipped = _rounded_layers(simulation, group)
     if not layers:
@@ -142,7 +149,7 @@ def diagnose_weights(
     with tqdm(total=total, desc="Diagnosing", unit="pass", disable=not progress) as shown:
         try:
             for batch in batches:
-                for name, kl in _losses(simulation, layers, batch, bits, group):
+                for name, kl in _losses(simulation, layers, batch, form):
                     (together if name is None else alone.setdefault(name, _Sum())).add(kl)
                     shown.update()
         except KeyboardInterrupt:
@@ -151,7 +158,7 @@ def diagnose_weights(
             interrupted = True
             notes.append("Interrupted: the table holds what was measured until then.")
     return WeightDiagnosis(
-        table=_table(simulation, alone, bits, group),
+        table=_table(simulation, alone, form),
         skipped=skipped_table(skipped),
         all_rounded=together.mean,
         bits=bits,
@@ -189,20 +196,17 @@ def _rounded_layers(simulation: Simulation, group: int) -> tuple[list[str], dict
 
 
 def _losses(
-    simulation: Simulation, layers: list[str], batch: Batch, bits: int, group: int
+    simulation: Simulation, layers: list[str], batch: Batch, form: Format
 ) -> Iterator[tuple[str | None, Tensor]]:
     """Yield the KL of each row of the output: with all layers rounded, named None, and with each alone."""
 
-    def round_it(weight: Tensor) -> Tensor:
-        return round_groups(weight, bits, group).to(weight.dtype)
-
     with simulation.recorded(_KEPT) as given:
         exact = _scores(simulation.run(batch))
-    with _rounding(simulation, layers, round_it):
+    with _rounding(simulation, layers, form):
         kl = kl_bits(exact, _scores(simulation.run(batch)))
     yield None, kl
     for name in layers:
-        with simulation.rounded(_NONE, (), simulation.known(name, given)), _rounding(simulation, [name], round_it):
+        with simulation.rounded(_NONE, (), simulation.known(name, given)), _rounding(simulation, [name], form):
             kl = kl_bits(exact, _scores(simulation.run(batch)))
         yield name, kl
 
@@ -211,8 +215,8 @@ def _scores(output: Any) -> Tensor:
     scores = scores_of(output)
     if scores is None or scores.dim() < 2 or scores.shape[-1] < 2:
         raise ValueError(
-            "weights='group' compares distributions, and the model gives no scores (..., classes): take "
-            "weights='channel'"
+            "diagnose_weights compares distributions, and the model gives no scores (..., classes): take "
+            "diagnose(weights='channel')"
         )
     if not scores.isfinite().all():
         raise ValueError("the model gives NaN or infinity: there is nothing to compare with")
@@ -220,7 +224,7 @@ def _scores(output: Any) -> Tensor:
 
 
 @contextmanager
-def _rounding(simulation: Simulation, names: Iterable[str], round_it: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _rounding(simulation: Simulation, names: Iterable[str], form: Format) -> Iterator[None]:
     """Round the weights of some linear layers while the block runs, each only while it is called."""
 
     def watch(module: nn.Module, stack: ExitStack) -> None:
@@ -228,7 +232,7 @@ def _rounding(simulation: Simulation, names: Iterable[str], round_it: Callable[[
         assert exact is not None
 
         def before(module: nn.Module, args: tuple) -> None:
-            module._parameters["weight"] = nn.Parameter(round_it(exact), requires_grad=False)
+            module._parameters["weight"] = nn.Parameter(form.round(exact), requires_grad=False)
 
         def restore() -> None:
             module._parameters["weight"] = exact
@@ -243,7 +247,7 @@ def _rounding(simulation: Simulation, names: Iterable[str], round_it: Callable[[
         yield
 
 
-def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int) -> "pd.DataFrame":
+def _table(simulation: Simulation, alone: dict[str, _Sum], form: Format) -> "pd.DataFrame":
     import pandas as pd
 
     readers: dict[int, int] = {}
@@ -254,7 +258,7 @@ def _table(simulation: Simulation, alone: dict[str, _Sum], bits: int, group: int
     for name, each in alone.items():
         stored = simulation.module(name).get_parameter("weight")
         weight = stored.detach().float()
-        rounded = round_groups(weight, bits, group)
+        rounded = form.round(weight)
         worst = float(torch.as_tensor(sqnr(weight, rounded, axis=0)).min())
         share = each.mean / total if total > 0 else math.nan
         tied = readers[id(stored)] > 1

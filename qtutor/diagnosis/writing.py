@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtutor.words import in_digits
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -31,7 +33,7 @@ def skipped_lines(skipped: "pd.DataFrame") -> list[str]:
 def in_columns(table: "pd.DataFrame") -> str:
     """Return a table to be printed, its numbers to three digits, without configurations."""
     kept = table.drop(columns="configuration", errors="ignore")
-    return kept.to_string(index=False, float_format=lambda value: f"{value:.3g}")
+    return kept.to_string(index=False, float_format=in_digits)
 
 
 def as_text(notes: Iterable[str], table: "pd.DataFrame", skipped: "pd.DataFrame") -> str:

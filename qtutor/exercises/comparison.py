@@ -21,12 +21,16 @@ def same(given: Any, expected: Any, tolerance: float) -> bool:
         return False
     if isinstance(expected, Tensor) and expected.dim() and not isinstance(given, Tensor):
         return False
+    return _same_values(given, expected, tolerance)
+
+
+def _same_values(given: Any, expected: Any, tolerance: float) -> bool:
     try:
         given, expected = _as_float64(given), _as_float64(expected)
     except (TypeError, ValueError, RuntimeError):
         return False
     if given.shape != expected.shape:
-        return given.numel() == expected.numel() == 1 and same(given.item(), expected.item(), tolerance)
+        return given.numel() == expected.numel() == 1 and _same_values(given.item(), expected.item(), tolerance)
     return bool(_agree(given, expected, tolerance).all())
 
 
@@ -47,10 +51,8 @@ def other_kind(given: Any, expected: Any, tolerance: float) -> str | None:
     if not isinstance(expected, Tensor):
         return None
     if not isinstance(given, Tensor):
-        right = hasattr(given, "__len__") and same(_as_float64(given), expected, tolerance)
-        return (
-            f"{'The values are right, but y' if right else 'Y'}ou return {type(given).__name__}: return a torch tensor."
-        )
+        you = "The values are right, but you" if _same_values(given, expected, tolerance) else "You"
+        return f"{you} return {type(given).__name__}: return a torch tensor."
     if given.shape != expected.shape:
         return f"You return a tensor of shape {tuple(given.shape)}; expected {tuple(expected.shape)}."
     return None

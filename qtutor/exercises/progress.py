@@ -1,7 +1,7 @@
 """Which exercises a learner has solved: one small file that survives a kernel restart.
 
-Progress is a comfort, never a condition: a file that cannot be read counts as empty, and one that
-cannot be written is remembered for the session only.
+Progress is a comfort, never a condition: a file that holds something else counts as empty, and where the file cannot
+be read or written, progress is remembered for the session only.
 """
 
 import contextlib
@@ -22,16 +22,17 @@ def path() -> Path:
 
 def solved(lesson: str) -> set[str]:
     """Return the names of the exercises of `lesson` that have been answered right."""
-    return set(_read().get(lesson, [])) | set(_session.get(lesson, []))
+    kept = read(path()) or {}
+    return {*kept.get(lesson, []), *_session.get(lesson, [])}
 
 
 def record(lesson: str, exercise: str) -> None:
     """Remember that `exercise` has been answered right."""
     _session.setdefault(lesson, []).append(exercise)
-    everything = _read()
-    if exercise not in everything.get(lesson, []):
-        everything[lesson] = sorted({*everything.get(lesson, []), exercise})
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), storage.lock(path()):
+        everything = _solved_in(path().read_bytes() if path().exists() else b"") or {}
+        if exercise not in everything.get(lesson, []):
+            everything[lesson] = sorted({*everything.get(lesson, []), exercise})
             storage.write_atomically(path(), json.dumps(everything, indent=1).encode())
 
 
@@ -77,11 +78,13 @@ def collect(files: Iterable[Path]) -> tuple[dict[str, dict[str, tuple[int, int]]
 def read(file: Path) -> dict[str, list[str]] | None:
     """Return the solved exercises that a progress file names, by lesson; None where it is no such file."""
     try:
-        content = json.loads(file.read_bytes())
-        return {lesson: [str(name) for name in names] for lesson, names in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return _solved_in(file.read_bytes())
+    except OSError:
         return None
 
 
-def _read() -> dict[str, list[str]]:
-    return read(path()) or {}
+def _solved_in(content: bytes) -> dict[str, list[str]] | None:
+    try:
+        return {lesson: [str(name) for name in names] for lesson, names in json.loads(content).items()}
+    except (ValueError, AttributeError, TypeError):
+        return None

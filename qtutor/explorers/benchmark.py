@@ -14,7 +14,7 @@ from qtutor.benchmark import Comparison, Model, check_entries, compare
 from qtutor.explorers.explorer import Explorer, Stops, button, toggles
 from qtutor.models.tensors import as_tuple
 from qtutor.plots import look
-from qtutor.words import counted
+from qtutor.words import counted, in_digits
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -273,10 +273,10 @@ def _describe(comparison: Comparison, state: Any) -> str:
         if row["error"]:
             parts.append(f"{name} failed ({row['error']})")
         elif math.isnan(row["speedup"]):
-            parts.append(f"{name} takes {row['latency_ms']:.3g} ms")
+            parts.append(f"{name} takes {in_digits(row['latency_ms'])} ms")
         else:
             interval = f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
-            parts.append(f"{name} {row['speedup']:.2f} times as fast ({interval}), {row['latency_ms']:.3g} ms")
+            parts.append(f"{name} {row['speedup']:.2f} times as fast ({interval}), {in_digits(row['latency_ms'])} ms")
     where = f"batch {state.batch_size} on {counted(state.threads, 'thread')}"
     confidence = f"{comparison.confidence:.0%} intervals"
     return f"Measured here at {where}, against {comparison.table.index[0]}, {confidence}: {'; '.join(parts)}."

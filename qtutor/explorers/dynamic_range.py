@@ -8,7 +8,7 @@ from qtutor.affine import QParams, choose_qparams, fake_quantize, grid, sqnr
 from qtutor.affine.checks import check_finite, check_floats
 from qtutor.explorers.explorer import Explorer, Stops
 from qtutor.plots import look
-from qtutor.words import in_decibels
+from qtutor.words import in_decibels, in_digits
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -141,12 +141,12 @@ class DynamicRangeExplorer(Explorer):
 
     def say(self, state: Any, result: DynamicRangeResult) -> str:
         count, rows = len(result.values), len(self._rows)
-        shifted = f"the batch shifted by {state.shift * self._unit:.3g}" if state.shift else "nothing shifted"
+        shifted = f"the batch shifted by {in_digits(state.shift * self._unit)}" if state.shift else "nothing shifted"
         parts = []
         for scheme in SCHEMES:
             low, high = result.ranges[scheme]
             quality = f"SQNR {in_decibels(result.sqnr[scheme])}, {result.clipped[scheme]} of {count} values clipped"
-            parts.append(f"{scheme} {low:.3g} to {high:.3g}, {quality}")
+            parts.append(f"{scheme} {in_digits(low)} to {in_digits(high)}, {quality}")
         moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
         return (
             f"Row {state.row} of {rows}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "

@@ -58,7 +58,7 @@ class LayerExplorer(Explorer):
         names = list(diagnosis.table["layer"])
         if not names:
             raise ValueError("LayerExplorer: the diagnosis has no layer, there is nothing to choose from")
-        self.diagnosis = diagnosis.quick(0.3)
+        self.diagnosis = diagnosis.shortened(0.3)
         self.tries: dict[Any, Measured] = {}
         self.frontier = functools.cache(self.frontier)
         self._layers = {name: _drawn(diagnosis, name) for name in names}

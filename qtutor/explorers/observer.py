@@ -20,7 +20,7 @@ from qtutor.observers import (
     squared_error,
 )
 from qtutor.plots import look
-from qtutor.words import in_decibels
+from qtutor.words import in_decibels, in_digits
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -184,7 +184,7 @@ class ObserverExplorer(Explorer):
             tense = "is still to come" if state.hot_batch > state.seen else "was among them"
             hot = f"a value {state.strength:g} times the largest, in batch {state.hot_batch}, {tense}"
         parts = [
-            f"{name} {low:.3g} to {high:.3g} ({in_decibels(result.sqnr[name])})"
+            f"{name} {in_digits(low)} to {in_digits(high)} ({in_decibels(result.sqnr[name])})"
             for name, (low, high) in result.ranges.items()
         ]
         best = max(result.sqnr, key=result.sqnr.get)

@@ -7,11 +7,11 @@ from typing import Any
 
 from qtutor.affine import dequantize, quantize, sqnr
 from qtutor.explorers.explorer import Explorer, Stops, toggles
-from qtutor.lowbit import hadamard, rotate, round_groups, smooth
+from qtutor.lowbit import hadamard, integers, smooth
 from qtutor.lowbit.checks import matrix
-from qtutor.lowbit.groups import run_qparams
+from qtutor.lowbit.integers import run_qparams
 from qtutor.plots import look
-from qtutor.words import in_decibels
+from qtutor.words import in_decibels, in_digits
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -127,14 +127,14 @@ class OutlierExplorer(Explorer):
             scales = smooth(weight, x.abs().amax(dim=0), strength)
             x, weight = x / scales, weight * scales
         elif prepared == "rotated":
-            x, weight = (x.double() @ self._rotation.double()).float(), rotate(weight, self._rotation)
-        return x, round_groups(weight, WEIGHT_BITS, symmetric=True)
+            x, weight = ((each.double() @ self._rotation.double()).float() for each in (x, weight))
+        return x, integers(WEIGHT_BITS, symmetric=True).round(weight)
 
     def compute(self, state: Any) -> OutlierResult:
         x, weight = self.prepare(state.prepared, state.strength)
         rounded_from = int(_spares(state, x))
         rounded = x[rounded_from:]
-        qparams = run_qparams(rounded if state.per == "token" else rounded.flatten(), state.bits, symmetric=False)
+        qparams = run_qparams(rounded if state.per == "token" else rounded.flatten(), state.bits)
         codes = quantize(rounded, qparams)
         steps = torch.full(x.shape, 2**state.bits - 1, dtype=torch.int32)
         steps[rounded_from:] = (codes.int() - qparams.zero_point).abs()
@@ -160,14 +160,14 @@ class OutlierExplorer(Explorer):
         here = divmod(int(size.argmax()), size.shape[1])
         value, left = result.value
         steps = int(result.steps[position, channel])
-        fate = "is not rounded" if spares and position == 0 else f"becomes {left:.3g}, {steps} steps from zero"
+        fate = "is not rounded" if spares and position == 0 else f"becomes {in_digits(left)}, {steps} steps from zero"
         return (
             f"Activations {how}, {state.bits} bits, one scale per {state.per}{spared}: "
             f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% "
             f"at the worst position. Outputs: overall {in_decibels(result.overall)}, median position "
-            f"{in_decibels(result.median)}. Largest: {float(size.max()):.3g}, at position {here[0]}, "
+            f"{in_decibels(result.median)}. Largest: {in_digits(float(size.max()))}, at position {here[0]}, "
             f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, "
-            f"channel {channel}: {value:.3g} {fate}."
+            f"channel {channel}: {in_digits(value)} {fate}."
         )
 
     def stops(self) -> Stops:

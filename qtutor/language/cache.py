@@ -1,7 +1,6 @@
 """What attention keeps of earlier tokens: their keys and their values, rounded if you like."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,18 +18,16 @@ class KeyValueCache:
         round_keys: takes the new keys `(N, key_value_heads, T, d)`, which are already turned by position, and returns
             what the cache is to hold of them; None keeps them as they are.
         round_values: the same for values.
-        together: how many tokens are rounded at once, as where they share a scale for each channel; those that are not
-            yet so many wait unrounded. With 1, those that come together are rounded together.
     """
 
-    def __init__(self, round_keys: Rounding | None = None, round_values: Rounding | None = None, together: int = 1):
-        self._roundings, self._together = (round_keys, round_values), together
-        self._kept: dict[int, list[_Kept]] = {}
+    def __init__(self, round_keys: Rounding | None = None, round_values: Rounding | None = None):
+        self._round_keys, self._round_values = round_keys, round_values
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def length(self) -> int:
         """How many tokens it holds of every layer."""
-        return min((keys.all.shape[2] for keys, _ in self._kept.values()), default=0)
+        return min((keys.shape[2] for keys, _ in self._kept.values()), default=0)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add those of new tokens, and return those of all tokens of this layer: `(N, key_value_heads, all, d)`.
@@ -38,11 +35,12 @@ class KeyValueCache:
         Raises:
             ValueError: a rounding changed the shape.
         """
-        if layer not in self._kept:
-            self._kept[layer] = [_Kept(new[:, :, :0], new[:, :, :0]) for new in (keys, values)]
-        for part, rounding, new in zip(self._kept[layer], self._roundings, (keys, values), strict=True):
-            part.append(new, rounding, self._together)
-        return self.kept(layer)
+        keys, values = _rounded(self._round_keys, keys), _rounded(self._round_values, values)
+        if layer in self._kept:
+            old_keys, old_values = self._kept[layer]
+            keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+        self._kept[layer] = keys, values
+        return keys, values
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values of a layer, `(N, key_value_heads, T, d)` each.
@@ -52,26 +50,7 @@ class KeyValueCache:
         """
         if layer not in self._kept:
             raise ValueError(f"the cache holds nothing of layer {layer!r}: it holds layers {sorted(self._kept)}")
-        keys, values = self._kept[layer]
-        return keys.all, values.all
-
-
-@dataclass
-class _Kept:
-    """Keys or values of a layer: those that are rounded, and those that wait for others to be rounded with."""
-
-    rounded: Tensor
-    waiting: Tensor
-
-    @property
-    def all(self) -> Tensor:
-        return torch.cat([self.rounded, self.waiting], dim=2) if self.waiting.shape[2] else self.rounded
-
-    def append(self, new: Tensor, rounding: Rounding | None, together: int) -> None:
-        waiting = torch.cat([self.waiting, new], dim=2)
-        full = waiting.shape[2] // together * together
-        ready = _rounded(rounding, waiting[:, :, :full]) if full else waiting[:, :, :0]
-        self.rounded, self.waiting = torch.cat([self.rounded, ready], dim=2), waiting[:, :, full:]
+        return self._kept[layer]
 
 
 def _rounded(rounding: Rounding | None, new: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """What the linear layers of a model read: the Hessians that GPTQ takes."""
 
-from types import SimpleNamespace
-
 from qtutor.language.measuring import WINDOW, windows
 from qtutor.lowbit import hessian
+from qtutor.models.running import input_and_output
 from qtutor.observers import observing
 
 import torch
@@ -38,7 +37,7 @@ def hessians(model: nn.Module, tokens: Tensor, window: int = WINDOW) -> dict[str
         for inputs, _ in windows(tokens, window):
             model(inputs)
     if idle := [name for name, found in sums.items() if not found.count]:
-        raise _never_called(model, *idle)
+        raise ValueError(f"{type(model).__name__} never calls {', '.join(idle)}: nothing goes into a layer at rest")
     return {name: found.total / found.count for name, found in sums.items()}
 
 
@@ -46,20 +45,10 @@ def layer_inputs(model: nn.Module, layer: str, tokens: Tensor, window: int = WIN
     """Return what one layer reads while the model reads a text: `(windows, window, in)`.
 
     Raises:
-        ValueError: the text is shorter than two windows, the model has no such layer, or never calls it.
+        AttributeError: the model has no such layer.
+        ValueError: the text is shorter than two windows, or the model never calls the layer.
     """
-    batches: list[Tensor] = []
-    seen = SimpleNamespace(observe=lambda x: batches.append(x.clone()))
-    with observing(model, {layer: seen}, inputs=True), torch.no_grad():  # type: ignore[dict-item]
-        for inputs, _ in windows(tokens, window):
-            model(inputs)
-    if not batches:
-        raise _never_called(model, layer)
-    return torch.cat(batches)
-
-
-def _never_called(model: nn.Module, *layers: str) -> ValueError:
-    return ValueError(f"{type(model).__name__} never calls {', '.join(layers)}: nothing goes into a layer at rest")
+    return torch.cat([input_and_output(model, layer, inputs)[0] for inputs, _ in windows(tokens, window)])
 
 
 class _Sum:

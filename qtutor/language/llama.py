@@ -64,8 +64,13 @@ class LlamaConfig:
         return self.width // self.heads
 
     def turns(self, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the cosines and sines `(count, head_width / 2)` by which positions turn queries and keys."""
-        return position_turns(count, self.head_width, self.rope_base, start)
+        """Return the cosines and sines by which positions turn queries and keys, `(count, head_width / 2)`.
+
+        The angles are position * rope_base**(-2 i / head_width).
+        """
+        rates = self.rope_base ** (-torch.arange(0, self.head_width, 2, dtype=torch.float64) / self.head_width)
+        angles = torch.outer(torch.arange(start, start + count, dtype=torch.float64), rates)
+        return angles.cos().float(), angles.sin().float()
 
 
 class Attention(nn.Module):
@@ -157,12 +162,7 @@ class Llama(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return `(N, T, width)`, what the first block takes."""
-        if tokens.dim() != 2 or tokens.is_floating_point() or 0 in tokens.shape:
-            raise ValueError(f"tokens are whole numbers of shape (N, T), both at least 1, not {_described(tokens)}")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.config.vocabulary:
-            raise ValueError(f"tokens lie from 0 to {self.config.vocabulary - 1}; these from {low} to {high}")
-        return self.embedding(tokens)
+        return self.embedding(check_tokens(tokens, self.config.vocabulary))
 
     def block(self, layer: int) -> Block:
         """Return a copy of a block."""
@@ -176,21 +176,15 @@ class Llama(nn.Module):
         return functional.linear(x, self.embedding.weight) if self.head is None else self.head(x)
 
 
-def position_turns(count: int, width: int, base: float, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines `(count, width / 2)` of the angles `position * base**(-2 i / width)`."""
-    rates = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angles = torch.outer(torch.arange(start, start + count, dtype=torch.float64), rates)
-    return angles.cos().float(), angles.sin().float()
-
-
 def rotate_by_position(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """Turn each pair of numbers of `x` `(..., T, d)` by the angle of its position and pair.
 
     The product of a turned query and a turned key depends on how far apart they are, and not on where.
 
     Example:
-        >>> cos, sin = position_turns(2, 2, 10_000.0)  # positions 0 and 1, one pair: by 0 and by 1 radian
-        >>> rotate_by_position(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), cos, sin, interleaved=True).round(decimals=3)
+        >>> angle = torch.tensor([[0.0], [1.0]])  # of two positions, whose numbers are one pair
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> rotate_by_position(x, angle.cos(), angle.sin(), interleaved=True).round(decimals=3)
         tensor([[1.0000, 0.0000],
                 [0.5400, 0.8410]])
     """
@@ -199,5 +193,12 @@ def rotate_by_position(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool
     return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
 
 
-def _described(tokens: Tensor) -> str:
-    return f"{str(tokens.dtype).removeprefix('torch.')} of shape {tuple(tokens.shape)}"
+def check_tokens(tokens: Tensor, vocabulary: int) -> Tensor:
+    """Return tokens; ValueError: they are not `(N, T)` whole numbers below `vocabulary`."""
+    if tokens.dim() != 2 or tokens.is_floating_point() or 0 in tokens.shape:
+        given = f"{str(tokens.dtype).removeprefix('torch.')} of shape {tuple(tokens.shape)}"
+        raise ValueError(f"tokens are whole numbers of shape (N, T), both at least 1, not {given}")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocabulary:
+        raise ValueError(f"tokens lie from 0 to {vocabulary - 1}; these from {low} to {high}")
+    return tokens

@@ -8,7 +8,7 @@ from reprlib import repr
 from typing import TypeVar
 
 from qtutor.language.gguf import GgufFile
-from qtutor.language.llama import Block, Llama, LlamaConfig
+from qtutor.language.llama import Block, Llama, LlamaConfig, check_tokens
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class LlamaFile:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return `(N, T, width)`, what the first block takes."""
-        return self.embedding[tokens]
+        return self.embedding[check_tokens(tokens, self.config.vocabulary)]
 
     def block(self, layer: int) -> Block:
         """Return a block of its own, decoded anew.

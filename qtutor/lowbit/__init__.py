@@ -14,7 +14,6 @@ Functions from tensors to tensors:
     smoothing    move outliers of activations into the weights
     rotation     spread outliers over all channels
     caches       round the keys and values that a language model keeps
-    groups       the scales of groups in full precision, as affine has them
 """
 
 from qtutor.lowbit.awq import awq, awq_scales
@@ -23,10 +22,9 @@ from qtutor.lowbit.caches import cache_bytes, round_cache
 from qtutor.lowbit.floats import E2M1, E2M1_LEVELS, MXFP4, NF4, NF4_LEVELS, NVFP4
 from qtutor.lowbit.formats import Codes, Format, Scales
 from qtutor.lowbit.gptq import Steps, gptq, gptq_steps, hessian, layer_loss
-from qtutor.lowbit.groups import group_qparams, round_groups
 from qtutor.lowbit.integers import integers
 from qtutor.lowbit.packing import pack, unpack
-from qtutor.lowbit.rotation import hadamard, rotate
+from qtutor.lowbit.rotation import hadamard
 from qtutor.lowbit.smoothing import smooth
 from qtutor.lowbit.stored import StoredFormat
 from qtutor.lowbit.superblocks import Q4_K, Q6_K

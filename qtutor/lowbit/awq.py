@@ -9,9 +9,9 @@ Source: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization for On-Devic
 Acceleration", eq. 2 to 5.
 """
 
-from qtutor.lowbit.checks import finite, group_size, matrix
+from qtutor.lowbit.checks import finite, matrix
+from qtutor.lowbit.formats import Format
 from qtutor.lowbit.gptq import hessian, layer_loss
-from qtutor.lowbit.groups import round_groups
 
 import torch
 from torch import Tensor
@@ -19,27 +19,22 @@ from torch import Tensor
 _POWERS = 20  # above 0, that are tried
 
 
-def awq_scales(
-    weight: Tensor, inputs: Tensor, *, bits: int = 4, group: int | None = None, symmetric: bool = False
-) -> Tensor:
+def awq_scales(weight: Tensor, inputs: Tensor, *, format: Format) -> Tensor:
     """Choose what to multiply the columns of a weight by before it is rounded, and to divide its inputs by.
 
     Args:
         weight: `(out, in)`.
         inputs: `(..., in)` what the layer reads.
-        bits: width of the codes.
-        group: how many neighbouring inputs share a scale; None for one scale a row.
-        symmetric: whether zero sits in the middle of each grid.
+        format: to which the weight is rounded, such as `integers(4, group=64)`.
 
     Returns:
         `(in,)` float32, positive; all 1 where plain rounding is best. Its largest and smallest have product 1.
 
     Raises:
         TypeError: a tensor is not a dense floating-point one.
-        ValueError: shapes do not fit, a value is not finite, or the group does not divide the inputs.
+        ValueError: shapes do not fit, a value is not finite, or blocks do not divide the inputs.
     """
     weight = matrix(weight, "weight", "awq_scales").float()
-    group_size(group, weight.shape[1], "awq_scales")
     rows = finite(inputs, "inputs", "awq_scales")
     if rows.shape[-1] != weight.shape[1]:
         raise ValueError(f"awq_scales: the weight has {weight.shape[1]} inputs, and what it reads {rows.shape[-1]}")
@@ -51,16 +46,16 @@ def awq_scales(
     for step in range(_POWERS + 1):
         scales = loudness ** (step / _POWERS)
         scales = scales / (scales.max() * scales.min()).sqrt()
-        loss = layer_loss(weight, round_groups(weight * scales, bits, group, symmetric) / scales, curvature)
+        loss = layer_loss(weight, format.round(weight * scales) / scales, curvature)
         if loss < least:
             best, least = scales, loss
     return best
 
 
-def awq(weight: Tensor, inputs: Tensor, *, bits: int = 4, group: int | None = None, symmetric: bool = False) -> Tensor:
+def awq(weight: Tensor, inputs: Tensor, *, format: Format) -> Tensor:
     """Return the `(out, in)` weight that the scaled and rounded layer amounts to: round(W diag(s)) diag(1 / s).
 
     Arguments and errors are those of `awq_scales`.
     """
-    scales = awq_scales(weight, inputs, bits=bits, group=group, symmetric=symmetric)
-    return round_groups(weight.detach().float() * scales, bits, group, symmetric) / scales
+    scales = awq_scales(weight, inputs, format=format)
+    return format.round(weight.detach().float() * scales) / scales

@@ -27,13 +27,11 @@ class SmallBlock(StoredFormat):
 
     def nearest(self, blocks: Tensor, scales: Scales) -> Tensor:
         scale, minimum = self.choose(blocks)
-        assert self.levels is not None
         above = blocks if minimum is None else blocks - minimum
         steps = above * over(torch.ones(()), scale) - self.levels[0] + 0.5
         return steps.trunc().clamp(0, 2**self.bits - 1).to(torch.uint8)
 
     def reals(self, codes: Tensor, scales: Scales) -> Tensor:
-        assert self.levels is not None
         stretched = scales.scale.float()[..., None] * (codes.float() + self.levels[0])
         return stretched if scales.shift is None else stretched + scales.shift.float()[..., None]
 

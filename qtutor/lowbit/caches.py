@@ -10,7 +10,7 @@ import math
 
 from qtutor.affine import fake_quantize
 from qtutor.lowbit.checks import finite, group_size
-from qtutor.lowbit.groups import run_qparams
+from qtutor.lowbit.integers import run_qparams
 
 import torch
 from torch import Tensor
@@ -84,4 +84,4 @@ def cache_bytes(tokens: int, layers: int, heads: int, channels: int, bits: int =
 def _round(rows: Tensor, bits: int) -> Tensor:
     """Round with one scale for each run along the last dimension."""
     real = rows.float()
-    return fake_quantize(real, run_qparams(real, bits, symmetric=False)).to(rows.dtype)
+    return fake_quantize(real, run_qparams(real, bits)).to(rows.dtype)

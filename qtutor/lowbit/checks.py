@@ -23,7 +23,7 @@ def matrix(value: Tensor, name: str, caller: str) -> Tensor:
 def finite(value: Tensor, name: str, caller: str) -> Tensor:
     """Return a finite floating-point tensor without its history; raises as `matrix` does."""
     check_floats(value, f"{caller}: {name}")
-    check_finite(value, f"{caller}: {name}")
+    check_finite(value.detach().float(), f"{caller}: {name}")  # in which all is computed
     return value.detach()
 
 

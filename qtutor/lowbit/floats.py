@@ -47,7 +47,6 @@ class TableFormat(Format):
 
     def snap(self, x: Tensor) -> Tensor:
         """Return the code of the level nearest to each number; of two as near, the one with an even code."""
-        assert self.levels is not None
         if self.levels is E2M1_LEVELS:
             return _nearest_level(x.abs(), MAGNITUDES) + 8 * (x < 0).to(torch.uint8)
         return _nearest_level(x, self.levels)
@@ -57,7 +56,6 @@ class TableFormat(Format):
         return scales.scale.float()[..., None]
 
     def reals(self, codes: Tensor, scales: Scales) -> Tensor:
-        assert self.levels is not None
         return self.levels[codes.int()] * self.scale(scales)
 
 
@@ -71,7 +69,6 @@ class HalfScale(TableFormat):
         return self.bits + 16 / self.block
 
     def fit(self, blocks: Tensor) -> Scales:
-        assert self.levels is not None
         return Scales((blocks.abs().amax(dim=-1) / self.levels.max()).to(torch.float16))
 
 
@@ -125,7 +122,7 @@ class TwoScales(TableFormat, StoredFormat):
         return (small if scales.outer is None else scales.outer * small)[..., None]
 
     def for_tensor(self, weight: Tensor) -> "TwoScales":
-        return replace(self, outer=float(self._outer(weight.float())))
+        return replace(self, outer=float(self._outer(weight.detach().float())))
 
     def parse(self, blocks: Tensor) -> tuple[Tensor, Scales]:
         values = halves(blocks[..., 4:].unflatten(-1, (4, 8))).flatten(-2)
@@ -146,7 +143,6 @@ class TwoScales(TableFormat, StoredFormat):
 
 def _gguf_values(codes: Codes, half_scale: Tensor, form: Format) -> Tensor:
     """Return twice a level times half a scale: whole numbers, of which none is a negative zero."""
-    assert form.levels is not None
     doubled = (form.levels * 2).int().float()[codes.values.int()].unflatten(-1, (-1, form.block))
     return (half_scale[codes.scales.scale.view(torch.uint8).int()][..., None] * doubled).flatten(-2)
 

@@ -57,13 +57,13 @@ class Format(ABC):
         bits: of one code.
         block: how many weights share a scale; None is a whole row. Where scales have scales of their own,
             the weights that share all of it.
-        levels: the values of the codes 0, 1, 2 and so on before the scale; None for integers.
+        levels: the values of the codes 0, 1, 2 and so on before the scale.
     """
 
     name: str
     bits: int
     block: int | None
-    levels: Tensor | None
+    levels: Tensor
 
     @property
     @abstractmethod
@@ -112,8 +112,8 @@ class Format(ABC):
     def round(self, weight: Tensor) -> Tensor:
         """Return what is left of a weight: `decode(encode(weight))`, in the dtype of `weight`."""
         left = self.decode(self.encode(weight))
-        most = torch.finfo(weight.dtype).max  # a grid may reach a little farther than the weights
-        return left.clamp(-most, most).to(weight.dtype)
+        most = min(torch.finfo(dtype).max for dtype in (weight.dtype, left.dtype))
+        return left.clamp(-most, most).to(weight.dtype)  # a grid may reach a little farther than the weights
 
     def for_tensor(self, weight: Tensor) -> "Format":
         """Return the format with what all of a tensor shares already chosen; most share nothing."""

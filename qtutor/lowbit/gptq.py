@@ -17,11 +17,8 @@ Transformers", eq. 2 and algorithm 1.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qtutor.affine import QParams
-from qtutor.affine.mapping import nearest_codes, real_values_
 from qtutor.lowbit.checks import finite, group_size, matrix
 from qtutor.lowbit.formats import Format
-from qtutor.lowbit.groups import group_qparams, round_groups
 
 import torch
 from torch import Tensor
@@ -108,10 +105,7 @@ def gptq(
     weight: Tensor,
     hessian: Tensor,
     *,
-    bits: int = 4,
-    group: int | None = None,
-    symmetric: bool = False,
-    format: Format | None = None,
+    format: Format,
     damping: float = 0.01,
     order: bool = False,
 ) -> Tensor:
@@ -123,27 +117,22 @@ def gptq(
     Args:
         weight: `(out, in)`.
         hessian: `(in, in)`, as `hessian` gives it.
-        bits: width of the codes.
-        group: how many neighbouring inputs share a scale, which is chosen when the turn comes to their first; None
-            for one scale a row.
-        symmetric: whether zero sits in the middle of each grid.
-        format: a format with one scale a block instead of integers, such as `NF4`; it has its own group.
+        format: of the codes, such as `integers(4, group=64)` or `NF4`, with one scale a block. A scale is chosen when
+            the turn comes to the first input of its block.
         damping: what is added to the diagonal of H, in units of its mean: against inputs that are silent or alike.
         order: begin with the loudest inputs instead of the first ("act-order"); all scales are chosen at the beginning.
 
     Returns:
-        `(out, in)` float32, each weight a value of its group's grid.
+        `(out, in)` float32, each weight a value that its block may take.
 
     Raises:
         TypeError: a matrix is not a dense floating-point tensor.
-        ValueError: shapes do not fit, a value is not finite, the group does not divide the inputs, or H has no
-            Cholesky factor with so little damping.
+        ValueError: shapes do not fit, a value is not finite, blocks do not divide the inputs, a block has several
+            scales, or H has no Cholesky factor with so little damping.
     """
-    steps = gptq_steps(
-        weight, hessian, bits=bits, group=group, symmetric=symmetric, format=format, damping=damping, order=order
-    )
+    steps = gptq_steps(weight, hessian, format=format, damping=damping, order=order)
     curvature = hessian.detach().double()
-    plain = format.round(steps.weight) if format else round_groups(steps.weight, bits, group, symmetric)
+    plain = format.round(steps.weight)
     fed, nearest = (_row_losses(steps.weight, rounded, curvature) for rounded in (steps.rounded, plain))
     return torch.where((fed < nearest)[:, None], steps.rounded, plain)
 
@@ -152,32 +141,24 @@ def gptq_steps(
     weight: Tensor,
     hessian: Tensor,
     *,
-    bits: int = 4,
-    group: int | None = None,
-    symmetric: bool = False,
-    format: Format | None = None,
+    format: Format,
     damping: float = 0.01,
     order: bool = False,
 ) -> Steps:
     """Return all steps of GPTQ, for one who wants to watch; `gptq` has the arguments and the errors."""
     weight, curvature = _checked(weight, hessian, "gptq")
     inputs = weight.shape[1]
-    if format is not None:
-        format = format.for_tensor(weight)
-        group = format.block
-    size = group_size(group, inputs, "gptq")
+    format = format.for_tensor(weight)
+    size = group_size(format.block, inputs, "gptq")
     turn = curvature.diagonal().argsort(descending=True, stable=True) if order else torch.arange(inputs)
     factor = _factor(curvature[turn][:, turn], damping)
     left = weight[:, turn].T.double().contiguous()  # (in, out): what the columns have become, in the order of `turn`
     error, met, rounded = torch.zeros_like(left), torch.zeros_like(left).float(), torch.zeros_like(left).float()
     places, diagonal = turn.tolist(), factor.diagonal().tolist()
 
-    def grid_of(block: Tensor) -> Nearest:
-        return _integers(block, bits, symmetric) if format is None else _elements(block, format)
-
-    first_grids = [grid_of(block) for block in weight.split(size, dim=1)] if order else []
+    first_grids = [_nearest(block, format) for block in weight.split(size, dim=1)] if order else []
     for start in range(0, inputs, size):
-        nearest = None if order else grid_of(left[start : start + size].T.float())
+        nearest = None if order else _nearest(left[start : start + size].T.float(), format)
         for first in range(start, start + size, _CHUNK):
             last = min(first + _CHUNK, start + size)
             for j in range(first, last):
@@ -191,16 +172,8 @@ def gptq_steps(
     return Steps(weight, turn, met, rounded, error, factor)
 
 
-def _integers(block: Tensor, bits: int, symmetric: bool) -> Nearest:
-    """What rounds a column of `(out, group)` weights that share a scale in each row, chosen now."""
-    qparams = group_qparams(block, bits, None, symmetric)
-    shared = QParams(qparams.scale.flatten(), qparams.zero_point.flatten(), qparams.quant_min, qparams.quant_max)
-    low, high = qparams.quant_min, qparams.quant_max
-    return lambda column: real_values_(nearest_codes(column, shared).clamp_(low, high), shared)  # `fake_quantize`
-
-
-def _elements(block: Tensor, format: Format) -> Nearest:
-    """The same for a format that lists its values."""
+def _nearest(block: Tensor, format: Format) -> Nearest:
+    """What rounds a column of `(out, block)` weights that share a scale in each row, chosen now."""
     values = format.values(block).float().sort(dim=1).values  # (out, values)
     middles = (values[:, 1:] + values[:, :-1]) / 2
     return lambda column: values.gather(1, torch.searchsorted(middles, column[:, None]))[:, 0]

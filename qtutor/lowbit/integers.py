@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from qtutor.affine import QParams, dequantize, grid, quantize
+from qtutor.affine import QParams, choose_qparams, dequantize, grid, quantize
 from qtutor.lowbit.formats import Format, Scales
-from qtutor.lowbit.groups import run_qparams
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ class IntegerFormat(Format):
         return self.bits + (shared / self.block if self.block else 0)
 
     def fit(self, blocks: Tensor) -> Scales:
-        qparams = run_qparams(blocks, self.bits, self.symmetric, signed=False)
+        qparams = run_qparams(blocks, self.bits, self.symmetric)
         return Scales(qparams.scale[..., 0].to(self.scale_dtype), qparams.zero_point[..., 0].to(torch.uint8))
 
     def nearest(self, blocks: Tensor, scales: Scales) -> Tensor:
@@ -73,4 +72,11 @@ def integers(
     if scale_dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"a scale is stored as float32, float16 or bfloat16, got {scale_dtype}")
     name = f"INT{bits}" + (f" group {group}" if group else " row") + (" symmetric" if symmetric else "")
-    return IntegerFormat(name, bits, group, None, symmetric, scale_dtype)
+    return IntegerFormat(name, bits, group, torch.arange(2.0**bits), symmetric, scale_dtype)
+
+
+def run_qparams(runs: Tensor, bits: int, symmetric: bool = False) -> QParams:
+    """Choose a scale by min-max for each run along the last dimension, which is then 1; codes are unsigned."""
+    quant_min, quant_max = grid(bits, signed=False)
+    low, high = runs.amin(dim=-1, keepdim=True), runs.amax(dim=-1, keepdim=True)  # faster than aminmax
+    return choose_qparams(low, high, quant_min=quant_min, quant_max=quant_max, symmetric=symmetric)

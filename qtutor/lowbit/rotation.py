@@ -13,8 +13,6 @@ Inference in Rotated LLMs", section 3.
 import functools
 import math
 
-from qtutor.lowbit.checks import matrix
-
 import torch
 from torch import Tensor
 
@@ -33,32 +31,6 @@ def hadamard(n: int) -> Tensor:
     if signs is None:
         raise ValueError(f"hadamard: no matrix of order {n!r} can be made here: try a multiple of 4, such as 12 or 64")
     return signs.float() / math.sqrt(n)
-
-
-def rotate(weight: Tensor, rotation: Tensor) -> Tensor:
-    """Return a weight that reads rotated inputs, W R.
-
-    With x' = R^T x, which is `x @ R` for activations whose channels are the last dimension, W x = (W R) x'.
-
-    Args:
-        weight: `(out, in)`.
-        rotation: `(in, in)` R, orthogonal.
-
-    Returns:
-        `(out, in)` in the dtype of `weight`; computed in float64.
-
-    Raises:
-        TypeError: a matrix is not a dense floating-point tensor.
-        ValueError: shapes do not fit, or a value is not finite.
-    """
-    given, turn = matrix(weight, "weight", "rotate"), matrix(rotation, "rotation", "rotate").double()
-    width = given.shape[1]
-    if turn.shape != (width, width):
-        raise ValueError(
-            f"rotate: the input of a weight of shape {tuple(given.shape)} needs a rotation ({width}, {width}), "
-            f"got {tuple(turn.shape)}"
-        )
-    return (given.double() @ turn).to(given.dtype)
 
 
 @functools.lru_cache(maxsize=16)

@@ -25,13 +25,11 @@ class SuperBlock(StoredFormat):
 
     def nearest(self, blocks: Tensor, scales: Scales) -> Tensor:
         scale, minimum = self.effective(scales)
-        assert self.levels is not None
         steps = over(blocks.unflatten(-1, (self.parts, -1)) + minimum, scale).round() - self.levels[0]
         return steps.clamp(0, 2**self.bits - 1).to(torch.uint8).flatten(-2)
 
     def reals(self, codes: Tensor, scales: Scales) -> Tensor:
         scale, minimum = self.effective(scales)
-        assert self.levels is not None
         steps = codes.unflatten(-1, (self.parts, -1)).float() + self.levels[0]
         stretched = scale * steps
         return (stretched if scales.shift is None else stretched - minimum).flatten(-2)

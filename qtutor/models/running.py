@@ -79,7 +79,7 @@ def input_and_output(model: nn.Module, layer: str, *inputs: Tensor) -> tuple[Ten
 
     Raises:
         AttributeError: the model has no such layer.
-        ValueError: `forward` does not call it, or passes it no tensor by place.
+        ValueError: `forward` does not call it, or passes it no tensor.
 
     Example:
         >>> model = nn.Sequential(nn.ReLU(), nn.Flatten())
@@ -97,8 +97,8 @@ def passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, 
     before: dict[str, list[Tensor]] = {}
     seen: dict[str, tuple[list[Tensor], Any]] = {}
 
-    def enter(name: str, layer: nn.Module, given: tuple) -> None:
-        before[name] = [x.clone() for x in tensors_in(given)]
+    def enter(name: str, layer: nn.Module, given: tuple, named: dict) -> None:
+        before[name] = [x.clone() for x in tensors_in((given, named))]
 
     def leave(name: str, layer: nn.Module, given: tuple, output: Any) -> None:
         seen[name] = before[name], output
@@ -106,7 +106,7 @@ def passing(model: nn.Module, names: Iterable[str], inputs: tuple) -> dict[str, 
     with ExitStack() as hooks, torch.no_grad():
         for name in names:
             layer = model.get_submodule(name)
-            hooks.enter_context(layer.register_forward_pre_hook(partial(enter, name)))
+            hooks.enter_context(layer.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
             hooks.enter_context(layer.register_forward_hook(partial(leave, name)))
         model(*copies(inputs))
     return seen

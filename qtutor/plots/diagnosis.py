@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtutor.plots import look
-from qtutor.words import in_decibels
+from qtutor.words import in_decibels, in_digits
 
 import plotly.graph_objects as go
 
@@ -62,12 +62,12 @@ def repairs(steps: "pd.DataFrame", metric_name: str, title: str) -> go.Figure:
     column = metric_name or "sqnr"
     shown = steps[steps[column].notna()]
     drawn = look.figure(title, metric_name or "SQNR of the output, dB", "", height=170 + 40 * len(shown))
-    written = "  {:.1%}" if metric_name == "accuracy" else "  {:.3g}"
+    written = "{:.1%}".format if metric_name == "accuracy" else in_digits
     drawn.add_scatter(
         x=list(shown[column]),
         y=[f"{i}. {step}" for i, step in enumerate(shown["step"])],
         mode="markers+text",
-        text=[written.format(value) for value in shown[column]],
+        text=[f"  {written(value)}" for value in shown[column]],
         textposition="middle right",
         marker={
             "color": [look.BLUE if kept else look.VERMILLION for kept in shown["kept"]],
@@ -145,7 +145,7 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if not isinstance(value, float):
         return str(value)
-    return "" if math.isnan(value) else "∞" if value == math.inf else f"{value:.3g}"
+    return "" if math.isnan(value) else "∞" if value == math.inf else in_digits(value)
 
 
 def _embedded(drawn: go.Figure, *, script: bool) -> str:

@@ -170,6 +170,6 @@ def lacking(name: str) -> str:
         return f'{name} needs {" and ".join(absent)}: run pip install "qtutor[runtimes]"'
     machine = describe()
     if way.compiles and not machine.can_compile:
-        lacking = "Python's headers (Debian: python3-dev)" if machine.compiler else "a C++ compiler (Debian: g++)"
-        return f"{name} needs {lacking}: install it and start again"
+        tool = "Python's headers (Debian: python3-dev)" if machine.compiler else "a C++ compiler (Debian: g++)"
+        return f"{name} needs {tool}: install it and start again"
     return ""

@@ -63,11 +63,10 @@ class Exported:
         compared = [pair for pair in self.wanted if every or shapes_of(pair[0]) == first]
         return min(agreement(wanted, tensors_in(run(*copies(batch)))) for batch, wanted in compared)
 
-    @property
+    @functools.cached_property
     def onnx(self) -> Path:
         path = self.folder.path / "float.onnx"
-        if not path.exists():
-            export_onnx(self.model, self.inputs, path, self.batches)
+        export_onnx(self.model, self.inputs, path, self.batches)
         return path
 
     @functools.cached_property
@@ -216,10 +215,9 @@ class Session:
         self._run: Callable[..., list[Tensor]] = lambda: []
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        if self._threads != torch.get_num_threads():
-            self._run = lambda: []  # first give its memory back
-            self._threads = torch.get_num_threads()
-            self._run = self._start(self._threads)
+        if self._threads != (threads := torch.get_num_threads()):
+            self._run, self._threads = lambda: [], 0  # first give its memory back
+            self._run, self._threads = self._start(threads), threads
         return self._run(*(tensor.detach().contiguous() for tensor in tensors_in(inputs)))
 
 

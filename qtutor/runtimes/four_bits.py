@@ -13,7 +13,8 @@ from typing import Any
 from qtutor.benchmark import size_bytes
 from qtutor.lowbit import integers, pack
 from qtutor.runtimes.exported import Exported
-from qtutor.runtimes.onnx_runtime import onnx_session
+from qtutor.runtimes.onnx_runtime import run_file
+from qtutor.storage import write_atomically
 from qtutor.workflows import quantize_weights
 
 import numpy as np
@@ -31,10 +32,10 @@ def int4_weights(exported: Exported) -> tuple[Callable, int]:
 def onnx_int4(exported: Exported) -> tuple[Callable, int]:
     path = exported.folder.path / "int4.onnx"
     quantize_onnx_weights(exported.onnx, path, group=GROUP)
-    return exported.like_the_model(onnx_session(path)), path.stat().st_size
+    return run_file(exported, path)
 
 
-def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int = GROUP) -> int:
+def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int = GROUP) -> None:
     """Write an ONNX model whose products with constant matrices are MatMulNBits, with 4-bit weights.
 
     Weights are those of `lowbit.integers(4, group)`: asymmetric, with float32 scales. Activations are rounded to 8
@@ -44,9 +45,6 @@ def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int
         path: the float model, from `export_onnx`.
         quantized: where to write the other.
         group: 16 or more, a power of two: how many inputs share a scale.
-
-    Returns:
-        How many products have 4-bit weights now.
 
     Raises:
         ValueError: there is no such product, or the group is none of these.
@@ -58,7 +56,7 @@ def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int
         raise ValueError(f"MatMulNBits shares a scale among a power of two of inputs, 16 or more, not {group}")
     model = onnx.load(str(path))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes, done = [], 0
+    nodes = []
     for node in model.graph.node:
         weight = _weight(node, constants, numpy_helper)
         if weight is None or weight.shape[1] % group:
@@ -77,17 +75,26 @@ def quantize_onnx_weights(path: Path | str, quantized: Path | str, *, group: int
                 "MatMulNBits", inputs, node.output, name, domain="com.microsoft", accuracy_level=4, **sizes
             )
         )
-        done += 1
-    if not done:
+    if nodes == [*model.graph.node]:
         raise ValueError(f"the model has no product with a constant matrix whose inputs are a multiple of {group}")
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
+    read = _read_in(model.graph)
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
         model.graph.initializer.remove(tensor)
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, str(quantized))
-    return done
+    if all(opset.domain != "com.microsoft" for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    write_atomically(Path(quantized), model.SerializeToString())
+
+
+def _read_in(graph: Any) -> set[str]:
+    """The names that a graph and those within it read or give."""
+    names = {output.name for output in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            names.update(*map(_read_in, (attribute.g, *attribute.graphs)))
+    return names
 
 
 def _weight(node: Any, constants: dict, numpy_helper: Any) -> Tensor | None:

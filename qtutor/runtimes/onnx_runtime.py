@@ -22,13 +22,19 @@ from torch import Tensor
 
 
 def fp32(exported: Exported) -> tuple[Callable, int]:
-    return exported.like_the_model(onnx_session(exported.onnx)), exported.onnx.stat().st_size
+    return run_file(exported, exported.onnx)
 
 
 def int8(exported: Exported) -> tuple[Callable, int]:
     path = exported.folder.path / "int8.onnx"
     quantize_onnx(exported.onnx, path, exported.batches)
-    return exported.like_the_model(onnx_session(path)), path.stat().st_size
+    return run_file(exported, path)
+
+
+def run_file(exported: Exported, path: Path) -> tuple[Callable, int]:
+    """Return what runs a file as the model runs, and how large the file is."""
+    session = onnx_session(path)
+    return exported.like_the_model(session), session.size_bytes
 
 
 def quantize_onnx(

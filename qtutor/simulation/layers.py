@@ -250,6 +250,11 @@ def activation_axis(module: nn.Module, x: Tensor) -> int:
     return x.dim() - 1 - len(module.kernel_size) if isinstance(module, _ConvNd) else x.dim() - 1
 
 
+def by_channel(x: Tensor, axis: int) -> Tensor:
+    """Return the values of each channel as a row, `(channels, n)`."""
+    return x.movedim(axis, 0).reshape(x.shape[axis], -1)
+
+
 def each_input(args: tuple, kwargs: dict, see: Callable[[Tensor], Any]) -> tuple[tuple, dict]:
     """Give each floating-point input of a layer to `see`, and return the inputs with what it returns."""
 

@@ -25,7 +25,7 @@ from qtutor.models.operators import PRODUCTS, check_module
 from qtutor.models.running import no_fast_attention
 from qtutor.models.tracing import has_hooks
 from qtutor.observers import HistogramObserver, MinMaxObserver, Observer, round_min_max, squared_error
-from qtutor.simulation.layers import Layer, activation_axis, channel_axis, each_input, find_layers, gives
+from qtutor.simulation.layers import Layer, activation_axis, by_channel, channel_axis, each_input, find_layers, gives
 from qtutor.simulation.scheme import Scheme
 
 import torch
@@ -230,7 +230,7 @@ class Simulation:
                     stack.enter_context(_replaced(module, path, weight))
                 rounded = module.forward(*args, **kwargs)
             axis = activation_axis(module, output)
-            see(name, *(x.double().movedim(axis, 0).flatten(1) for x in (output, rounded)))
+            see(name, *(by_channel(x.double(), axis) for x in (output, rounded)))
 
         with ExitStack() as stack:
             for name in names:
