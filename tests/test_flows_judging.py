@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 from qtutor import runtimes
 from qtutor.affine import sqnr
@@ -16,10 +17,10 @@ from qtutor.workflows import (
     quantize_dynamic,
     quantize_static,
     quantize_weights,
+    recipe,
     save,
 )
 from qtutor.workflows.checks import RoundedLayers
-from qtutor.workflows.recipe import Recipe
 from qtutor.workflows.telling import QuantizationWarning
 
 import pytest
@@ -187,15 +188,34 @@ def test_indices_are_compared_by_the_share_that_differs():
     assert agreement([exact], [torch.tensor([0, 3, 3, 0])]) == pytest.approx(6.02, abs=0.1)  # as choices
 
 
+@pytest.mark.filterwarnings("ignore:activations have all 8 bits")  # where the processor adds up rightly
 def test_keeping_the_layer_that_hurts_in_float_raises_what_is_said_of_it():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(2, 16)
-    model[0].weight.data[:, 0], x[:, 0] = 1e-3, 100.0  # a feature that takes the whole range, and does nothing
+    model[0].weight.data[:, 0], x[:, 0] = 1e-3, 200.0  # a feature that takes the whole range, and does nothing
     with pytest.warns(
         QuantizationWarning, match=r"0 \(Linear\) hurts most, .*: keep_float=\['0'\] would reach up to 4"
     ):
         quantize_static(model, [x])
     assert sqnr(model(x).detach(), quantize_static(model, [x], keep_float=["0"])(x)) > 30
+
+
+def test_the_eighth_bit_is_taken_where_seven_are_too_few_and_the_processor_adds_up_rightly(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(64, 16)
+    model[0].weight.data[:, 0], x[:, 0] = 1e-3, 50.0  # a feature that takes most of the range, and does nothing
+    found = {}
+    for saturates, said in (
+        (True, "dB only, where 20 are usual"),
+        (False, "all 8 bits here, where PyTorch keeps to 7"),
+    ):
+        monkeypatch.setattr(recipe, "describe", lambda saturates=saturates: SimpleNamespace(saturates=saturates))
+        with pytest.warns(QuantizationWarning, match=said):
+            quantized = quantize_static(model, [x], engine="fbgemm")
+        found[saturates] = sqnr(model(x).detach(), quantized(x))
+        save(quantized, tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", model)(x), quantized(x))
+    assert found[False] > found[True] + 2
 
 
 def best_boxes(self, x):
@@ -235,7 +255,7 @@ def test_advice_keeps_what_is_kept_already():
             layer.weight[:, 0] = 60.0  # beside which the others are lost
     x = torch.randn(64, 16)
     x[:, 0] = 0
-    kept = Recipe.of(model, "fx", (x,), None, keep_float=("0",))
+    kept = recipe.Recipe.of(model, "fx", (x,), None, keep_float=("0",))
     layers = RoundedLayers(model, (x,), kept)
     assert layers.explained > RoundedLayers(model, (x,), replace(kept, keep_float=())).explained
     assert "keep_float=['0', '1'] would reach" in layers.what_hurts(can_keep=True)

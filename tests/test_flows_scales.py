@@ -349,7 +349,7 @@ def test_what_floats_need_no_codes_for_keeps_its_small_values(forward, trained, 
     torch.manual_seed(0)
     make = lambda: Forward(forward, first=nn.Linear(16, 16), second=nn.Linear(16, 4)).eval()  # noqa: E731
     model, x = make(), torch.randn(64, 16)
-    said = "sums, products, means, norms and functions between layers, where codes lose too much"
+    said = "sums, products, means, norms and functions between layers, where codes lose too much|all 8 bits here"
     with (
         pytest.warns(QuantizationWarning, match=said) if forward is odds and not trained else warnings.catch_warnings()
     ):
@@ -434,13 +434,13 @@ def test_what_loses_nothing_stays_in_int8_without_a_word(forward, images):
 @pytest.mark.parametrize(
     "layers",
     [
-        [nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 4, 3)],
-        [nn.Conv1d(3, 8, 3), nn.Dropout1d(), nn.ReLU(), nn.Flatten()],
+        lambda: [nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 4, 3)],
+        lambda: [nn.Conv1d(3, 8, 3), nn.Dropout1d(), nn.ReLU(), nn.Flatten()],
     ],
 )
 def test_a_relu_is_merged_behind_what_stands_between_in_one_dimension(layers, trained):
     torch.manual_seed(0)
-    model, x = copy.deepcopy(nn.Sequential(*layers)).eval(), torch.randn(4, 3, 16)
+    model, x = nn.Sequential(*layers()).eval(), torch.randn(4, 3, 16)
     quantized = in_int8(model, x, trained=trained)
     assert sqnr(model(x).detach(), quantized(x).detach()) > 25
     relus = [m for m in quantized.modules() if isinstance(m, nn.ReLU) or "ReLU" in type(m).__name__]

@@ -14,7 +14,7 @@ from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import Reference, RoundedLayers, agrees
 from qtutor.workflows.floats import left_in_floats, why_left
-from qtutor.workflows.limits import APART, CLEAR, LEAST, SAME, USUAL
+from qtutor.workflows.limits import APART, CLEAR, HALF, LEAST, SAME, USUAL
 from qtutor.workflows.recipe import Recipe, float_copy
 from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
 from qtutor.workflows.rewriting import name_of
@@ -26,6 +26,8 @@ from torch.fx import GraphModule
 
 def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
     """Say which layers and parameters stay in floats, beside those that were asked to."""
+    if recipe.widened:
+        tell("activations have all 8 bits here, where PyTorch keeps to 7 for older processors: 7 lost too much")
     if recipe.flow == "eager":  # where the model itself says it, with stubs
         return
     asked = tuple(f"{name}." for name in recipe.keep_float)
@@ -45,7 +47,7 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
         tell(f"{in_floats} {what}{_lines(model, recipe.infinite)}")
     if recipe.uneven:
         tell(f"{in_floats} what no one scale holds, as large values beside small ones,{_lines(model, recipe.uneven)}")
-    if recipe.between:
+    if recipe.between and any(node.target is in_floats for node in model.graph.nodes):
         tell(f"{in_floats} sums, products, means, norms and functions between layers, where codes lose too much")
 
 
@@ -201,12 +203,18 @@ def judge(model: nn.Module, quantized: nn.Module, recipe: Recipe, reference: Ref
 
 
 def _what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe, got: float, written: str) -> str:
-    """Say why an INT8 model reaches no more than `got` dB; refuse it if that is far below what its layers explain."""
+    """Say why an INT8 model reaches no more than `got` dB; refuse it if that is far below what its layers explain.
+
+    Raises:
+        Unfit: more bits, or more in floats, may reach more.
+    """
+    if recipe.can_widen:
+        raise Unfit(replace(recipe, widened=True))
     layers = RoundedLayers(float_copy(model), inputs, recipe)
+    if recipe.flow == "fx" and not recipe.between and layers.explained > got + HALF:
+        raise Unfit(replace(recipe, between=True))
     if layers.explained <= got + APART:
         return layers.what_hurts(can_keep=recipe.flow != "eager" and not recipe.trained)
-    if recipe.flow == "fx" and not recipe.between:
-        raise Unfit(replace(recipe, between=True))
     alone = f"its layers alone would reach {layers.explained:.1f} dB"
     if got < CLEAR:
         lost = f"is too far off: {agrees(got, 'the float one')}; {alone}, so something between them gets lost{written}"

@@ -22,8 +22,8 @@ Below, `quantize_dynamic` warns of the layer; from here on, a diagnosis may put 
 USUAL = 20.0
 """An INT8 model has it, unless a layer cannot bear 8 bits: an error of a tenth of the signal.
 
-Below, flows warn and say what hurts, a diagnosis without a metric misses its goal, and what no one scale holds so well
-is computed in floats.
+Below, flows take the eighth bit where PyTorch leaves it out for older processors, then warn and say what hurts. A
+diagnosis without a metric misses its goal, and what no one scale holds so well is computed in floats.
 """
 
 CLEAR = 10.0
@@ -42,7 +42,8 @@ BETTER = 0.2
 HALF = 3.0
 """Between two: half of the noise power goes, which is worth a layer in floats, or ranges chosen otherwise.
 
-Below, neither is advised.
+Below, neither is advised. Where a model that is not as `USUAL` loses so much more than its layers explain, FX computes
+what stands between them in floats.
 """
 
 TWICE = 6.0
@@ -51,5 +52,5 @@ TWICE = 6.0
 APART = 10.0
 """Between two: nine tenths of the noise come from elsewhere.
 
-Where more is lost than the layers explain, FX computes what stands between them in floats; else that is said to hurt.
+Where so much more is lost than the layers explain, what stands between them is said to hurt, or the model is refused.
 """

@@ -37,6 +37,7 @@ class Recipe:
         engine: whose kernels it is for.
         inputs: shape and dtype of each input of the first batch, None where one is left out.
         reduced: whether activations keep to 7 of 8 bits, as sums of two products would overflow otherwise.
+        widened: whether activations have all 8 bits where PyTorch's default for the engine keeps to 7.
         keep_float: names of modules that stay in floating point.
         bits: width of weights and activations.
         edges: other widths, by the names of layers.
@@ -57,6 +58,7 @@ class Recipe:
     engine: str
     inputs: tuple[tuple[tuple[int, ...], str] | None, ...]
     reduced: bool = False
+    widened: bool = False
     keep_float: tuple[str, ...] = ()
     bits: int = 8
     edges: Mapping[str, int] = field(default_factory=dict)
@@ -95,6 +97,12 @@ class Recipe:
         """Return what `asdict` made of one, from JSON."""
         inputs = tuple(each and (tuple(each[0]), each[1]) for each in header["inputs"])
         return cls(**(header | {"inputs": inputs}))
+
+    @property
+    def can_widen(self) -> bool:
+        """Whether PyTorch's default keeps activations to 7 of 8 bits though sums of two products fit here."""
+        kept = self.engine in ("x86", "fbgemm") and not self.trained
+        return kept and not self.reduced and not self.widened
 
     @property
     def narrow(self) -> bool:
