@@ -654,3 +654,13 @@ def test_a_kernel_that_never_returns_is_not_called(kind, shape, kernel):
     with pytest.warns(QuantizationWarning, match=rf"floating point: 1 \({kind.__name__}\): no INT8 kernel"):
         quantized = quantize_static(model, [x], engine="onednn")
     assert sqnr(model(x).detach(), quantized(x).detach()) > 25
+
+
+@pytest.mark.parametrize("kind", [nn.Conv3d, nn.ConvTranspose3d])
+def test_what_qnnpack_could_not_copy_stays_in_floats_there(kind):
+    model, x = nn.Sequential(kind(3, 4, 2), nn.Flatten(), nn.Linear(4, 2)).eval(), torch.randn(8, 3, 2, 2, 2)
+    if kind is nn.ConvTranspose3d:
+        model[2] = nn.Linear(108, 2)
+    with pytest.warns(QuantizationWarning, match=rf"floating point: 0 \({kind.__name__}\): no INT8 kernel"):
+        quantized = copy.deepcopy(quantize_static(model, [x], engine="qnnpack"))
+    assert sqnr(model(x).detach(), quantized(x).detach()) > 25

@@ -221,12 +221,14 @@ def test_eager_fuses_but_not_a_relu_that_serves_twice():
 
 
 @pytest.mark.skipif("fbgemm" not in ENGINES, reason="the fault is of the x86 engine")
-def test_a_transposed_convolution_is_kept_off_the_engine_that_computes_it_wrongly():
+def test_a_transposed_convolution_is_computed_in_floats_where_the_engine_computes_it_wrongly():
     model, x = nn.Sequential(nn.ConvTranspose2d(3, 4, 2)).eval(), torch.randn(8, 3, 8, 8)
     assert sqnr(model, quantize_static(model, [x]), x) > 25
     for engine in {"x86", "onednn"} & {*ENGINES}:
-        with pytest.raises(ValueError, match=f"engine='{engine}' computes 0 .ConvTranspose2d. wrongly"):
-            quantize_static(model, [x], engine=engine)
+        with pytest.warns(
+            workflows.telling.QuantizationWarning, match=f"engine='{engine}' computes 0 wrongly: it runs in floats"
+        ):
+            assert sqnr(model, quantize_static(model, [x], engine=engine), x) > 25
         same = nn.Sequential(nn.ConvTranspose2d(3, 3, 2)).eval()
         assert sqnr(same, quantize_static(same, [x], engine=engine), x) > 25
 

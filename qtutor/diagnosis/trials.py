@@ -16,7 +16,7 @@ from typing import Any
 
 from qtutor.affine import decibels
 from qtutor.models.batches import Batch
-from qtutor.models.running import agreement, check_outputs, no_fast_attention, noise_of_the_worst, power, unsteady
+from qtutor.models.running import agreement, check_outputs, noise_of_the_worst, power, unsteady
 from qtutor.models.tensors import floats_in
 from qtutor.simulation import Rounding, Simulation
 from qtutor.words import named
@@ -180,10 +180,9 @@ def sweep_by_workers(
         return
     parts = [trials[i :: 2 * workers] for i in range(2 * workers) if trials[i :: 2 * workers]]  # uneven ends even out
     share = _Share(simulation.copy(), rounding, batches, metric, torch.get_num_threads())
-    with no_fast_attention():  # or threads would switch it on again under each other
-        for result in parallel(joblib.delayed(_work)(share, part) for part in parts):
-            scores.update(result)
-            progress(len(result) * len(batches))
+    for result in parallel(joblib.delayed(_work)(share, part) for part in parts):
+        scores.update(result)
+        progress(len(result) * len(batches))
 
 
 @dataclass(eq=False)

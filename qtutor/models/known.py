@@ -5,12 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from qtutor.models.operators import Trait, function_name, target_of, traits
+from qtutor.models.operators import PRODUCTS, Trait, function_name, target_of, traits
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 _ELSEWHERE = ("is_cuda", "is_mps", "is_xpu", "is_meta")
 _SAME_DTYPE = Trait.ARITHMETIC | Trait.KEEPS_RANGE | Trait.PASSES_SCALE
@@ -31,7 +30,7 @@ class Known(fx.Tracer):
     def gives_tensor(self, node: fx.Node) -> bool:
         """Whether a node is known to give a tensor: an input that is one, or a layer of one output."""
         if node.op == "call_module":
-            return isinstance(self.root.get_submodule(str(node.target)), (nn.Linear, _ConvNd, _BatchNorm))
+            return isinstance(self.root.get_submodule(str(node.target)), (*PRODUCTS, _BatchNorm))
         return node.op == "placeholder" and node.target in self.dtypes
 
     def _owner(self, node: fx.Node) -> tuple[nn.Module, str]:

@@ -19,7 +19,7 @@ from unittest import mock
 
 from qtutor.models.copying import copy_model
 from qtutor.models.known import Known
-from qtutor.models.operators import check_module, function_name, kind_of
+from qtutor.models.operators import PRODUCTS, check_module, function_name, kind_of
 from qtutor.models.running import at_line, line_at, passing
 from qtutor.models.tensors import tensors_in
 
@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -251,7 +250,7 @@ class Tracer(Call):
             clear_hooks(module)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        subclass = isinstance(m, (nn.Linear, _ConvNd, _BatchNorm)) and next(m.children(), None) is None
+        subclass = isinstance(m, (*PRODUCTS, _BatchNorm)) and next(m.children(), None) is None
         return subclass or super().is_leaf_module(m, module_qualified_name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from qtutor.machine import choose_engine, on_arm
-from qtutor.models.operators import kind_of
 from qtutor.workflows.notices import hide_torch_notices, unlogged
 
 import torch
@@ -92,10 +91,10 @@ def engines(flow: str) -> list[str]:
 
 
 def choose(engine: str | None, flow: str, model: nn.Module) -> str:
-    """Return the engine to use: the one asked for, or the best that computes the model rightly.
+    """Return the engine to use: the one asked for, or the best, which for transposed convolutions is fbgemm.
 
     Raises:
-        ValueError: this machine has no such engine, or it computes a layer of the model wrongly.
+        ValueError: this machine has no such engine.
         Unavailable: it has none.
     """
     here = engines(flow)
@@ -106,18 +105,8 @@ def choose(engine: str | None, flow: str, model: nn.Module) -> str:
             f"engine says whose INT8 kernels run, of {', '.join(here)} for flow={flow!r} here, got {engine!r}: leave "
             "it out to get the best"
         )
-    transposed = {name: m for name, m in model.named_modules() if isinstance(m, TRANSPOSED) and flow != "dynamic"}
-    if engine is None and transposed and "fbgemm" in here:
-        engine = "fbgemm"
-    for name, module in transposed.items():  # without an error, as of PyTorch 2.13
-        channels_differ = module.in_channels != module.out_channels
-        if (engine in ("x86", "onednn") and channels_differ) or (
-            engine == "qnnpack" and isinstance(module, nn.ConvTranspose3d)
-        ):
-            raise ValueError(
-                f"engine={engine!r} computes {name} ({kind_of(module)}) wrongly: leave engine out to get another"
-            )
-    return engine or here[0]
+    transposed = flow != "dynamic" and any(isinstance(module, TRANSPOSED) for module in model.modules())
+    return engine or ("fbgemm" if transposed and "fbgemm" in here else here[0])
 
 
 def swapped(swap: Callable[..., nn.Module], model: nn.Module) -> nn.Module:

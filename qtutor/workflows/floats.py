@@ -64,13 +64,15 @@ def without_kernel(model: nn.Module, engine: str | None) -> tuple[str, ...]:
     """Return the names of layers for which no INT8 kernel stands: for how they pad or norm, or what was put on them.
 
     As of PyTorch 2.13 the kernel of an InstanceNorm knows no running statistics, that of a PReLU scales positive
-    codes too, and oneDNN's for a depthwise convolution of few channels and a wide kernel may never return.
+    codes too, QNNPACK cannot give back the weights of a convolution of three axes, and oneDNN's for a depthwise one of
+    few channels and a wide kernel may never return.
     """
     found = []
     for name, module in model.named_modules():
         modes = ("zeros",) if isinstance(module, nn.Conv3d) else ("zeros", "reflect")
         odd = isinstance(module, _ConvNd) and (module.padding_mode not in modes or isinstance(module.padding, str))
         odd = odd or (engine in _ONEDNN and _hangs(module))
+        odd = odd or (engine == "qnnpack" and isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)))
         odd = odd or type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
         if odd or (name and next(module.children(), None) is None and is_altered(module)):
             found.append(name)

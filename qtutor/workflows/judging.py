@@ -17,7 +17,7 @@ from qtutor.workflows.floats import left_in_floats, why_left
 from qtutor.workflows.limits import APART, CLEAR, HALF, LEAST, SAME, USUAL
 from qtutor.workflows.recipe import Recipe, float_copy
 from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
-from qtutor.workflows.rewriting import name_of
+from qtutor.workflows.rewriting import in_floats, name_of
 from qtutor.workflows.telling import CHOOSES, listed, tell
 
 from torch import Tensor, nn
@@ -30,25 +30,25 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
         tell("activations have all 8 bits here, where PyTorch keeps to 7 for older processors: 7 lost too much")
     if recipe.flow == "eager":  # where the model itself says it, with stubs
         return
-    asked = tuple(f"{name}." for name in recipe.keep_float)
+    asked, copied = tuple(f"{name}." for name in recipe.keep_float), float_copy(given)
     found = left_in_floats(given, model, recipe.left_float)
     if names := [name for name in found if not f"{name}.".startswith(asked)]:
-        reasons = why_left(float_copy(given), names, recipe)
+        reasons = why_left(copied, names, recipe)
         tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, reasons)}")
-    if recipe.trained:
-        tell_what_is_frozen(given)
-    if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(float_copy(given))):
+    if recipe.trained and (names := kept_in_eval(copied)):
+        tell(f"train() of the model keeps in eval mode, and so it is here: {listed(copied, dict.fromkeys(names, ''))}")
+    if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(copied)):
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
-    in_floats = f"flow={recipe.flow!r} computes in floating point"
+    computes = f"flow={recipe.flow!r} computes in floating point"
     if recipe.infinite:
         what = "what reads infinity, or a mask as far out, which no scale holds,"
-        tell(f"{in_floats} {what}{_lines(model, recipe.infinite)}")
+        tell(f"{computes} {what}{_lines(model, recipe.infinite)}")
     if recipe.uneven:
-        tell(f"{in_floats} what no one scale holds, as large values beside small ones,{_lines(model, recipe.uneven)}")
+        tell(f"{computes} what no one scale holds, as large values beside small ones,{_lines(model, recipe.uneven)}")
     if recipe.between and any(node.target is in_floats for node in model.graph.nodes):
-        tell(f"{in_floats} sums, products, means, norms and functions between layers, where codes lose too much")
+        tell(f"{computes} sums, products, means, norms and functions between layers, where codes lose too much")
 
 
 def _lines(model: nn.Module, names: Collection[str]) -> str:
@@ -61,13 +61,6 @@ def stays(model: nn.Module, recipe: Recipe) -> str:
     """Say for the end of a sentence what a flow has left in floats in a model, and why, if that is known."""
     names = left_in_floats(model, model, recipe.left_float) if isinstance(model, GraphModule) else []
     return f". What stays: {listed(model, why_left(model, names, recipe))}" if names else ""
-
-
-def tell_what_is_frozen(given: nn.Module) -> None:
-    """Say which batch norms and dropouts do not train, for the model's own train() keeps them in eval mode."""
-    copied = float_copy(given)
-    if names := kept_in_eval(copied):
-        tell(f"train() of the model keeps in eval mode, and so it is here: {listed(copied, dict.fromkeys(names, ''))}")
 
 
 def check_trained(quantized: nn.Module, reference: Reference) -> None:

@@ -80,7 +80,7 @@ class Recipe:
 
         Raises:
             TypeError: `model` is not a module.
-            ValueError: the flow or the engine is unknown, or the engine computes a layer of the model wrongly.
+            ValueError: the flow or the engine is unknown.
             Unavailable: there is no engine.
         """
         check_module(model, "quantization")
