@@ -9,7 +9,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from qtutor.affine import fake_quantize, measure_error, sqnr
-from qtutor.explorers import AffineExplorer
+from qtutor.explorers import (
+    AffineExplorer,
+    DynamicRangeExplorer,
+    FourBitExplorer,
+    GranularityExplorer,
+    OutlierExplorer,
+)
 
 import pytest
 import torch
@@ -141,12 +147,25 @@ def test_what_is_not_a_float_tensor_is_refused_with_what_to_do(x, message):
         AffineExplorer(x)
 
 
-def test_a_tensor_changed_afterwards_does_not_change_the_explorer(normal):
-    x = normal.clone()
-    explorer = AffineExplorer(x)
-    x.zero_()
-    explorer.set(bits=5)
-    assert explorer.result.error == measure_error(normal, explorer.result.qparams)
+@pytest.mark.parametrize(
+    "explore",
+    [
+        AffineExplorer,
+        DynamicRangeExplorer,
+        lambda x: FourBitExplorer(x, x),
+        GranularityExplorer,
+        lambda x: OutlierExplorer(x, x),
+    ],
+)
+def test_a_tensor_changed_afterwards_does_not_change_the_explorer(explore):
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    first, again = explore(x), explore(x.clone())
+    x.fill_(100.0)
+    control = next(name for name, widget in first.controls.items() if type(widget).__name__ == "IntSlider")
+    values = {control: first.controls[control].min}
+    first.set(**values)
+    again.set(**values)
+    assert first.sentence.text == again.sentence.text
 
 
 @pytest.mark.parametrize(

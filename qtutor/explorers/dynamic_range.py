@@ -78,7 +78,7 @@ class DynamicRangeExplorer(Explorer):
         x = random_rows() if x is None else x
         check_floats(x, "DynamicRangeExplorer")
         check_finite(x.to(torch.float32), "DynamicRangeExplorer")
-        rows = x.detach().to(torch.float32).reshape(-1, x.shape[-1] if x.dim() else 1)
+        rows = x.detach().to(torch.float32, copy=True).reshape(-1, x.shape[-1] if x.dim() else 1)
         if not (4 * FACTORS[-1] * rows).isfinite().all():
             raise ValueError("DynamicRangeExplorer: values are too large to turn up or to shift")
         if not 2 <= len(rows) <= MOST_ROWS:

@@ -72,7 +72,7 @@ class FourBitExplorer(Explorer):
                 f"FourBitExplorer needs a weight (out, in) and inputs (..., in), got shapes {tuple(weight.shape)} and "
                 f"{tuple(inputs.shape)}"
             )
-        part = weight.detach()[:MOST_ROWS, :MOST_INPUTS].float()
+        part = weight.detach()[:MOST_ROWS, :MOST_INPUTS].to(torch.float32, copy=True)
         curvature = hessian(inputs.detach()[..., :MOST_INPUTS])
         self.data = FourBitData(part, tuple(weight.shape), curvature, dict(kl or {}))
         groups = [("row" if size == 0 else str(size), size) for size in self.data.groups]

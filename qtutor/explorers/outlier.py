@@ -96,8 +96,8 @@ class OutlierExplorer(Explorer):
             raise ValueError(
                 f"the weight reads {weight.shape[1]} channels, and the activations have {activations.shape[1]}"
             )
-        self.activations = activations.detach()[:MOST_POSITIONS].float()  # (positions, channels)
-        self.weight = weight.detach()[:MOST_OUTPUTS].float()  # (out, channels)
+        self.activations = activations.detach()[:MOST_POSITIONS].to(torch.float32, copy=True)  # (positions, channels)
+        self.weight = weight.detach()[:MOST_OUTPUTS].to(torch.float32, copy=True)  # (out, channels)
         self.drawn = _loud_and_others(self.activations)  # the numbers of the channels that are drawn, ascending
         self._rotation = _rotation(weight.shape[1])
         self.prepare = functools.cache(self.prepare)
