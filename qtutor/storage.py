@@ -60,15 +60,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def lock(path: Path, on_wait: Callable[[], None] = lambda: None, *, patience: float = -1) -> Iterator[None]:
     """Hold `path` for one kernel at a time; the operating system lets go when the holder dies.
 
     Args:
         path: what is guarded. The lock itself is the file `<path>.lock` beside it.
         on_wait: called once if another kernel holds the lock, before waiting for it.
+        patience: seconds to wait for another kernel; -1 for as long as it takes.
 
     Raises:
-        Unwritable: the lock file cannot be made.
+        Unwritable: it cannot be made, or another kernel holds it for longer.
     """
     from filelock import FileLock, Timeout
 
@@ -81,7 +82,7 @@ def lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[Non
             held.acquire(timeout=0)
         except Timeout:
             on_wait()
-            held.acquire()
+            held.acquire(timeout=patience)
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 FLOWS = ("fx", "pt2e")
+ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 
 
 PYTORCH_RETIRES = [

@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 from qtutor.affine import sqnr
 from qtutor.diagnosis import Configuration, choose_float_layers, diagnose, trials
+from qtutor.diagnosis.experiment import Measured
+from qtutor.diagnosis.recommendation import Goal, fewest_in_float
 from qtutor.diagnosis.statistics import ChannelSums
 from qtutor.fusion import fuse
 from qtutor.plots import report
@@ -617,3 +620,14 @@ def test_one_logit_for_each_label_is_no_class():
     rows = torch.randn(8, 16)
     notes = diagnose(nn.Linear(16, 1), [(rows, torch.ones(8).long())], progress=False).notes
     assert any("not one class for each row" in note for note in notes)
+
+
+def test_a_set_of_layers_with_which_the_model_fails_reaches_nothing():
+    def measure(configuration):
+        if configuration.keep_float == ("odd",):
+            raise ValueError("the model fails where all others are rounded")
+        return Measured(30.0 if "even" in configuration.keep_float else 10.0, math.nan, 1)
+
+    experiment = SimpleNamespace(layers=("odd", "even"), measure=measure)
+    table = pd.DataFrame({"layer": ["even"], "harm": [-1.0]})
+    assert fewest_in_float(experiment, Configuration(), Goal(), table, 8) == ("even",)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from people import (
     CONVERT,
+    ENGINES,
     FLOWS,
     PYTORCH_RETIRES,
     ROWS,
@@ -534,7 +535,7 @@ def test_two_threads_convert_one_after_the_other_and_leave_nothing_behind(images
 
     other = threading.Thread(target=later)
     other.start()
-    quantize_static(two_convolutions(waits), images, engine="qnnpack")
+    quantize_static(two_convolutions(waits), images, engine=ENGINES[-1])
     ended.set()
     other.join()
     assert order == sorted(order)

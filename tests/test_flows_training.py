@@ -281,7 +281,7 @@ def test_a_training_that_diverged_is_refused(flow):
     prepared(ROWS)
     with torch.no_grad():
         next(prepared.parameters())[0] = float("nan")
-    with pytest.raises(ValueError, match=r"NaN, first in first\.weight: train anew"):
+    with pytest.raises(ValueError, match=r"NaN or infinity, first in first\.weight: train anew"):
         convert(prepared)
 
 

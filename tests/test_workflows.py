@@ -21,6 +21,7 @@ from qtutor.workflows.low_bits import clip
 import pytest
 import torch
 import torch.ao.quantization as ao
+from people import ENGINES
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.utils._pytree import tree_leaves
@@ -30,7 +31,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what torchvision says of its missing extension
     from torchvision.models.resnet import BasicBlock, ResNet
 
-ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 ROWS = torch.rand(5, 8, generator=torch.Generator().manual_seed(1))
 

@@ -66,11 +66,14 @@ def fewest_in_float(
         tries: how many sets to measure; `smallest_set` says how they are spent.
     """
     harm = dict(zip(table["layer"], table["harm"], strict=True))
+    least = min([0.0, *harm.values()])
     for name in experiment.layers:
-        harm.setdefault(name, 0.0)
+        harm.setdefault(name, least)
 
     def reached(kept: Kept) -> bool:
-        return goal.reached(experiment.measure(replace(configuration, keep_float=kept)))
+        with suppress(ValueError):  # a model may fail where all but some layers are rounded
+            return goal.reached(experiment.measure(replace(configuration, keep_float=kept)))
+        return False
 
     return smallest_set(harm, reached, tries)
 

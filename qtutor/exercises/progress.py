@@ -12,6 +12,7 @@ from pathlib import Path
 from qtutor import storage
 from qtutor.manifest import LESSONS
 
+_PATIENCE = 2.0  # seconds for another kernel that writes
 _session: dict[str, list[str]] = {}
 
 
@@ -29,7 +30,7 @@ def solved(lesson: str) -> set[str]:
 def record(lesson: str, exercise: str) -> None:
     """Remember that `exercise` has been answered right."""
     _session.setdefault(lesson, []).append(exercise)
-    with contextlib.suppress(OSError), storage.lock(path()):
+    with contextlib.suppress(OSError), storage.lock(path(), patience=_PATIENCE):
         everything = _solved_in(path().read_bytes() if path().exists() else b"") or {}
         if exercise not in everything.get(lesson, []):
             everything[lesson] = sorted({*everything.get(lesson, []), exercise})
@@ -39,7 +40,7 @@ def record(lesson: str, exercise: str) -> None:
 def reset() -> None:
     """Forget all progress."""
     _session.clear()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), storage.lock(path(), patience=_PATIENCE):
         path().unlink(missing_ok=True)
 
 

@@ -40,7 +40,7 @@ _SIZED = (
     *((Tensor, name) for name in ("expand", "new_zeros", "new_ones", "new_empty")),
 )
 """What takes sizes, or numbers, for which PyTorch takes no stand-in."""
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -92,7 +92,7 @@ class Call(Known):
         place of PyTorch's functions would stay.
         """
         self.modules = {*root.modules()}
-        with _ONE_AT_A_TIME, ExitStack() as patches:
+        with ONE_AT_A_TIME, ExitStack() as patches:
             patch = mock.patch.object
             patches.enter_context(patch(builtins, "isinstance", functools.partial(self._is_instance, isinstance)))
             patches.enter_context(patch(fx.Proxy, "__array_ufunc__", None, create=True))

@@ -2,7 +2,6 @@
 
 import importlib
 import platform
-import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +9,13 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from qtutor.machine import choose_engine, on_arm
+from qtutor.models.tracing import ONE_AT_A_TIME
 from qtutor.workflows.notices import hide_torch_notices, unlogged
 
 import torch
 from torch import nn
 
 INDUCTOR = {"x86_inductor": "X86", "arm_inductor": "Arm"}
-
-_ONE_AT_A_TIME = threading.RLock()
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -41,20 +39,20 @@ def needs_compiler(otherwise: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def at_work(engine: str) -> Iterator[None]:
-    """Use a quantized engine, without PyTorch's notices; Inductor is none, and leaves the engine as it is.
+def at_work(engine: str | None) -> Iterator[None]:
+    """Use a quantized engine, without PyTorch's notices; None and Inductor, which is none, leave it as it is.
 
     One thread at a time, for the engine and what is put in place of PyTorch's functions are there for all.
     Afterwards random numbers go on as if nobody had made a layer, which draws its first weights.
     """
-    with _ONE_AT_A_TIME, warnings.catch_warnings(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+    with ONE_AT_A_TIME, warnings.catch_warnings(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         before = torch.backends.quantized.engine
         hide_torch_notices()
         warnings.filterwarnings("ignore", message="must run observer before calling")  # `flows` names the layers
         warnings.filterwarnings("ignore", message="torch.inf detected in input tensor")  # `infinity` sees to it
         warnings.filterwarnings("ignore", message=r"The tensor attributes? self")  # kept for later, as an LSTM does
         try:
-            torch.backends.quantized.engine = before if engine in INDUCTOR else engine
+            torch.backends.quantized.engine = before if engine in (None, *INDUCTOR) else engine
             yield
         finally:
             torch.backends.quantized.engine = before

@@ -65,7 +65,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         if self._begun and not self._once:  # read before, perhaps in part: a loader that shuffles has another order
-            self._kept, self._left = [], inputs_of(self._data, self._model, keep=True)
+            self._left = inputs_of(self._data, self._model, keep=True)
+            self._kept = [next(self._left, self.first)]  # a stream may give nothing again
         self._begun = True
         yield from self._kept
         for inputs in self._left:
@@ -86,7 +87,7 @@ def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
         prepared, recipe = prepare(model, recipe, reference)
         reference = _taken(reference, prepared)
         try:
-            _calibrate(model, prepared, recipe, reference, batches)
+            missing = _calibrate(model, prepared, recipe, reference, batches)
             written = lines_in_place(prepared)
             quantized, recipe = build(prepared, recipe, reference)
             judge(model, quantized, recipe, reference, written)
@@ -94,6 +95,8 @@ def static(model: nn.Module, recipe: Recipe, batches: Batches) -> nn.Module:
             recipe = found.recipe
         else:
             tell_what_stays(model, quantized, recipe)
+            if missing:
+                tell(missing)
             return quantized
 
 
@@ -135,6 +138,8 @@ def prepare(model: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn.
         tried = _tried(prepared, recipe, reference)
         tell_what_hurts_untrained(model, tried, recipe, reference)
         tell_what_stays(model, tried, recipe)
+        if not recipe.infinite and (missing := marks(reference.batch)):
+            tell(missing)
         reference.check_offset(tried)
     except Unfit as found:
         return prepare(model, found.recipe, reference)
@@ -152,8 +157,12 @@ def _taken(reference: Reference, prepared: nn.Module) -> Reference:
     return replace(reference, inputs=reference.batch, outputs=reference.batch_outputs)
 
 
-def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference, batches: Batches) -> None:
-    """Show a prepared model all batches, the first of which tells whether it sees what the model does."""
+def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference: Reference, batches: Batches) -> str:
+    """Show a prepared model all batches, the first of which tells whether it sees what the model does.
+
+    Returns:
+        What `marks` says of the first batch of which it says something.
+    """
     missing = ""
     for number, inputs in enumerate(batches):
         missing = missing or marks(inputs)
@@ -173,8 +182,7 @@ def _calibrate(model: nn.Module, prepared: nn.Module, recipe: Recipe, reference:
             known = all(map(torch.equal, tensors_in(inputs), tensors_in(reference.batch)))
             wanted = reference.batch_outputs if known else outputs(float_copy(model), inputs)
             check_same(model, prepared, recipe, agreement(wanted, found), reference)
-    if missing and not recipe.infinite:  # no mask of attention
-        tell(missing)
+    return "" if recipe.infinite else missing  # a mask of attention
 
 
 def rebuilt(copied: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -295,8 +303,6 @@ def _check_untrained(model: nn.Module, prepared: nn.Module, recipe: Recipe, refe
         found = reference.agreement(exact)
     if unheld and (sparing := spared(exact, recipe, unheld)) != recipe:
         raise Unfit(sparing)
-    if not recipe.infinite and (missing := marks(reference.batch)):
-        tell(missing)
     check_same(model, prepared, recipe, found, reference)
 
 

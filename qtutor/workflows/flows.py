@@ -2,12 +2,13 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
+from qtutor.machine import describe
 from qtutor.models.batches import Batch, by_place, call_of
 from qtutor.models.copying import eval_copy, held, masks_of
 from qtutor.models.operators import PRODUCTS, check_names, kind_of
@@ -27,6 +28,7 @@ from qtutor.workflows.building import (
     without_rounding,
 )
 from qtutor.workflows.checks import Reference
+from qtutor.workflows.infinity import marks
 from qtutor.workflows.int4 import Int4Linear
 from qtutor.workflows.judging import check_trained, tell_what_rounding_costs
 from qtutor.workflows.limits import USUAL
@@ -39,7 +41,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-_TRIED = 8
+_TRIED = 4
 """Batches that a flow which is advised has to take."""
 
 
@@ -154,10 +156,14 @@ def convert(model: nn.Module, *, compile: bool = False) -> nn.Module:
     with at_work(recipe.engine):
         trained = eval_copy(model)
         without_data(trained)
-        _check_no_nan(trained)
+        _check(trained, torch.isnan)
         keep_trained_scales(trained)
         inputs = example_of(model)
-        reference, exact = Reference.of(trained, inputs), without_rounding(trained)
+        try:
+            reference, exact = Reference.of(trained, inputs), without_rounding(trained)
+        except ValueError:
+            _check(trained, torch.isinf)  # which may stand in the bias of a class that is banned
+            raise
         try:
             quantized, recipe = build(trained, replace(recipe, prepared=False), reference)
             check_trained(quantized, reference)
@@ -212,6 +218,11 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
             "quantize the float model on this machine"
         )
     _check_compile(compile, flow)
+    if describe().saturates and flow != "dynamic" and engine != "qnnpack" and not recipe.seven:
+        raise ValueError(
+            f"{path} holds activations of 8 bits, for which this processor adds up products wrongly: quantize the "
+            "float model on this machine"
+        )
     with at_work(engine):
         if flow == "dynamic":
             model = dynamic.convert(float_copy(float_model), recipe)
@@ -223,10 +234,12 @@ def load(path: Path | str, float_model: nn.Module, *, compile: bool = False) -> 
         return carry(float_model, pt2e.Compiled(model, inputs) if compile else model)
 
 
-def _check_no_nan(trained: nn.Module) -> None:
+def _check(trained: nn.Module, diverged: Callable[[Tensor], Tensor]) -> None:
     for name, parameter in trained.named_parameters():
-        if parameter.isnan().any():
-            raise ValueError(f"the trained model holds NaN, first in {name}: train anew, with a smaller learning rate")
+        if diverged(parameter).any():
+            raise ValueError(
+                f"the trained model holds NaN or infinity, first in {name}: train anew, with a smaller learning rate"
+            )
 
 
 def _check_compile(compile: bool, flow: str) -> None:
@@ -250,7 +263,8 @@ def _advised(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], recipe: Re
             way = f"{way}; so can quantize_dynamic(model)" if able else "quantize_dynamic(model) can take it as it is"
         elif not able and isinstance(refused, Untraced) and recipe.flow != "eager":
             way += "; flow='eager' does not read forward, and asks for a QuantStub and a DeQuantStub there"
-        raise ValueError(f"flow={recipe.flow!r} {refused}. {way}") from refused
+        missing = next(filter(None, map(marks, tried)), "")
+        raise ValueError(f"flow={recipe.flow!r} {refused}. {way}" + f". And {missing}" * bool(missing)) from refused
 
 
 def _works(model: nn.Module, batches: list[tuple[Tensor, ...]], flow: str, trained: bool) -> bool:

@@ -4,6 +4,7 @@ What reads it must read no codes. Nor can a step that PyTorch fixes, as that of 
 one that is shared, as by scores that are joined to boxes in pixels.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +32,9 @@ _LEAST_FAR = 900.0  # what a softmax makes nothing of, whatever else it gets; -9
 
 @contextmanager
 def noting_unheld(prepared: nn.Module) -> Iterator[dict[nn.Module | Node, str]]:
-    """Note in the block which observers of a prepared model see what no scale holds, which they let pass, and what.
+    """Note in the block which observers of a prepared model see what no scale holds, and what.
+
+    They let it pass, but for a finite mask.
 
     Noted at its end are nodes between observers: what joins several values, or gives one on the scale of another, so
     that the smaller ones are lost.
@@ -157,7 +160,8 @@ def _unheld(observer: nn.Module, x: Any) -> str:
     if low == -torch.inf or high == torch.inf:
         return _INFINITE
     if low < -_LEAST_FAR:
-        return _FAR if 0 <= _left_by(x, low) < -low / 255 else ""
+        least, most = _left_by(x, low)
+        return _FAR if most - least < -low / 255 else ""
     fixed = getattr(observer, "activation_post_process", observer)
     if type(fixed).__name__ == "FixedQParamsObserver" and any((low, high)):
         scale, zero_point = float(fixed.scale), int(fixed.zero_point)
@@ -166,10 +170,10 @@ def _unheld(observer: nn.Module, x: Any) -> str:
     return ""
 
 
-def _left_by(x: Tensor, low: float) -> float:
-    """The range of those values that are not half as far out as the lowest, which is negative; -1 for none."""
+def _left_by(x: Tensor, low: float) -> tuple[float, float]:
+    """The ends of those values that are not half as far out as the lowest, which is negative; NaN for none."""
     rest = x[x > low / 2]
-    return float(rest.max() - rest.min()) if rest.numel() else -1.0
+    return (float(rest.min()), float(rest.max())) if rest.numel() else (math.nan, math.nan)
 
 
 def marks(inputs: tuple[Tensor, ...]) -> str:
@@ -177,10 +181,12 @@ def marks(inputs: tuple[Tensor, ...]) -> str:
     for x in floats_in(inputs):
         for sign in (1, -1) if x.numel() else ():
             low = float((sign * x).min())
-            if low < -_LEAST_FAR and 0 < (spread := _left_by(sign * x, low)) < -low / 32:
+            least, most = _left_by(sign * x, low) if low < -_LEAST_FAR else (math.nan, math.nan)
+            step = (max(0.0, most) - low) / 255
+            if 0 < most - least < 8 * step:
                 return (
-                    f"an input holds {sign * low:g} beside values that lie within {spread:.3g}, for which one scale "
-                    f"has {1 + int(255 * spread / (spread - low))} codes: replace what marks a missing value before"
+                    f"an input holds {sign * low:g} beside values that lie within {most - least:.3g}, for which one "
+                    "scale has less than 8 steps: if it marks a missing value, replace it before"
                 )
     return ""
 

@@ -1,5 +1,6 @@
 """What is said of what a flow made of a model, and what is raised where it cannot take one."""
 
+import functools
 import math
 from collections.abc import Collection
 from contextlib import suppress
@@ -14,7 +15,7 @@ from qtutor.workflows import fx
 from qtutor.workflows.calls import given_name
 from qtutor.workflows.checks import Reference, RoundedLayers, agrees
 from qtutor.workflows.floats import left_in_floats, why_left
-from qtutor.workflows.limits import APART, CLEAR, HALF, LEAST, SAME, USUAL
+from qtutor.workflows.limits import APART, CLEAR, HALF, LEAST, SAME, TWICE, USUAL
 from qtutor.workflows.recipe import Recipe, float_copy
 from qtutor.workflows.refusals import Refused, Untraced, reason_of, stub_reason
 from qtutor.workflows.rewriting import in_floats, name_of
@@ -30,14 +31,14 @@ def tell_what_stays(given: nn.Module, model: nn.Module, recipe: Recipe) -> None:
         tell("activations have all 8 bits here, where PyTorch keeps to 7 for older processors: 7 lost too much")
     if recipe.flow == "eager":  # where the model itself says it, with stubs
         return
-    asked, copied = tuple(f"{name}." for name in recipe.keep_float), float_copy(given)
+    asked, copied = tuple(f"{name}." for name in recipe.keep_float), functools.cache(lambda: float_copy(given))
     found = left_in_floats(given, model, recipe.left_float)
     if names := [name for name in found if not f"{name}.".startswith(asked)]:
-        reasons = why_left(copied, names, recipe)
+        reasons = why_left(copied(), names, recipe)
         tell(f"flow={recipe.flow!r} leaves in floating point: {listed(given, reasons)}")
-    if recipe.trained and (names := kept_in_eval(copied)):
-        tell(f"train() of the model keeps in eval mode, and so it is here: {listed(copied, dict.fromkeys(names, ''))}")
-    if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(copied)):
+    if recipe.trained and (frozen := dict.fromkeys(kept_in_eval(copied()), "")):
+        tell(f"train() of the model keeps in eval mode, and so it is here: {listed(copied(), frozen)}")
+    if recipe.flow == "fx" and (blocks := fx.passed_by(given) and fx.passed_by(copied())):
         tell(f"flow='fx' leaves out the hooks of {_named(blocks)}, which change nothing here")
     if recipe.float_operators:
         tell(f"flow={recipe.flow!r} has no INT8 kernel for {', '.join(recipe.float_operators)} here: it runs in floats")
@@ -201,10 +202,10 @@ def _what_hurts(model: nn.Module, inputs: tuple[Tensor, ...], recipe: Recipe, go
     Raises:
         Unfit: more bits, or more in floats, may reach more.
     """
-    if recipe.can_widen:
+    if recipe.seven and not recipe.reduced:
         raise Unfit(replace(recipe, widened=True))
     layers = RoundedLayers(float_copy(model), inputs, recipe)
-    if recipe.flow == "fx" and not recipe.between and layers.explained > got + HALF:
+    if recipe.flow == "fx" and not recipe.between and layers.explained > got + HALF + TWICE * recipe.reduced:
         raise Unfit(replace(recipe, between=True))
     if layers.explained <= got + APART:
         return layers.what_hurts(can_keep=recipe.flow != "eager" and not recipe.trained)

@@ -93,6 +93,8 @@ def compute_in_floats(model: nn.Module, weights: Weights, names: Iterable[str]) 
     """Replace the kernels of some layers, in place."""
     for name in names:
         layer = model.get_submodule(name)
+        if layer not in weights:  # it is left in floats by now
+            continue
         in_floats = InFloats(layer, *weights[layer])
         in_floats._forward_hooks = layer._forward_hooks  # which clip to fewer bits
         model.set_submodule(name, in_floats)

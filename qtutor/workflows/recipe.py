@@ -99,10 +99,10 @@ class Recipe:
         return cls(**(header | {"inputs": inputs}))
 
     @property
-    def can_widen(self) -> bool:
-        """Whether PyTorch's default keeps activations to 7 of 8 bits though sums of two products fit here."""
-        kept = self.engine in ("x86", "fbgemm") and not self.trained
-        return kept and not self.reduced and not self.widened
+    def seven(self) -> bool:
+        """Whether activations keep to 7 of 8 bits: where sums of two products overflow, or by PyTorch's default."""
+        default = self.engine in ("x86", "fbgemm") and not self.trained and not self.widened
+        return self.reduced or default
 
     @property
     def narrow(self) -> bool:

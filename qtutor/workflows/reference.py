@@ -29,7 +29,7 @@ def reference_form(model: nn.Module, images: Tensor, *, fused: bool = True) -> f
     if not fused:
         apart = [config for config in backend.configs if config.fuser_method is None]
         backend = BackendConfig("nothing merged").set_backend_pattern_configs(apart)
-    with at_work(torch.backends.quantized.engine), torch.no_grad():
+    with at_work(None), torch.no_grad():
         settings = ao.get_default_qconfig_mapping("onednn")
         prepared = ao.quantize_fx.prepare_fx(model, settings, (images[:1],), backend_config=backend)
         prepared(images)
@@ -59,6 +59,6 @@ def rounding_pairs(reference: fx.GraphModule, images: Tensor) -> "pd.DataFrame":
                 rows[label(n.all_input_nodes[0])] = (float(scale), int(zero_point), float(moved.float().mean()))
             return output
 
-    with at_work(torch.backends.quantized.engine), torch.no_grad():
+    with at_work(None), torch.no_grad():
         Watch(reference).run(images)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["scale", "zero_point", "moved"])
