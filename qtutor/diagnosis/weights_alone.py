@@ -133,10 +133,10 @@ def diagnose_weights(
     """
     from tqdm.auto import tqdm
 
-    batches, notes = read_some(data, samples)
     if type(group) is not int or group < 1:
         raise ValueError(f"group must be a whole number from 1, got {group!r}")
     form = integers(bits, group)
+    batches, notes = read_some(data, samples)
     simulation = _sharing(model, batches[0])
     layers, skipped = _rounded_layers(simulation, group)
     if not layers:

@@ -173,7 +173,7 @@ def gptq_steps(
 
 
 def _nearest(block: Tensor, format: Format) -> Nearest:
-    """What rounds a column of `(out, block)` weights that share a scale in each row, chosen now."""
+    """What rounds a column of `(out, block)` weights that share a scale in each row, chosen now; ties go down."""
     values = format.values(block).float().sort(dim=1).values  # (out, values)
     middles = (values[:, 1:] + values[:, :-1]) / 2
     return lambda column: values.gather(1, torch.searchsorted(middles, column[:, None]))[:, 0]
