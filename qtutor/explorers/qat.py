@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from qtutor.affine import grid
@@ -87,8 +88,7 @@ class QATExplorer(Explorer):
     """
 
     def __init__(self, weight: float | Tensor = 0.3, scale: float | Tensor = 0.5, **start: Any):
-        numbers = (x.detach() if isinstance(x, Tensor) else x for x in (weight, scale))
-        self.weight, self.scale = map(float, numbers)
+        self.weight, self.scale = _number(weight, "weight"), _number(scale, "scale")
         if not SMALLEST_SCALE < self.scale <= 10:
             raise ValueError(f"QATExplorer: scale must be above {SMALLEST_SCALE} and at most 10, got {self.scale:g}")
         if not abs(self.weight) <= 8 * self.scale:  # holds for NaN too
@@ -134,6 +134,15 @@ class QATExplorer(Explorer):
             weight.x = quantized.x = torch.arange(step + 1).numpy()
             weight.y, quantized.y = result.weights[i, shown].numpy(), result.quantized[i, shown].numpy()
             now.x, now.y = [step], [float(result.quantized[i, step])]
+
+
+def _number(given: float | Tensor, name: str) -> float:
+    """What an argument holds, if that is one number."""
+    if not isinstance(given, (Real, Tensor)):
+        raise TypeError(f"QATExplorer: {name} must be a number or a tensor of one, got {type(given).__name__}")
+    if isinstance(given, Tensor) and given.numel() != 1:
+        raise ValueError(f"QATExplorer: {name} must be one value, got a tensor of shape {tuple(given.shape)}")
+    return float(torch.as_tensor(given).detach())
 
 
 def _grid_lines(scales: Tensor, low: int, high: int) -> tuple:
