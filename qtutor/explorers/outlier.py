@@ -113,8 +113,8 @@ class OutlierExplorer(Explorer):
             ),
             "position": ipywidgets.IntSlider(min(1, positions - 1), 0, positions - 1, description="Position"),
             "channel": ipywidgets.SelectionSlider(
-                options=[(str(int(number)), place) for place, number in enumerate(self.drawn)],
-                value=loudest - 1 if loudest else min(1, channels - 1),
+                options=self.drawn.tolist(),
+                index=loudest - 1 if loudest else min(1, channels - 1),
                 description="Channel",
             ),
         }
@@ -131,7 +131,7 @@ class OutlierExplorer(Explorer):
         return x, integers(WEIGHT_BITS, symmetric=True).round(weight)
 
     def compute(self, state: Any) -> OutlierResult:
-        x, weight = self.prepare(state.prepared, state.strength)
+        x, weight = self.prepare(state.prepared, state.strength if state.prepared == "smoothed" else 0.0)
         rounded_from = int(_spares(state, x))
         rounded = x[rounded_from:]
         qparams = run_qparams(rounded if state.per == "token" else rounded.flatten(), state.bits)
@@ -141,7 +141,7 @@ class OutlierExplorer(Explorer):
         left = torch.cat([x[:rounded_from], dequantize(codes, qparams)])
         exact, got = self.activations.double() @ self.weight.T.double(), left.double() @ weight.T.double()
         each = torch.as_tensor(sqnr(exact, got, axis=0))
-        position, channel = state.position, int(self.drawn[state.channel])
+        position, channel = state.position, state.channel
         return OutlierResult(
             prepared=x,
             steps=steps,
@@ -155,7 +155,7 @@ class OutlierExplorer(Explorer):
         how = f"smoothed at {state.strength:g}" if state.prepared == "smoothed" else state.prepared
         spares = _spares(state, result.prepared)
         spared = ", the first position in floating point" if spares else ""
-        position, channel = state.position, int(self.drawn[state.channel])
+        position, channel = state.position, state.channel
         size = result.prepared.abs()
         here = divmod(int(size.argmax()), size.shape[1])
         value, left = result.value
@@ -166,13 +166,13 @@ class OutlierExplorer(Explorer):
             f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% "
             f"at the worst position. Outputs: overall {in_decibels(result.overall)}, median position "
             f"{in_decibels(result.median)}. Largest: {in_digits(float(size.max()))}, at position {here[0]}, "
-            f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, "
+            f"channel {here[1]}; the median is {in_digits(float(size.median()), 2)}. At position {position}, "
             f"channel {channel}: {in_digits(value)} {fate}."
         )
 
     def stops(self) -> Stops:
         positions, channels = len(self.activations), len(self.drawn)
-        here = self.controls["channel"].value
+        here = self.controls["channel"].index
         return {
             "prepared": PREPARED,
             "strength": (0.25, 0.5, 0.75, 1.0),
@@ -180,7 +180,7 @@ class OutlierExplorer(Explorer):
             "bits": (4, 6, 8),
             "spare": (False, True),
             "position": sorted({0, min(1, positions - 1), positions - 1}),
-            "channel": sorted({here, min(here + 1, channels - 1), channels // 4}),
+            "channel": self.drawn[sorted({here, min(here + 1, channels - 1), channels // 4})].tolist(),
         }
 
     def draw(self, result: OutlierResult) -> None:
@@ -192,7 +192,7 @@ class OutlierExplorer(Explorer):
         kept.x = result.kept.numpy()
         mean.x = [float(result.kept.mean())] * 2
         for mark in (one, two):
-            mark.x, mark.y = [state.channel], [state.position]
+            mark.x, mark.y = [self.controls["channel"].options.index(state.channel)], [state.position]
 
 
 def activations_with_outliers(positions: int = 24, channels: int = 48, outputs: int = 64) -> tuple[Tensor, Tensor]:
