@@ -110,6 +110,27 @@ def test_the_sentence_states_what_was_computed(normal):
     assert "measured on 10,000 values" in text
 
 
+def test_numbers_in_the_sentence_have_no_power_of_ten():
+    explorer = AffineExplorer(torch.linspace(-20_000, 1_000_000, 4001), bits=2)
+    assert "e+" not in explorer.sentence.text
+    assert "scale 340,000" in explorer.sentence.text
+
+
+def test_of_a_large_tensor_spread_values_and_the_extremes_are_explored_and_the_sentence_says_so():
+    x = torch.randn(1500, 1000, generator=torch.Generator().manual_seed(0))
+    x[0, 1], x[7, 3] = -9.0, 11.0
+    explorer = AffineExplorer(x)
+    assert explorer.values.aminmax() == (-9.0, 11.0)
+    assert "Error measured on 750,002 of 1,500,000 values." in explorer.sentence.text
+
+
+def test_states_of_one_explorer_are_one_class_by_its_name(normal):
+    first, again = AffineExplorer(normal, bits=5), AffineExplorer(2 * normal, bits=5, clip=(-1.0, 1.0))
+    again.set(**dataclasses.asdict(first.state))
+    assert again.state == first.state
+    assert repr(first.state).startswith("AffineState(bits=5, clip=")
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (3, 1, 2)], ids=str)
 def test_any_shape_opens(shape):
     explorer = AffineExplorer(torch.ones(shape))

@@ -147,7 +147,7 @@ class DynamicRangeExplorer(Explorer):
             low, high = result.ranges[scheme]
             quality = f"SQNR {in_decibels(result.sqnr[scheme])}, {result.clipped[scheme]} of {count} values clipped"
             parts.append(f"{scheme} {in_digits(low)} to {in_digits(high)}, {quality}")
-        moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
+        moved = ", ".join(f"{scheme} {in_digits(result.moved[scheme], 2)}" for scheme in SCHEMES)
         return (
             f"Row {state.row} of {rows}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "
             f"Ranges, and what your row keeps in them: {'; '.join(parts)}. "

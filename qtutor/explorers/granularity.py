@@ -6,10 +6,10 @@ from typing import Any
 
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
 from qtutor.affine.checks import check_floats
-from qtutor.explorers.explorer import Explorer, Stops, every, toggles
+from qtutor.explorers.explorer import EXACT_UP_TO, Explorer, Stops, every, toggles
 from qtutor.observers import MinMaxObserver
 from qtutor.plots import look
-from qtutor.words import in_decibels
+from qtutor.words import in_decibels, in_percent
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -20,9 +20,6 @@ SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
 """What a float32 scale takes and, where the range is asymmetric, its zero point of at most 8 bits."""
 
 FACTORS = tuple(2**n for n in range(8))
-
-EXACT_UP_TO = 1_000_000
-"""Of a weight of more values than this, evenly spread output channels are explored instead of all."""
 
 _FEWEST = 32  # the fewest channels of a large weight that still have a median worth the name
 _DRAWN = 256  # the most channels drawn: of more, every second, third, ... is
@@ -67,7 +64,8 @@ class GranularityExplorer(Explorer):
     """Explore what shares a scale, on a weight of your own.
 
     Args:
-        weight: finite, of 2 to 5 dimensions: of a linear layer, a convolution, an embedding, ...
+        weight: finite, of 2 to 5 dimensions: of a linear layer, a convolution, an embedding, ... Of more than
+            1,000,000 values, evenly spread output channels are explored.
         output_axis: the axis of the output channels, which the picture shows: 0, but 1 for a transposed convolution.
         start: where controls start, by name, such as `bits=4`.
 
@@ -174,7 +172,7 @@ class GranularityExplorer(Explorer):
         return (
             f"{shared}, {state.bits} bits, {turned}: SQNR {quality}. The median output channel uses "
             f"{int(result.codes.median())} of {2**state.bits} codes. Scales take {result.scale_bytes:,} bytes, "
-            f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes."
+            f"{in_percent(result.scale_bytes / result.code_bytes)} on top of {result.code_bytes:,} bytes of codes."
             f"{sampled}"
         )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qtutor.words import in_digits
+from qtutor.words import in_number
 
 import ipywidgets
 import numpy as np
@@ -248,7 +248,7 @@ def _axes(name: str, control: Any, values: Any, needed: Sequence[Mapping]) -> It
         for end, side in enumerate(("minimum", "maximum")):
             more = (control.value[end], *(each[name][end] for each in needed if name in each))
             kept = tuple(sorted({float(f"{value:.12g}") for value in (*values[end], *more)}))
-            texts = tuple(map(in_digits, kept))
+            texts = tuple(map(in_number, kept))
             yield Axis(name, f"{control.description}, {side}", "slider", kept, texts, False, end)
         return
     offered = _offered(control)
@@ -262,7 +262,7 @@ def _axes(name: str, control: Any, values: Any, needed: Sequence[Mapping]) -> It
         kept = sorted(sets, key=lambda value: (len(value), value))
     else:
         kind = "choice" if isinstance(control, (ipywidgets.ToggleButtons, ipywidgets.Dropdown)) else "slider"
-        texts = tuple(offered[value] if offered else in_digits(value) for value in kept)
+        texts = tuple(offered[value] if offered else in_number(value) for value in kept)
     places = {value: 2**i for i, value in enumerate(offered)} if kind == "several" else {}
     masks = tuple(sum(places[each] for each in value) for value in kept) if places else ()
     everything = len(kept) == (2 ** len(texts) if kind == "several" else len(offered)) if offered else False
