@@ -78,6 +78,7 @@ class Recording:
         """All of it as text: JSON, deflated, in base64."""
         axes = [{name: value for name, value in vars(axis).items() if name != "values"} for axis in self.axes]
         content = vars(self) | {"axes": axes}
+        del content["name"]
         compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return base64.b64encode(zlib.compress(compact.encode(), 9)).decode()
 
@@ -89,10 +90,11 @@ class Recording:
         """A page of its own, which needs no other file and no network."""
         import jinja2
 
-        folder = jinja2.FileSystemLoader(Path(__file__).parent)
-        templates = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
+        player = Path(__file__).with_name("player.html")
+        html, css, js = (player.with_suffix(kind).read_text(encoding="utf-8") for kind in (".html", ".css", ".js"))
+        page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(html)
         name = self.name.replace("Explorer", " explorer")
-        return templates.get_template("player.html").render(name=name, plotly=get_plotlyjs(), player=self.element())
+        return page.render(name=name, plotly=get_plotlyjs(), player=self.element(), css=css, js=js)
 
 
 @dataclass
