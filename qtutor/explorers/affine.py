@@ -59,10 +59,14 @@ class AffineExplorer(Explorer):
 
     Controls:
         bits: 2 to 16.
-        clip: the range to represent, in the unit of the tensor.
-        value: one real value to follow through the map.
-        symmetric: whether zero sits in the middle of the grid.
-        signed: whether codes may be negative.
+        clip: the range to represent, `(low, high)`, in the unit of `x`: at first all of `x` and zero; either end may go
+            an eighth of that range further out.
+        value: one real value to follow through the map, in the unit of `x` and as far as `clip` may go.
+        symmetric: True or False: whether zero sits in the middle of the grid.
+        signed: True or False: whether codes may be negative.
+
+    Attributes:
+        values: `(n,)` float32, what is explored of `x`.
 
     Raises:
         TypeError: `x` is not a floating-point tensor.

@@ -71,11 +71,16 @@ class GranularityExplorer(Explorer):
 
     Controls:
         granularity: "tensor", "channel" or "group": what shares one scale.
-        axis: per channel, the axis along which scales differ.
-        group_size: per group, how many neighbouring weights of an output channel share a scale.
+        axis: per channel, the axis of the weight as it is given along which scales differ, from 0.
+        group_size: per group, how many neighbouring weights of an output channel share a scale: a divisor, from 2, of
+            how many the channel has.
         bits: 2 to 8.
-        factor: what the widest channel of the weight is multiplied by.
-        symmetric: whether zero sits in the middle of each grid.
+        factor: what the widest channel of the weight is multiplied by: 1, 2, 4, 8, 16, 32, 64 or 128.
+        symmetric: True or False: whether zero sits in the middle of each grid.
+
+    Attributes:
+        kept: the numbers of the output channels that are explored.
+        output_axis: as it was given.
 
     Raises:
         TypeError: `weight` is not a dense floating-point tensor, or `output_axis` not a whole number.
@@ -101,11 +106,11 @@ class GranularityExplorer(Explorer):
         rows = weight.detach().movedim(output_axis, 0)
         widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
         step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))
-        self.kept = torch.arange(widest % step, len(rows), step)  # the channels that are explored, by number
-        self.weight = rows[self.kept].to(torch.float32).contiguous()  # these in front, wherever they were
+        self.kept = torch.arange(widest % step, len(rows), step)
+        self._weight = rows[self.kept].to(torch.float32).contiguous()  # these in front, wherever they were
         self.output_axis, self._channels = output_axis, len(rows)
         self._widest = widest // step  # the place in `kept` of the channel that the factor applies to
-        size = self.weight[0].numel()
+        size = self._weight[0].numel()
         sizes = [n for n in range(2, size + 1) if size % n == 0] or [1]
         axes = [(f"{axis} (size {size})", axis) for axis, size in enumerate(shape)]
         controls = {
@@ -118,11 +123,11 @@ class GranularityExplorer(Explorer):
             "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
-        self._shown, place = every(len(self.weight), _DRAWN, self._widest)
+        self._shown, place = every(len(self._weight), _DRAWN, self._widest)
         super().__init__(controls, _figure(self.kept[self._shown], place), start)
 
     def compute(self, state: Any) -> GranularityResult:
-        weight = self.weight.clone()
+        weight = self._weight.clone()
         weight[self._widest] *= state.factor
         channels, bits = len(weight), state.bits
         quant_min, quant_max = grid(bits)

@@ -68,12 +68,18 @@ class OutlierExplorer(Explorer):
 
     Controls:
         prepared: "as it is", "smoothed" or "rotated".
-        strength: of smoothing, from 0 to 1: how much of the trouble the weights take.
+        strength: how much of the trouble the weights take, only where "smoothed": 0, 0.25, 0.5, 0.65, 0.75, 0.85 or 1.
         per: "tensor" or "token": which activations share a scale.
-        bits: of activations; weights have 8, a scale a row.
-        spare: whether the first position stays in floating point.
-        position: the position that is looked at.
-        channel: the place among the drawn channels of the one that is looked at.
+        bits: of activations, 3 to 8; weights have 8, a scale a row.
+        spare: True or False: whether the first position stays in floating point.
+        position: the position that is looked at, from 0, at most 31.
+        channel: the number of the channel that is looked at, one of `drawn`: up to 64 channels all, of more the loudest
+            and some of the others.
+
+    Attributes:
+        activations: `(positions, channels)` float32, what is explored of them.
+        weight: `(out, channels)` float32, what is explored of it.
+        drawn: the numbers of the channels that are drawn, ascending.
 
     Raises:
         TypeError: a tensor is not a floating-point one.
@@ -96,9 +102,9 @@ class OutlierExplorer(Explorer):
             raise ValueError(
                 f"the weight reads {weight.shape[1]} channels, and the activations have {activations.shape[1]}"
             )
-        self.activations = activations.detach()[:MOST_POSITIONS].to(torch.float32, copy=True)  # (positions, channels)
-        self.weight = weight.detach()[:MOST_OUTPUTS].to(torch.float32, copy=True)  # (out, channels)
-        self.drawn = _loud_and_others(self.activations)  # the numbers of the channels that are drawn, ascending
+        self.activations = activations.detach()[:MOST_POSITIONS].to(torch.float32, copy=True)
+        self.weight = weight.detach()[:MOST_OUTPUTS].to(torch.float32, copy=True)
+        self.drawn = _loud_and_others(self.activations)
         self._rotation = _rotation(weight.shape[1])
         self.prepare = functools.cache(self.prepare)
         loudest = int(self.activations.abs().amax(dim=0)[self.drawn].argmax())

@@ -72,19 +72,21 @@ class QATExplorer(Explorer):
 
     Args:
         weight: where the weight starts: a number, or a tensor of one value.
-        scale: the width of one step of the grid at the start, above 0.02.
+        scale: the width of one step of the grid at the start, above 0.02 and at most 10.
         start: where controls start, by name, such as `rate=0.1`; a target is moved to the nearest twentieth of
             `scale`, up to two scales from zero.
 
     Controls:
-        step: how many steps of training are shown, from 0.
-        target: the value that the loss pulls the quantized weight to.
-        rate: of the gradient descent.
+        step: how many steps of training are shown, 0 to 60.
+        target: the value that the loss pulls the quantized weight to, in the unit of `weight`: -2 to 2 times `scale`,
+            in twentieths of it.
+        rate: of the gradient descent: 0.02, 0.05, 0.1, 0.2 or 0.3.
         bits: 2 to 4, of a signed grid.
 
     Raises:
-        TypeError: `weight` or `scale` is not a number or a tensor of one.
-        ValueError: it is off the controls' range or, for a tensor, not one value; or a control cannot start there.
+        TypeError: `weight` or `scale` is neither a number nor a tensor.
+        ValueError: it is a tensor of none or several values; `scale` is not above 0.02 and at most 10; `weight` is more
+            than 8 scales from zero; or a control cannot start there.
     """
 
     def __init__(self, weight: float | Tensor = 0.3, scale: float | Tensor = 0.5, **start: Any):
