@@ -14,7 +14,7 @@ def in_decibels(sqnr: float) -> str:
 
 
 def in_digits(number: float, digits: int = 3) -> str:
-    """Say a number to its significant digits, from 0.0001 to 10^9 without a power of ten: "0.012", "2.5", "1,570"."""
+    """Say a number to so many significant digits, from 0.0001 to 10^9 without a power of ten: "0.012", "1,570"."""
     rounded = float(f"{number:.{digits}g}") + 0.0  # no -0
     return f"{rounded:,.0f}" if 10**digits <= abs(rounded) < 1e9 else f"{rounded:,.{digits}g}"
 
@@ -29,7 +29,7 @@ def in_percent(share: float) -> str:
     percent = 100 * share
     if 0 < percent < 0.0001:
         return "less than 0.0001%"
-    return f"{percent:.0f}%" if percent >= 10 else f"{in_digits(percent, 2)}%"
+    return f"{percent:,.0f}%" if percent >= 10 else f"{in_digits(percent, 2)}%"
 
 
 def in_interval(number: float, low: float, high: float) -> str:
