@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from qtutor.words import first_line, in_digits
+from qtutor.words import first_line, in_number
 
 if TYPE_CHECKING:
     from qtutor.benchmark import Comparison, Flips
@@ -82,6 +82,8 @@ SOURCES = {
     "E": Source("How do fused modules improve memory efficiency and numerical precision?", "a question and its answer"),
 }
 
+KINDS = ("about", "at most", "above")
+
 _MARGIN = 0.1
 
 
@@ -110,6 +112,10 @@ class Claim:
     where: str = ""
     compares: str = ""
 
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"{self.id}: kind must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r}")
+
     @property
     def ends(self) -> tuple[float, float]:
         """The claimed range; twice the same for one number."""
@@ -117,15 +123,14 @@ class Claim:
 
     def number(self, value: float) -> str:
         """Write a value with the unit."""
-        digits = in_digits(value + 0.0)  # no -0
-        return digits + (self.unit if self.unit in ("x", "%") else f" {self.unit}".rstrip())
+        return in_number(value) + (self.unit if self.unit in ("x", "%") else f" {self.unit}".rstrip())
 
     def __str__(self) -> str:
         if self.claimed is None:
             return ""
         low, high = self.ends
         prefix = "" if self.kind == "about" else f"{self.kind} "
-        return prefix + (self.number(low) if low == high else f"{in_digits(low)} to {self.number(high)}")
+        return prefix + (self.number(low) if low == high else f"{in_number(low)} to {self.number(high)}")
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def judge(
     if not (math.isfinite(low) and low <= measured <= high < math.inf):
         raise ValueError(f"{claim.id}: measured must be finite and lie in its interval, got {measured} in {interval}")
     verdict = _verdict(claim, low, high, counted=interval is None)
-    spread = f" ({in_digits(low)} to {in_digits(high)})" if low < high else ""
+    spread = f" ({in_number(low)} to {in_number(high)})" if low < high else ""
     noise = ": too noisy to tell" if verdict == "not measurable here" else ""
     reason = f"measured {claim.number(measured)}{spread}, claimed {claim}{noise}{_also(because)}"
     return Judgement(claim, verdict, reason, float(measured))

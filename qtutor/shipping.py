@@ -19,7 +19,7 @@ from qtutor.diagnosis.recommendation import Goal
 from qtutor.models.batches import Batch, by_place, read
 from qtutor.models.running import agreement, outputs
 from qtutor.models.tensors import tensors_in
-from qtutor.words import in_decibels
+from qtutor.words import in_decibels, in_digits
 from qtutor.workflows.telling import QuantizationWarning
 
 from torch import Tensor, nn
@@ -201,7 +201,8 @@ def judge(diagnosis: Diagnosis, quantized: nn.Module, unseen: Iterable | None = 
     """
     batches = diagnosis.experiment.batches if unseen is None else [*read(unseen, "unseen", keep=True)]
     got = diagnosis.experiment.agreement(quantized, batches)
-    size = f", an error {math.sqrt(noise_over_signal(got)):.2g} times as large as the signal" if got < math.inf else ""
+    times = in_digits(math.sqrt(noise_over_signal(got)), 2)
+    size = f", an error {times} times as large as the signal" if got < math.inf else ""
     said = [f"{'On the data of the diagnosis' if unseen is None else 'On unseen data'}: {in_decibels(got)}{size}."]
     if diagnosis.metric_name == "accuracy" and all(batch.labels is not None for batch in batches):
         said.append(str(flips(diagnosis.experiment.model, quantized, _placed(diagnosis, batches))))

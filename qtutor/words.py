@@ -13,10 +13,23 @@ def in_decibels(sqnr: float) -> str:
     return "without error" if sqnr == math.inf else "not measured" if math.isnan(sqnr) else f"{sqnr:.1f} dB"
 
 
-def in_digits(number: float) -> str:
-    """Say a number to three significant digits, below 10^9 without a power of ten: "0.012", "2.5", "1,570"."""
-    rounded = float(f"{number:.3g}")
-    return f"{rounded:,.0f}" if 1e3 <= abs(rounded) < 1e9 else f"{rounded:.3g}"
+def in_digits(number: float, digits: int = 3) -> str:
+    """Say a number to so many significant digits, from 0.0001 to 10^9 without a power of ten: "0.012", "1,570"."""
+    rounded = float(f"{number:.{digits}g}") + 0.0  # no -0
+    return f"{rounded:,.0f}" if 10**digits <= abs(rounded) < 1e9 else f"{rounded:,.{digits}g}"
+
+
+def in_number(number: float) -> str:
+    """Say a whole number exactly, below 10^9, and another to three significant digits: "1,234", "2.5"."""
+    return f"{int(number):,}" if abs(number) < 1e9 and number == int(number) else in_digits(number)
+
+
+def in_percent(share: float) -> str:
+    """Say a share: "125%", "1.3%", "less than 0.0001%"."""
+    percent = 100 * share
+    if 0 < percent < 0.0001:
+        return "less than 0.0001%"
+    return f"{percent:,.0f}%" if percent >= 10 else f"{in_digits(percent, 2)}%"
 
 
 def in_interval(number: float, low: float, high: float) -> str:

@@ -148,6 +148,17 @@ def test_a_table_sorts_by_verdict_and_by_ratio():
     assert found.loc["A1", ["claimed", "measured"]].tolist() == ["2x", "4x"]
 
 
+def test_a_whole_number_is_written_exactly():
+    claim = Claim("A3", "has 1024 to 2048 codes", (1024, 2048), "codes")
+    assert judge(claim, 1234).reason == "measured 1,234 codes, claimed 1,024 to 2,048 codes"
+    assert claim.number(1234.5) == "1,230 codes"
+
+
+def test_a_claim_of_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="A3: kind must be one of 'about', 'at most', 'above', got 'at least'"):
+        Claim("A3", "is faster", 2, "x", "at least")
+
+
 def test_nothing_is_written_as_minus_zero():
     assert LOSS.number(-0.0) == "0 points"
 

@@ -358,6 +358,8 @@ def test_other_bad_input_is_refused_with_a_reason(chain, inputs):
         quiet(chain, inputs, bits=1)
     with pytest.raises(ValueError, match="weights must be"):
         quiet(chain, inputs, weights="row")
+    with pytest.raises(ValueError, match=r"for groups: diagnose_weights\(model, data, group=64\)"):
+        quiet(chain, inputs, weights="group")
     with pytest.raises(ValueError, match="keep_float: what is rounded has no layer"):
         quiet(chain, inputs).measure(Configuration(keep_float=("nothing",)))
 

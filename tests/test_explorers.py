@@ -4,10 +4,12 @@ import asyncio
 import dataclasses
 import json
 import math
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from qtutor import exercises
 from qtutor.affine import fake_quantize, measure_error, sqnr
 from qtutor.explorers import (
     AffineExplorer,
@@ -16,6 +18,7 @@ from qtutor.explorers import (
     GranularityExplorer,
     OutlierExplorer,
 )
+from qtutor.manifest import LESSONS
 
 import pytest
 import torch
@@ -108,6 +111,37 @@ def test_the_sentence_states_what_was_computed(normal):
     assert f"SQNR {result.error.sqnr:.1f} dB" in text
     assert f"gets code {result.code}," in text
     assert "measured on 10,000 values" in text
+
+
+def test_numbers_in_the_sentence_have_no_power_of_ten():
+    explorer = AffineExplorer(torch.linspace(-20_000, 1_000_000, 4001), bits=2)
+    assert "e+" not in explorer.sentence.text
+    assert "scale 340,000" in explorer.sentence.text
+
+
+def test_of_a_large_tensor_spread_values_and_the_extremes_are_explored_and_the_sentence_says_so():
+    x = torch.randn(1500, 1000, generator=torch.Generator().manual_seed(0))
+    x[0, 1], x[7, 3] = -9.0, 11.0
+    explorer = AffineExplorer(x)
+    assert explorer.values.aminmax() == (-9.0, 11.0)
+    assert "Error measured on 750,002 of 1,500,000 values." in explorer.sentence.text
+
+
+@pytest.mark.parametrize("lesson", [each for each in LESSONS if each.explorer], ids=lambda lesson: lesson.explorer)
+def test_the_documentation_names_each_control(lesson):
+    explorer = exercises.opened(lesson)
+    section = re.search(r"^    Controls:\n((?: {8}.*\n)+)", type(explorer).__doc__, re.MULTILINE)[1]
+    names = re.findall(r"\w+", " ".join(re.findall(r"^ {8}(\w[\w, ]*):", section, re.MULTILINE)))
+    if lesson.explorer == "IntegerExplorer":
+        names.remove("depth")  # only of a convolution in three dimensions
+    assert names == list(explorer.controls)
+
+
+def test_states_of_one_explorer_are_one_class_by_its_name(normal):
+    first, again = AffineExplorer(normal, bits=5), AffineExplorer(2 * normal, bits=5, clip=(-1.0, 1.0))
+    again.set(**dataclasses.asdict(first.state))
+    assert again.state == first.state
+    assert repr(first.state).startswith("AffineState(bits=5, clip=")
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 1, 2)], ids=str)

@@ -152,6 +152,11 @@ def test_controls_that_do_not_apply_are_disabled(weight):
         assert {name for name in ("axis", "group_size") if not explorer.controls[name].disabled} == usable
 
 
+def test_scales_may_take_more_than_the_codes():
+    explorer = GranularityExplorer(torch.randn(4, 8), granularity="group", group_size=2, bits=2)
+    assert "Scales take 80 bytes, 1,000% on top of 8 bytes of codes." in explorer.sentence.text
+
+
 def test_of_many_channels_some_are_drawn_and_all_are_measured():
     weight = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
     weight[333] *= 10

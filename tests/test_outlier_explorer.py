@@ -90,6 +90,11 @@ def test_of_many_channels_the_loudest_are_drawn_and_all_are_measured():
     assert 123 in explorer.drawn
     assert len(explorer.drawn) <= 64
     assert explorer.result.prepared.shape == (32, 300)
+    explorer.set(channel=123)
+    assert "channel 123: " in explorer.sentence.text
+    assert explorer.figure.data[4].x == (explorer.drawn.tolist().index(123),)
+    last = int(explorer.drawn[-1])
+    assert OutlierExplorer(x, torch.randn(200, 300), channel=last).state.channel == last
     explorer.set(prepared="rotated")  # no Hadamard matrix of order 300 can be made here
     assert explorer.result.prepared.abs().max() < x[:32].abs().max() / 3
 

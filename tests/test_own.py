@@ -161,6 +161,10 @@ def test_it_runs_on_models_that_it_has_not_seen_and_stops_in_a_sentence_where_it
     for name in ("unet", "tagger", "reader"):
         assert "Loaded again, it gives the same to the last bit." in told[name]
         assert "- **Time.** INT8 is " in told[name]
+    outcome = (tmp_path / "shipped" / "outcome.md").read_text(encoding="utf-8")
+    assert outcome.startswith("- **Layer.** ")
+    shown = parts["reader"][-2].outputs[0].data
+    assert shown["text/markdown"] == shown["text/plain"] == outcome
     assert {path.name for path in (tmp_path / "shipped").iterdir()} == {"model.qt", "outcome.md", "report.html"}
 
 

@@ -76,14 +76,15 @@ def test_any_single_number_opens(weight):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"weight": torch.ones(3)}, ValueError, "only one element tensors"),
-        ({"weight": "a"}, ValueError, "could not convert string to float: 'a'"),
+        ({"weight": torch.ones(3)}, ValueError, r"weight must be one value, got a tensor of shape \(3,\)"),
+        ({"weight": "a"}, TypeError, "QATExplorer: weight must be a number or a tensor of one, got str"),
         ({"weight": float("nan")}, ValueError, "within 8 scales, got nan"),
         ({"weight": 100.0}, ValueError, "within 8 scales"),
         ({"weight": float("inf")}, ValueError, "within 8 scales, got inf"),
         ({"scale": 0.0}, ValueError, "scale must be above"),
         ({"scale": float("nan")}, ValueError, "scale must be above"),
-        ({"scale": None}, TypeError, "not 'NoneType'"),
+        ({"scale": None}, TypeError, "QATExplorer: scale must be a number or a tensor of one, got NoneType"),
+        ({"scale": torch.ones(2, 3)}, ValueError, r"QATExplorer: scale must be one value, .* shape \(2, 3\)"),
         ({"step": -1}, ValueError, "step cannot be -1: it goes from 0 to 60"),
         ({"rate": 0.15}, ValueError, "rate cannot be 0.15"),
         ({"bits": 9}, ValueError, "bits cannot be 9: it goes from 2 to 4"),

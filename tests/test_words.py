@@ -2,7 +2,7 @@
 
 import math
 
-from qtutor.words import counted, first_line, in_bytes, in_decibels, in_digits, named
+from qtutor.words import counted, first_line, in_bytes, in_decibels, in_digits, in_number, in_percent, named
 
 import pytest
 
@@ -34,6 +34,24 @@ def test_a_size_takes_the_unit_with_few_digits(size, said):
 )
 def test_three_digits_say_a_number_without_a_power_of_ten(number, said):
     assert in_digits(number) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "said"),
+    [(-0.0, 3, "0"), (125, 2, "120"), (99.6, 2, "100"), (12345, 4, "12,340"), (1234.56, 5, "1,234.6")],
+)
+def test_how_many_digits_may_be_said(number, digits, said):
+    assert in_digits(number, digits) == said
+
+
+def test_a_whole_number_is_exact():
+    assert [*map(in_number, (1234, 1234.0, -0.0, 1234.5))] == ["1,234", "1,234", "0", "1,230"]
+    assert in_number(4e30) == "4e+30"
+
+
+def test_a_share_has_no_power_of_ten():
+    shares = (0, 1e-9, 0.00123, 0.0996, 0.125, 1.25)
+    assert [*map(in_percent, shares)] == ["0%", "less than 0.0001%", "0.12%", "10%", "12%", "125%"]
 
 
 def test_what_is_no_length_of_digits_stays_as_python_says_it():

@@ -95,6 +95,8 @@ def diagnose(
     """
     from tqdm.auto import tqdm
 
+    if weights == "group":
+        raise ValueError("weights must be 'tensor' or 'channel'; for groups: diagnose_weights(model, data, group=64)")
     configuration = Configuration(bits, weights, activations)
     batches, notes = read_some(data, samples)
     simulation, batches, classes = _first_runs(model, batches, notes, metric)

@@ -228,7 +228,8 @@ def _of_activations(statistics: LayerStatistics, side: str) -> tuple[str, str]:
     mean, std = float(sums.total[widest] / sums.count), float(sums.std[widest])
     if abs(mean) >= 10 * std > 0:
         return (
-            f"bias shift: channel {widest} of its {side} lies at {in_digits(mean)} and varies by {std:.2g} only",
+            f"bias shift: channel {widest} of its {side} lies at {in_digits(mean)} and varies by "
+            f"{in_digits(std, 2)} only",
             "move the constant into the bias of the next layer, or keep it in float",
         )
     if ratio >= UNEVEN:

@@ -76,6 +76,7 @@ class Exercise:
         invitation: what to do first, said while the exercise is open.
         judge: None for a right answer, else the hint for the wrong one.
         is_blank: whether an answer is what the notebook leaves there.
+        tolerance: of a value that is a number, for a page that judges it without Python.
     """
 
     exercises: "Exercises"
@@ -87,6 +88,7 @@ class Exercise:
     mistakes: list[tuple[Any, str]] = field(default_factory=list)
     because: str = ""
     invitation: str = "Replace the ... with your answer, then run the cell again."
+    tolerance: float = 0.0
     _hinted: int = 0
 
     def __repr__(self) -> str:
@@ -180,7 +182,9 @@ class Exercises:
             return f"{show(given)} is not it. {hints[0]}"
 
         wrong = list(mistakes.items())
-        return self._add(Exercise(self, name, answer, tuple(hints), judge, _is_open, wrong, because))
+        return self._add(
+            Exercise(self, name, answer, tuple(hints), judge, _is_open, wrong, because, tolerance=tolerance)
+        )
 
     def function(
         self,

@@ -1,5 +1,6 @@
 """AffineExplorer: bits, symmetry, sign and clip range of the affine map, on any tensor."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ from qtutor.affine import (
     quantize,
 )
 from qtutor.affine.checks import check_finite, check_floats
-from qtutor.explorers.explorer import Explorer, Stops, button, slider_range
+from qtutor.explorers.explorer import EXACT_UP_TO, Explorer, Stops, button, slider_range
 from qtutor.plots import look
-from qtutor.words import counted
+from qtutor.words import counted, in_digits, in_percent
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -48,23 +49,24 @@ class AffineResult:
     restored: float
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.2g}%"
-
-
 class AffineExplorer(Explorer):
     """Explore the affine map on a tensor of your own.
 
     Args:
-        x: any finite floating-point tensor, of any shape, that holds a value.
+        x: any finite floating-point tensor, of any shape, that holds a value. Of more than 1,000,000 values, evenly
+            spread ones and the two extremes are explored.
         start: where controls start, by name, such as `bits=4`.
 
     Controls:
         bits: 2 to 16.
-        clip: the range to represent, in the unit of the tensor.
-        value: one real value to follow through the map.
-        symmetric: whether zero sits in the middle of the grid.
-        signed: whether codes may be negative.
+        clip: the range to represent, `(low, high)`, in the unit of `x`: at first all of `x` and zero; either end may go
+            an eighth of that range further out.
+        value: one real value to follow through the map, in the unit of `x` and as far as `clip` may go.
+        symmetric: True or False: whether zero sits in the middle of the grid.
+        signed: True or False: whether codes may be negative.
+
+    Attributes:
+        values: `(n,)` float32, what is explored of `x`.
 
     Raises:
         TypeError: `x` is not a floating-point tensor.
@@ -75,7 +77,10 @@ class AffineExplorer(Explorer):
         check_floats(x, "AffineExplorer")
         x = x.detach().to(torch.float32, copy=True)
         check_finite(x, "AffineExplorer")
-        self.values = x.flatten()
+        self._given, self.values = x.numel(), x.flatten()
+        if self._given > EXACT_UP_TO:
+            spread = self.values[:: math.ceil(self._given / EXACT_UP_TO)]
+            self.values = torch.cat([spread, *(end[None] for end in self.values.aminmax())])
         low, high = min(float(self.values.min()), 0.0), max(float(self.values.max()), 0.0)
         if low == high:
             low, high = -1.0, 1.0
@@ -83,7 +88,12 @@ class AffineExplorer(Explorer):
         span = high - low
         self._axis = slider_range(low - span / 8, high + span / 8, round(span * 1.25 / step))[:2]
         followed = low + round(0.7 * span / step) * step
-        slider = {"min": self._axis[0], "max": self._axis[1], "step": step, "readout_format": ".3g"}
+        slider = {
+            "min": self._axis[0],
+            "max": self._axis[1],
+            "step": step,
+            "readout_format": ".3r" if 1e-3 <= span < 1e9 else ".3g",
+        }
         controls = {
             "bits": ipywidgets.IntSlider(4, 2, 16, description="Bits"),
             "clip": ipywidgets.FloatRangeSlider(value=(low, high), description="Clip range", **slider),
@@ -119,17 +129,20 @@ class AffineExplorer(Explorer):
             quality = "Every value lands on the grid, so nothing is lost."
         else:
             share = error.clipping / error.total
-            clipped = f"{_percent(error.clipped / error.count)} of the values" if error.clipped else "nothing"
+            clipped = f"{in_percent(error.clipped / error.count)} of the values" if error.clipped else "nothing"
             quality = (
-                f"SQNR {error.sqnr:.1f} dB; rounding makes {_percent(1 - share)} of the error and clipping "
-                f"{_percent(share)} ({clipped} clipped)."
+                f"SQNR {error.sqnr:.1f} dB; rounding makes {in_percent(1 - share)} of the error and clipping "
+                f"{in_percent(share)} ({clipped} clipped)."
             )
         scale = float(qparams.scale)
         floor = ", the smallest there is" if scale == EPS else ""
+        measured = counted(self._given, "value")
+        if error.count < self._given:
+            measured = f"{error.count:,} of {measured}"
         return (
-            f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {scale:.4g}{floor}, "
-            f"zero point {int(qparams.zero_point)}. {quality} The value {state.value:.4g} gets code {result.code}, "
-            f"which stands for {result.restored:.4g}. Error measured on {counted(error.count, 'value')}."
+            f"{state.bits} bits, codes {qparams.quant_min} to {qparams.quant_max}: scale {in_digits(scale, 4)}{floor}, "
+            f"zero point {int(qparams.zero_point)}. {quality} The value {in_digits(state.value, 4)} gets code "
+            f"{result.code}, which stands for {in_digits(result.restored, 4)}. Error measured on {measured}."
         )
 
     def stops(self) -> Stops:
@@ -157,8 +170,8 @@ class AffineExplorer(Explorer):
         heights = result.shares / edges.diff()
         quantized.x, quantized.y = edges.numpy(), torch.cat([heights, heights[-1:]]).numpy()
         signal = result.error.signal or 1.0
-        percent = [100 * part / signal for part in (result.error.rounding, result.error.clipping)]
-        parts.y, parts.text = percent, [f"{p:.2g}%" for p in percent]
+        shares = [part / signal for part in (result.error.rounding, result.error.clipping)]
+        parts.y, parts.text = [100 * share for share in shares], [in_percent(share) for share in shares]
 
 
 def _figure(values: Tensor, axis: tuple[float, float]) -> go.Figure:

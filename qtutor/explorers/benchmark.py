@@ -105,13 +105,15 @@ class BenchmarkExplorer(Explorer):
         start: where controls start, by name, such as `runs=12`.
 
     Controls:
-        order: of `ORDERS`: all runs of the first, then all of the second; or in turns, A B B A A B B A ...
-        runs: how many runs each of the two gets.
-        summary: of `SUMMARIES`: what is made of the runs.
-        warm_up: whether the first `WARM_UP` runs of all are left out.
-        models: the names of your models to compare, the first of which the others are compared with.
-        batch_size: what your models are timed on.
-        threads: how many of them they may use.
+        order: "one after the other", all runs of the first, then all of the second; or "taking turns", A B B A ...
+        runs: how many runs each of the two gets: 1, 2, 3, 5, 8, 12, 20, 30, 40, 60 or 75.
+        summary: "mean", "median" or "fastest": what is made of the runs.
+        warm_up: True or False: whether the first 10 runs of all are left out.
+        models: the names of your models to compare with the first of them, such as `("FP32", "INT8")`; at first all.
+        batch_size: what your models are timed on: the size of your batch, or 1, 2, 4, 8 ... 256, up to that size or 64.
+        threads: how many your models may use, from 1 to what PyTorch uses here.
+
+    The first four show recorded timings at once; the last three say what the next press of Run times.
 
     Attributes:
         comparison: the newest one, None before the first.

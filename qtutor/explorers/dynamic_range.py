@@ -63,10 +63,10 @@ class DynamicRangeExplorer(Explorer):
         start: where controls start, by name, such as `factor=3`.
 
     Controls:
-        factor: what the neighbour is multiplied by.
-        shift: what is added to the whole batch, in multiples of the largest calibrated magnitude.
+        factor: what the neighbour is multiplied by: 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70 or 100.
+        shift: what is added to the whole batch, -2 to 2, in units of the largest magnitude in `x`.
         bits: 2 to 8.
-        row: your row of the batch, from 0; its neighbour is the next one.
+        row: your row of the batch, from 0; its neighbour is the next one, of the last row the first.
 
     Raises:
         TypeError: `x` is not a floating-point tensor.
@@ -147,7 +147,7 @@ class DynamicRangeExplorer(Explorer):
             low, high = result.ranges[scheme]
             quality = f"SQNR {in_decibels(result.sqnr[scheme])}, {result.clipped[scheme]} of {count} values clipped"
             parts.append(f"{scheme} {in_digits(low)} to {in_digits(high)}, {quality}")
-        moved = ", ".join(f"{scheme} {result.moved[scheme]:.2g}" for scheme in SCHEMES)
+        moved = ", ".join(f"{scheme} {in_digits(result.moved[scheme], 2)}" for scheme in SCHEMES)
         return (
             f"Row {state.row} of {rows}, its neighbour times {state.factor:g}, {shifted}, {state.bits} bits. "
             f"Ranges, and what your row keeps in them: {'; '.join(parts)}. "

@@ -5,6 +5,7 @@ function, and draws a result into figure objects that already exist. Everything 
 """
 
 import asyncio
+import functools
 import json
 import math
 import threading
@@ -27,6 +28,9 @@ import plotly.graph_objects as go
 import torch
 import traitlets
 from torch import Tensor
+
+EXACT_UP_TO = 1_000_000
+"""Of a tensor of more values than this, evenly spread ones are explored: every redraw visits them all."""
 
 Stops = dict[str, Iterable]
 """Values of controls by name; of a control with two handles, those of either."""
@@ -108,6 +112,12 @@ def every(count: int, most: int, through: int) -> tuple[Tensor, int]:
     return torch.arange(through % step, count, step), through // step
 
 
+@functools.cache
+def _state_class(explorer: str, controls: tuple[str, ...]) -> type:
+    """One class for all explorers of a kind, so that their states compare: `AffineState` of an `AffineExplorer`."""
+    return make_dataclass(explorer.removesuffix("Explorer") + "State", controls, frozen=True)
+
+
 def set_control(name: str, control: ipywidgets.Widget, value: Any) -> None:
     """Set one control.
 
@@ -154,7 +164,7 @@ class Explorer(ipywidgets.VBox):
         super().__init__()
         self.add_class("qtutor-explorer")
         self.controls = controls
-        self._state = make_dataclass("State", controls, frozen=True)
+        self._state = _state_class(type(self).__name__, tuple(controls))
         start = start or {}
         self._check_names(start)
         for name, value in start.items():

@@ -42,11 +42,15 @@ class FourBitExplorer(Explorer):
         start: where controls start, by name, such as `format="NF4"`.
 
     Controls:
-        format: "INT2" to "INT4", or a name of `FLOATS`.
-        group: of integers, how many neighbouring inputs share a scale; 0 for the whole row.
+        format: "INT2", "INT3", "INT4", "NF4", "E2M1", "MXFP4", "NVFP4" or "Q4_0", where its blocks divide the inputs.
+        group: of integers, how many neighbouring inputs share a scale: 128, 64, 32 or 16, where that divides the inputs
+            and is less; 0 for the whole row.
         method: "rounding" or "GPTQ".
-        symmetric: of integers, whether zero sits in the middle of each grid.
-        column: how many columns are rounded: where the picture of the row stands.
+        symmetric: True or False: of integers, whether zero sits in the middle of each grid.
+        column: how many columns are rounded, from 0 to all: where the picture of the row stands.
+
+    Attributes:
+        data: what is explored of the layer, and what was tried on it.
 
     Raises:
         TypeError: a tensor is not a dense floating-point one.

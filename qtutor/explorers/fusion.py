@@ -49,7 +49,11 @@ class FusionExplorer(Explorer):
     Controls:
         operator: the operator to look at, from 1, in the order in which they run without fusion.
         numbers: "float", as the model is, or "INT8".
-        fused: the patterns that are merged, each as the names of its parts joined by " + ".
+        fused: the patterns that are merged, each as the names of its parts: `("conv1 + bn1 + relu1", "conv2 + bn2")`;
+            `data.found` has all.
+
+    Attributes:
+        data: the network made ready for any fusions: `found`, the patterns, and `operators`, in order.
 
     Raises:
         TypeError: `model` is not a module, or `forward` does not take these inputs.

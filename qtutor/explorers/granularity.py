@@ -6,10 +6,10 @@ from typing import Any
 
 from qtutor.affine import QParams, fake_quantize, grid, quantize, sqnr
 from qtutor.affine.checks import check_floats
-from qtutor.explorers.explorer import Explorer, Stops, every, toggles
+from qtutor.explorers.explorer import EXACT_UP_TO, Explorer, Stops, every, toggles
 from qtutor.observers import MinMaxObserver
 from qtutor.plots import look
-from qtutor.words import in_decibels
+from qtutor.words import in_decibels, in_percent
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -20,9 +20,6 @@ SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
 """What a float32 scale takes and, where the range is asymmetric, its zero point of at most 8 bits."""
 
 FACTORS = tuple(2**n for n in range(8))
-
-EXACT_UP_TO = 1_000_000
-"""Of a weight of more values than this, evenly spread output channels are explored instead of all."""
 
 _FEWEST = 32  # the fewest channels of a large weight that still have a median worth the name
 _DRAWN = 256  # the most channels drawn: of more, every second, third, ... is
@@ -67,17 +64,23 @@ class GranularityExplorer(Explorer):
     """Explore what shares a scale, on a weight of your own.
 
     Args:
-        weight: finite, of 2 to 5 dimensions: of a linear layer, a convolution, an embedding, ...
+        weight: finite, of 2 to 5 dimensions: of a linear layer, a convolution, an embedding, ... Of more than
+            1,000,000 values, evenly spread output channels are explored.
         output_axis: the axis of the output channels, which the picture shows: 0, but 1 for a transposed convolution.
         start: where controls start, by name, such as `bits=4`.
 
     Controls:
         granularity: "tensor", "channel" or "group": what shares one scale.
-        axis: per channel, the axis along which scales differ.
-        group_size: per group, how many neighbouring weights of an output channel share a scale.
+        axis: per channel, the axis of the weight as it is given along which scales differ, from 0.
+        group_size: per group, how many neighbouring weights of an output channel share a scale: a divisor, from 2, of
+            how many the channel has.
         bits: 2 to 8.
-        factor: what the widest channel of the weight is multiplied by.
-        symmetric: whether zero sits in the middle of each grid.
+        factor: what the widest channel of the weight is multiplied by: 1, 2, 4, 8, 16, 32, 64 or 128.
+        symmetric: True or False: whether zero sits in the middle of each grid.
+
+    Attributes:
+        kept: the numbers of the output channels that are explored.
+        output_axis: as it was given.
 
     Raises:
         TypeError: `weight` is not a dense floating-point tensor, or `output_axis` not a whole number.
@@ -103,11 +106,11 @@ class GranularityExplorer(Explorer):
         rows = weight.detach().movedim(output_axis, 0)
         widest = int(rows.flatten(1).abs().amax(dim=1).argmax())
         step = min(math.ceil(weight.numel() / EXACT_UP_TO), max(1, len(rows) // _FEWEST))
-        self.kept = torch.arange(widest % step, len(rows), step)  # the channels that are explored, by number
-        self.weight = rows[self.kept].to(torch.float32).contiguous()  # these in front, wherever they were
+        self.kept = torch.arange(widest % step, len(rows), step)
+        self._weight = rows[self.kept].to(torch.float32).contiguous()  # these in front, wherever they were
         self.output_axis, self._channels = output_axis, len(rows)
         self._widest = widest // step  # the place in `kept` of the channel that the factor applies to
-        size = self.weight[0].numel()
+        size = self._weight[0].numel()
         sizes = [n for n in range(2, size + 1) if size % n == 0] or [1]
         axes = [(f"{axis} (size {size})", axis) for axis, size in enumerate(shape)]
         controls = {
@@ -120,11 +123,11 @@ class GranularityExplorer(Explorer):
             "factor": ipywidgets.SelectionSlider(options=FACTORS, description="Turn up ×"),
             "symmetric": ipywidgets.Checkbox(False, description="Symmetric", indent=False),
         }
-        self._shown, place = every(len(self.weight), _DRAWN, self._widest)
+        self._shown, place = every(len(self._weight), _DRAWN, self._widest)
         super().__init__(controls, _figure(self.kept[self._shown], place), start)
 
     def compute(self, state: Any) -> GranularityResult:
-        weight = self.weight.clone()
+        weight = self._weight.clone()
         weight[self._widest] *= state.factor
         channels, bits = len(weight), state.bits
         quant_min, quant_max = grid(bits)
@@ -174,7 +177,7 @@ class GranularityExplorer(Explorer):
         return (
             f"{shared}, {state.bits} bits, {turned}: SQNR {quality}. The median output channel uses "
             f"{int(result.codes.median())} of {2**state.bits} codes. Scales take {result.scale_bytes:,} bytes, "
-            f"{100 * result.scale_bytes / result.code_bytes:.2g}% on top of {result.code_bytes:,} bytes of codes."
+            f"{in_percent(result.scale_bytes / result.code_bytes)} on top of {result.code_bytes:,} bytes of codes."
             f"{sampled}"
         )
 

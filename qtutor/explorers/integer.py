@@ -226,13 +226,17 @@ class IntegerExplorer(Explorer):
         start: where controls start, by name, such as `channel=3`.
 
     Controls:
-        sample: of the batch; of a linear layer's input of several dimensions, the row among all rows.
-        channel: the output channel or feature.
-        depth, row, column: the place in the output, as far as it has such axes.
+        sample: of the batch, from 0; of a linear layer's input of several dimensions, the row among all rows.
+        channel: the output channel or feature, from 0.
+        depth, row, column: the place in the output, each from 0. A linear layer has none, a 1-d convolution `column`, a
+            2-d one `row` too, and only a 3-d one `depth`.
+
+    Attributes:
+        layer: the layer and `x` in integers.
 
     Raises:
         TypeError: `layer` is not such a layer, or `x` not a quantized tensor.
-        ValueError: the layer cannot take `x`.
+        ValueError: `x` is empty, the layer cannot take it, or a control cannot start there.
     """
 
     def __init__(self, layer: nn.Module, x: Tensor, **start: Any):

@@ -45,9 +45,16 @@ class LayerExplorer(Explorer):
         start: where controls start, by name, such as `weights="channel"`.
 
     Controls:
-        keep_float: names of the layers in floating point.
-        weights: "tensor" or "channel": what shares a scale.
-        layer: the name of the layer that is looked at.
+        keep_float: names of the layers in floating point, such as `("conv1", "head")`; at first none.
+        weights: "tensor" or "channel": what shares a scale; at first as in the diagnosis.
+        layer: the name of the layer that is drawn and spoken of; it changes no result.
+
+    Attributes:
+        tries: what was measured so far, by state.
+
+    Raises:
+        TypeError: `diagnosis` is not a diagnosis.
+        ValueError: it has no layer, or a control cannot start there.
     """
 
     def __init__(self, diagnosis: Diagnosis, **start: Any):

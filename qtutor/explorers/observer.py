@@ -135,10 +135,14 @@ class ObserverExplorer(Explorer):
         start: where controls start, by name, such as `bits=4`.
 
     Controls:
-        seen: how many batches the observers have seen, from 1.
-        strength: the hot value, in multiples of the largest magnitude of the clean stream; 1 is none.
-        hot_batch: the batch that holds the hot value, from 1.
+        seen: how many batches the observers have seen, from 1 to all.
+        strength: the hot value, in multiples of the largest magnitude of the clean stream: 1, which is none, 1.5, 2, 3,
+            5, 7, 10, 15, 20, 30, 50, 70 or 100.
+        hot_batch: the batch that holds the hot value, from 1 to the last.
         bits: 2 to 8.
+
+    Attributes:
+        stream: the batches, made ready for many hot values.
 
     Raises:
         TypeError: `batches` is not a sequence of floating-point tensors.

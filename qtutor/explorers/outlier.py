@@ -68,12 +68,18 @@ class OutlierExplorer(Explorer):
 
     Controls:
         prepared: "as it is", "smoothed" or "rotated".
-        strength: of smoothing, from 0 to 1: how much of the trouble the weights take.
+        strength: how much of the trouble the weights take, only where "smoothed": 0, 0.25, 0.5, 0.65, 0.75, 0.85 or 1.
         per: "tensor" or "token": which activations share a scale.
-        bits: of activations; weights have 8, a scale a row.
-        spare: whether the first position stays in floating point.
-        position: the position that is looked at.
-        channel: the place among the drawn channels of the one that is looked at.
+        bits: of activations, 3 to 8; weights have 8, a scale a row.
+        spare: True or False: whether the first position stays in floating point.
+        position: the position that is looked at, from 0, at most 31.
+        channel: the number of the channel that is looked at, one of `drawn`: up to 64 channels all, of more the loudest
+            and some of the others.
+
+    Attributes:
+        activations: `(positions, channels)` float32, what is explored of them.
+        weight: `(out, channels)` float32, what is explored of it.
+        drawn: the numbers of the channels that are drawn, ascending.
 
     Raises:
         TypeError: a tensor is not a floating-point one.
@@ -96,9 +102,9 @@ class OutlierExplorer(Explorer):
             raise ValueError(
                 f"the weight reads {weight.shape[1]} channels, and the activations have {activations.shape[1]}"
             )
-        self.activations = activations.detach()[:MOST_POSITIONS].to(torch.float32, copy=True)  # (positions, channels)
-        self.weight = weight.detach()[:MOST_OUTPUTS].to(torch.float32, copy=True)  # (out, channels)
-        self.drawn = _loud_and_others(self.activations)  # the numbers of the channels that are drawn, ascending
+        self.activations = activations.detach()[:MOST_POSITIONS].to(torch.float32, copy=True)
+        self.weight = weight.detach()[:MOST_OUTPUTS].to(torch.float32, copy=True)
+        self.drawn = _loud_and_others(self.activations)
         self._rotation = _rotation(weight.shape[1])
         self.prepare = functools.cache(self.prepare)
         loudest = int(self.activations.abs().amax(dim=0)[self.drawn].argmax())
@@ -113,8 +119,8 @@ class OutlierExplorer(Explorer):
             ),
             "position": ipywidgets.IntSlider(min(1, positions - 1), 0, positions - 1, description="Position"),
             "channel": ipywidgets.SelectionSlider(
-                options=[(str(int(number)), place) for place, number in enumerate(self.drawn)],
-                value=loudest - 1 if loudest else min(1, channels - 1),
+                options=self.drawn.tolist(),
+                index=loudest - 1 if loudest else min(1, channels - 1),
                 description="Channel",
             ),
         }
@@ -131,7 +137,7 @@ class OutlierExplorer(Explorer):
         return x, integers(WEIGHT_BITS, symmetric=True).round(weight)
 
     def compute(self, state: Any) -> OutlierResult:
-        x, weight = self.prepare(state.prepared, state.strength)
+        x, weight = self.prepare(state.prepared, state.strength if state.prepared == "smoothed" else 0.0)
         rounded_from = int(_spares(state, x))
         rounded = x[rounded_from:]
         qparams = run_qparams(rounded if state.per == "token" else rounded.flatten(), state.bits)
@@ -141,7 +147,7 @@ class OutlierExplorer(Explorer):
         left = torch.cat([x[:rounded_from], dequantize(codes, qparams)])
         exact, got = self.activations.double() @ self.weight.T.double(), left.double() @ weight.T.double()
         each = torch.as_tensor(sqnr(exact, got, axis=0))
-        position, channel = state.position, int(self.drawn[state.channel])
+        position, channel = state.position, state.channel
         return OutlierResult(
             prepared=x,
             steps=steps,
@@ -155,7 +161,7 @@ class OutlierExplorer(Explorer):
         how = f"smoothed at {state.strength:g}" if state.prepared == "smoothed" else state.prepared
         spares = _spares(state, result.prepared)
         spared = ", the first position in floating point" if spares else ""
-        position, channel = state.position, int(self.drawn[state.channel])
+        position, channel = state.position, state.channel
         size = result.prepared.abs()
         here = divmod(int(size.argmax()), size.shape[1])
         value, left = result.value
@@ -166,13 +172,13 @@ class OutlierExplorer(Explorer):
             f"{100 * float(result.kept.mean()):.0f}% of the values keep a code, {100 * float(result.kept.min()):.0f}% "
             f"at the worst position. Outputs: overall {in_decibels(result.overall)}, median position "
             f"{in_decibels(result.median)}. Largest: {in_digits(float(size.max()))}, at position {here[0]}, "
-            f"channel {here[1]}; the median is {float(size.median()):.2g}. At position {position}, "
+            f"channel {here[1]}; the median is {in_digits(float(size.median()), 2)}. At position {position}, "
             f"channel {channel}: {in_digits(value)} {fate}."
         )
 
     def stops(self) -> Stops:
         positions, channels = len(self.activations), len(self.drawn)
-        here = self.controls["channel"].value
+        here = self.controls["channel"].index
         return {
             "prepared": PREPARED,
             "strength": (0.25, 0.5, 0.75, 1.0),
@@ -180,7 +186,7 @@ class OutlierExplorer(Explorer):
             "bits": (4, 6, 8),
             "spare": (False, True),
             "position": sorted({0, min(1, positions - 1), positions - 1}),
-            "channel": sorted({here, min(here + 1, channels - 1), channels // 4}),
+            "channel": self.drawn[sorted({here, min(here + 1, channels - 1), channels // 4})].tolist(),
         }
 
     def draw(self, result: OutlierResult) -> None:
@@ -192,7 +198,7 @@ class OutlierExplorer(Explorer):
         kept.x = result.kept.numpy()
         mean.x = [float(result.kept.mean())] * 2
         for mark in (one, two):
-            mark.x, mark.y = [state.channel], [state.position]
+            mark.x, mark.y = [self.controls["channel"].options.index(state.channel)], [state.position]
 
 
 def activations_with_outliers(positions: int = 24, channels: int = 48, outputs: int = 64) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from qtutor.affine import grid
@@ -71,24 +72,25 @@ class QATExplorer(Explorer):
 
     Args:
         weight: where the weight starts: a number, or a tensor of one value.
-        scale: the width of one step of the grid at the start, above 0.02.
+        scale: the width of one step of the grid at the start, above 0.02 and at most 10.
         start: where controls start, by name, such as `rate=0.1`; a target is moved to the nearest twentieth of
             `scale`, up to two scales from zero.
 
     Controls:
-        step: how many steps of training are shown, from 0.
-        target: the value that the loss pulls the quantized weight to.
-        rate: of the gradient descent.
+        step: how many steps of training are shown, 0 to 60.
+        target: the value that the loss pulls the quantized weight to, in the unit of `weight`: -2 to 2 times `scale`,
+            in twentieths of it.
+        rate: of the gradient descent: 0.02, 0.05, 0.1, 0.2 or 0.3.
         bits: 2 to 4, of a signed grid.
 
     Raises:
-        TypeError: `weight` or `scale` is not a number or a tensor of one.
-        ValueError: it is off the controls' range or, for a tensor, not one value; or a control cannot start there.
+        TypeError: `weight` or `scale` is neither a number nor a tensor.
+        ValueError: it is a tensor of none or several values; `scale` is not above 0.02 and at most 10; `weight` is more
+            than 8 scales from zero; or a control cannot start there.
     """
 
     def __init__(self, weight: float | Tensor = 0.3, scale: float | Tensor = 0.5, **start: Any):
-        numbers = (x.detach() if isinstance(x, Tensor) else x for x in (weight, scale))
-        self.weight, self.scale = map(float, numbers)
+        self.weight, self.scale = _number(weight, "weight"), _number(scale, "scale")
         if not SMALLEST_SCALE < self.scale <= 10:
             raise ValueError(f"QATExplorer: scale must be above {SMALLEST_SCALE} and at most 10, got {self.scale:g}")
         if not abs(self.weight) <= 8 * self.scale:  # holds for NaN too
@@ -134,6 +136,15 @@ class QATExplorer(Explorer):
             weight.x = quantized.x = torch.arange(step + 1).numpy()
             weight.y, quantized.y = result.weights[i, shown].numpy(), result.quantized[i, shown].numpy()
             now.x, now.y = [step], [float(result.quantized[i, step])]
+
+
+def _number(given: float | Tensor, name: str) -> float:
+    """What an argument holds, if that is one number."""
+    if not isinstance(given, (Real, Tensor)):
+        raise TypeError(f"QATExplorer: {name} must be a number or a tensor of one, got {type(given).__name__}")
+    if isinstance(given, Tensor) and given.numel() != 1:
+        raise ValueError(f"QATExplorer: {name} must be one value, got a tensor of shape {tuple(given.shape)}")
+    return float(torch.as_tensor(given).detach())
 
 
 def _grid_lines(scales: Tensor, low: int, high: int) -> tuple:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qtutor.words import in_digits
+from qtutor.words import in_number
 
 import ipywidgets
 import numpy as np
@@ -78,6 +78,7 @@ class Recording:
         """All of it as text: JSON, deflated, in base64."""
         axes = [{name: value for name, value in vars(axis).items() if name != "values"} for axis in self.axes]
         content = vars(self) | {"axes": axes}
+        del content["name"]
         compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return base64.b64encode(zlib.compress(compact.encode(), 9)).decode()
 
@@ -89,10 +90,11 @@ class Recording:
         """A page of its own, which needs no other file and no network."""
         import jinja2
 
-        folder = jinja2.FileSystemLoader(Path(__file__).parent)
-        templates = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
+        player = Path(__file__).with_name("player.html")
+        html, css, js = (player.with_suffix(kind).read_text(encoding="utf-8") for kind in (".html", ".css", ".js"))
+        page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(html)
         name = self.name.replace("Explorer", " explorer")
-        return templates.get_template("player.html").render(name=name, plotly=get_plotlyjs(), player=self.element())
+        return page.render(name=name, plotly=get_plotlyjs(), player=self.element(), css=css, js=js)
 
 
 @dataclass
@@ -248,7 +250,7 @@ def _axes(name: str, control: Any, values: Any, needed: Sequence[Mapping]) -> It
         for end, side in enumerate(("minimum", "maximum")):
             more = (control.value[end], *(each[name][end] for each in needed if name in each))
             kept = tuple(sorted({float(f"{value:.12g}") for value in (*values[end], *more)}))
-            texts = tuple(map(in_digits, kept))
+            texts = tuple(map(in_number, kept))
             yield Axis(name, f"{control.description}, {side}", "slider", kept, texts, False, end)
         return
     offered = _offered(control)
@@ -262,7 +264,7 @@ def _axes(name: str, control: Any, values: Any, needed: Sequence[Mapping]) -> It
         kept = sorted(sets, key=lambda value: (len(value), value))
     else:
         kind = "choice" if isinstance(control, (ipywidgets.ToggleButtons, ipywidgets.Dropdown)) else "slider"
-        texts = tuple(offered[value] if offered else in_digits(value) for value in kept)
+        texts = tuple(offered[value] if offered else in_number(value) for value in kept)
     places = {value: 2**i for i, value in enumerate(offered)} if kind == "several" else {}
     masks = tuple(sum(places[each] for each in value) for value in kept) if places else ()
     everything = len(kept) == (2 ** len(texts) if kind == "several" else len(offered)) if offered else False

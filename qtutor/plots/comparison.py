@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from qtutor.plots.look import BLUE, GREEN, GREY, INK, LOOKS, ONE_TWO_FIVE, PALE, VERMILLION, figure, ticks
+from qtutor.words import in_digits
 
 import plotly.graph_objects as go
 
@@ -114,7 +115,7 @@ def pareto(comparison: "Comparison", title: str = "") -> go.Figure:
         size, label = 18.0, f"{number} {name}"
         if not math.isnan(row["size_mb"]):
             size += 26 * math.sqrt(row["size_mb"] / largest)
-            label += f" ({row['size_mb']:.2g} MB)"
+            label += f" ({in_digits(row['size_mb'], 2)} MB)"
         low, middle, high = row[["latency_low", "latency_ms", "latency_high"]]
         error = {"array": [high - middle], "arrayminus": [middle - low]}
         drawn.add_scatter(
