@@ -667,3 +667,10 @@ def test_what_qnnpack_could_not_copy_stays_in_floats_there(kind):
     with pytest.warns(QuantizationWarning, match=rf"floating point: 0 \({kind.__name__}\): no INT8 kernel"):
         quantized = copy.deepcopy(quantize_static(model, [x], engine="qnnpack"))
     assert sqnr(model(x).detach(), quantized(x).detach()) > 25
+
+
+def test_a_captured_convolution_that_stays_in_floats_is_named_with_the_reason():
+    model = nn.Sequential(nn.Conv1d(3, 8, 3), nn.Flatten(), nn.Linear(48, 4)).eval()
+    said = r"0 \(Conv1d\): torchao quantizes Conv2d alone of the convolutions$"
+    with pytest.warns(QuantizationWarning, match=said):
+        quantize_static(model, [torch.randn(4, 3, 8)], "pt2e")

@@ -134,6 +134,8 @@ def why_left(model: nn.Module, names: Collection[str], recipe: Recipe) -> dict[s
             return f"FX does not look inside: write {way} first"
         if recipe.flow == "fx" and next(module.children(), None) is not None:
             return "FX does not look inside"
+        if recipe.flow == "pt2e" and isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d):
+            return "torchao quantizes Conv2d alone of the convolutions"
         return "no INT8 kernel does what it does here" if name in recipe.left_float else ""
 
     return {name: reason(name) for name in names}
