@@ -76,13 +76,14 @@ def section(lesson: Lesson, notebook: nbformat.NotebookNode, setting: str) -> st
 
 
 def _lines(output: nbformat.NotebookNode) -> Iterator[str]:
-    """Yield the lines of what a cell printed or showed as text; no picture, no progress, no open exercise."""
+    """Yield the lines of what a cell printed or showed as text; no picture, address, progress or open exercise."""
     if output.output_type == "stream":
         text = output.text if output.name == "stdout" else ""
     else:
         text = "" if notebooks.is_progress(output) else output.get("data", {}).get("text/plain", "")
     text = text.replace(f"{COURSE}{os.sep}", "")  # no folder of a computer is named in the page
-    text = re.sub(r"^… Open\..*\n?|^\d+ of \d+ right in this lesson\.\n?", "", text, flags=re.MULTILINE)
+    unread = r"^… Open\..*\n?|^\d+ of \d+ right in this lesson\.\n?|^<\S+( object)? at 0x\w+>\n?"
+    text = re.sub(unread, "", text, flags=re.MULTILINE)
     text = text.replace("You made no guess; the answer is", "The answer is").translate(_ASCII)
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     lines = [line.rstrip() for line in text.strip("\n").splitlines()] if text.strip() else []
