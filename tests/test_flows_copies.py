@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from people import (
     CONVERT,
+    ENGINES,
     FLOWS,
     PYTORCH_RETIRES,
     ROWS,
@@ -43,9 +44,6 @@ from torch.nn.utils import parametrizations
 from torch.utils._pytree import tree_leaves
 
 pytestmark = PYTORCH_RETIRES
-
-
-ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 
 
 FBGEMM = "fbgemm" in ENGINES

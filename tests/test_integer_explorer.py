@@ -9,9 +9,9 @@ from qtutor.workflows import quantize_dynamic, quantize_static
 import pytest
 import torch
 from controls import check_every_control
+from people import ENGINES
 from torch import nn
 
-ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 LAYERS = {
     "conv1d": (nn.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 9)),
     "conv2d": (nn.Conv2d(3, 5, 3, padding=1), (2, 3, 5, 6)),

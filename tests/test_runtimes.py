@@ -15,6 +15,7 @@ from qtutor.workflows import Unavailable, quantize_static
 
 import pytest
 import torch
+from people import ENGINES
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -145,7 +146,7 @@ def test_fx_int8_runs_without_python_and_computes_the_same_codes(network, batche
         assert torch.equal(entry(images), quantized(images))
 
 
-@pytest.mark.parametrize("engine", [e for e in torch.backends.quantized.supported_engines if e != "none"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_fx_int8_computes_the_same_whatever_engine_is_set(engine, network, batches, monkeypatch):
     monkeypatch.setattr(torch.backends.quantized, "engine", engine)
     entry = runtimes.build(network, batches, names=["FX INT8"])["FX INT8"]

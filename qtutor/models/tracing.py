@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
@@ -40,6 +40,7 @@ _SIZED = (
     *((Tensor, name) for name in ("expand", "new_zeros", "new_ones", "new_empty")),
 )
 """What takes sizes, or numbers, for which PyTorch takes no stand-in."""
+_PARTS = ("chunks", "split_size_or_sections", "split_size")  # how torch.chunk and torch.split call their number
 ONE_AT_A_TIME = threading.RLock()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -131,8 +132,8 @@ class Call(Known):
     def iter(self, obj: fx.Proxy) -> Iterator:
         """Loop over parts of which the call says how many there are, as torch.chunk does."""
         name = getattr(obj.node.target, "__name__", obj.node.target)
-        given = dict(zip(("input", "parts"), obj.node.args, strict=False)) | obj.node.kwargs
-        parts = given.get("parts", given.get("chunks", given.get("split_size_or_sections", given.get("split_size"))))
+        named = (obj.node.kwargs[each] for each in _PARTS if each in obj.node.kwargs)
+        parts = next(chain(obj.node.args[1:2], named), None)
         if name == "split" and isinstance(parts, Sequence):
             parts = len(parts)
         elif name != "chunk":

@@ -252,8 +252,10 @@ def build(prepared: nn.Module, recipe: Recipe, reference: Reference) -> tuple[nn
 
 
 def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
-    """Return the INT8 model of a prepared one, which is used up, and the weights that its layers were given."""
-    keep_trained_scales(prepared)
+    """Return the INT8 model of a prepared one, which is used up, and the weights that its layers were given.
+
+    One that has trained comes with its scales kept, by `keep_trained_scales`.
+    """
     if recipe.flow == "pt2e":
         return remember(pt2e.convert(prepared.eval()), recipe), {}
     with noting_weights() as weights:
@@ -261,7 +263,7 @@ def converted(prepared: nn.Module, recipe: Recipe) -> tuple[nn.Module, Weights]:
         fx.quiet(model)
         if recipe.engine == "qnnpack":
             fx.straighten(model)
-        if recipe.trained and (recipe.narrow or recipe.reduced):
+        if recipe.clipped:
             clip_codes(model, weights, recipe.bits, recipe.edges, recipe.reduced)
     compute_in_floats(model, weights, recipe.in_floats)
     return remember(model.eval(), recipe), weights  # conversion makes new modules, in training mode

@@ -67,24 +67,31 @@ def without_kernel(model: nn.Module, engine: str | None) -> tuple[str, ...]:
     codes too, QNNPACK cannot give back the weights of a convolution of three axes, and oneDNN's for a depthwise one of
     few channels and a wide kernel may never return.
     """
-    found = []
-    for name, module in model.named_modules():
-        modes = ("zeros",) if isinstance(module, nn.Conv3d) else ("zeros", "reflect")
-        odd = isinstance(module, _ConvNd) and (module.padding_mode not in modes or isinstance(module.padding, str))
-        odd = odd or (engine in _ONEDNN and _hangs(module))
-        odd = odd or (engine == "qnnpack" and isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)))
-        odd = odd or type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
-        if odd or (name and next(module.children(), None) is None and is_altered(module)):
-            found.append(name)
-    return tuple(found)
+
+    def has_none(module: nn.Module) -> bool:
+        if isinstance(module, _ConvNd):
+            return _convolves_without(module, engine)
+        return type(module) is nn.PReLU or (isinstance(module, _InstanceNorm) and module.running_mean is not None)
+
+    def altered(name: str, module: nn.Module) -> bool:
+        return bool(name) and next(module.children(), None) is None and is_altered(module)
+
+    return tuple(name for name, module in model.named_modules() if has_none(module) or altered(name, module))
 
 
-def _hangs(module: nn.Module) -> bool:
+def _convolves_without(module: _ConvNd, engine: str | None) -> bool:
+    three = len(module.kernel_size) == 3
+    modes = ("zeros",) if three else ("zeros", "reflect")
+    pads = module.padding_mode not in modes or isinstance(module.padding, str)
+    return pads or (engine in _ONEDNN and _hangs(module)) or (engine == "qnnpack" and three)
+
+
+def _hangs(module: _ConvNd) -> bool:
     """Whether oneDNN's INT8 kernel of a layer never returns where the output is 29 wide or more.
 
     On AVX-512 with VNNI. Of 11,630 random shapes of all kinds, each in a process of its own, 291 hung: all are such.
     """
-    if not isinstance(module, _ConvNd) or module.transposed:
+    if module.transposed:
         return False
     depthwise = 1 < module.groups == module.in_channels == module.out_channels
     dense = module.stride[-1] == module.dilation[-1] == 1

@@ -253,7 +253,8 @@ def _advised(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], recipe: Re
     try:
         yield
     except Refused as refused:
-        tried = [inputs for inputs in (*islice(batches, _TRIED), refused.inputs) if inputs is not None]
+        several = (inputs for inputs in (*islice(batches, _TRIED), refused.inputs) if inputs is not None)
+        tried = [*{id(inputs): inputs for inputs in several}.values()]
         others = [flow for flow in ("fx", "pt2e") if flow != recipe.flow and _works(model, tried, flow, recipe.trained)]
         able = " or ".join(f"flow={flow!r}" for flow in others)
         way = f"{able} can take it as it is" if able else "No other flow takes it as it is"

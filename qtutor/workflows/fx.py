@@ -212,9 +212,8 @@ def qconfigs(ao: ModuleType, recipe: Recipe) -> Any:
     mapping = get_default(recipe.engine)
     if recipe.trained:
         mapping.set_global(trained_qconfig(mapping.global_qconfig, ao.FakeQuantize))
-    if recipe.reduced or recipe.widened:
-        activation = mapping.global_qconfig.activation.with_args(reduce_range=recipe.reduced)  # 7 of 8 bits
-        mapping.set_global(mapping.global_qconfig._replace(activation=activation))
+    activation = mapping.global_qconfig.activation.with_args(reduce_range=recipe.seven)
+    mapping.set_global(mapping.global_qconfig._replace(activation=activation))
     own = {name: narrow_qconfig(mapping.global_qconfig, bits) for name, bits in recipe.edges.items()}
     for name, qconfig in (own | dict.fromkeys((*recipe.keep_float, *recipe.left_float))).items():
         mapping.set_module_name(name, qconfig).set_module_name_regex(copies_of(name), qconfig)

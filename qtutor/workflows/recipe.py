@@ -109,6 +109,11 @@ class Recipe:
         """Whether codes of any layer have fewer than 8 bits."""
         return self.bits < 8 or bool(self.edges)
 
+    @property
+    def clipped(self) -> bool:
+        """Whether training kept to fewer codes than the INT8 kernels know."""
+        return self.trained and (self.narrow or self.reduced)
+
     def keeps(self, name: str) -> bool:
         """Whether a module stays in floating point, as far as it is known."""
         return name in self.left_float or any(f"{name}.".startswith(f"{each}.") for each in self.keep_float)

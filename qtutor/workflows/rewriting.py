@@ -155,7 +155,7 @@ def _gains(node: Node, root: nn.Module, recipe: Recipe, coded: Collection[Node])
     keeps = merged or (Trait.KEEPS_RANGE in kind and Trait.AVERAGES not in kind)
     if recipe.between and not (kernel.multiplies or keeps):
         return False
-    if recipe.trained and (recipe.narrow or recipe.reduced) and Trait.AVERAGES in kind:
+    if recipe.clipped and Trait.AVERAGES in kind:
         return False  # a mean of few codes is often a tie, which the kernels break in another way than training
     return kernel.begins or any(each in coded for each in node.all_input_nodes)
 

@@ -16,7 +16,7 @@ def trained_qconfig(qconfig: Any, fake_quantize: Any) -> Any:
         fake_quantize: the class that is not fused, and takes as long. A fused one has a scale of weights that is one
             step coarser, a third at 2 bits, shifts zero in a channel of one sign, and has no scale below 6e-5.
     """
-    activation = qconfig.activation.with_args(quant_min=0, quant_max=255, reduce_range=False)
+    activation = qconfig.activation.with_args(quant_min=0, quant_max=255)
     activation, weight = (fake_quantize.with_args(**make.p.keywords) for make in (activation, qconfig.weight))
     return qconfig._replace(activation=activation, weight=weight)
 
